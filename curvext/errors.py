@@ -1,0 +1,5 @@
+"""Errors and warnings of curvext's own. Wrong arguments raise the built-in ValueError and TypeError."""
+
+
+class NoClosedFormError(NotImplementedError):
+    """The quantity has no closed form cheaper than P products; the message names what to use instead."""

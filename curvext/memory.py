@@ -1,0 +1,24 @@
+"""How much memory is free to keep things in."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can be allocated on ``device`` now: free GPU memory, or the system's available RAM."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 4
+    except (AttributeError, ValueError, OSError):
+        return 2 << 30  # neither Linux nor POSIX tells: a modest guess

@@ -1,0 +1,134 @@
+"""The space of parameters: which ones, their order, and the way between a flat vector and named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+Selection = None | str | Iterable[str] | Callable[[str, nn.Parameter], bool]
+
+
+class ParameterSpace:
+    """The selected parameters of a model in a fixed order: ℝ^P with named blocks.
+
+    The flat vector is the concatenation of the parameters, each in row-major order, in the
+    order of ``model.named_parameters()``. A tied parameter stands once, under its first name.
+
+    Args:
+        model: the module that owns the parameters.
+        params: None for all that require grad; or a name, a glob pattern, an iterable of those;
+            or a predicate ``(name, parameter) -> bool``.
+
+    Raises:
+        TypeError: ``model`` is no ``nn.Module``, ``params`` is of no accepted form, or the
+            selected parameters differ in dtype or are not real floating point.
+        ValueError: nothing is selected, a pattern matches nothing, or devices differ.
+    """
+
+    def __init__(self, model: nn.Module, params: Selection = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"model: expected a torch.nn.Module, got {type(model).__name__}. "
+                "Pass the module itself, not model.forward: its parameters are what is differentiated."
+            )
+        chosen = _select(model, params)
+        self.parameters: dict[str, nn.Parameter] = chosen
+        self.names: tuple[str, ...] = tuple(chosen)
+        self.shapes: dict[str, torch.Size] = {name: p.shape for name, p in chosen.items()}
+        self.sizes: list[int] = [p.numel() for p in chosen.values()]
+        self.size: int = sum(self.sizes)
+        first = next(iter(chosen.values()))
+        self.dtype: torch.dtype = first.dtype
+        self.device: torch.device = first.device
+        for name, p in chosen.items():
+            if not p.dtype.is_floating_point:
+                raise TypeError(f"params: {name!r} has dtype {p.dtype}; real floating point is needed")
+            if p.dtype != self.dtype:
+                raise TypeError(
+                    f"params: {name!r} has dtype {p.dtype} but {self.names[0]!r} has {self.dtype}; "
+                    "select parameters of one dtype"
+                )
+            if p.device != self.device:
+                raise ValueError(
+                    f"params: {name!r} is on {p.device} but {self.names[0]!r} is on {self.device}; "
+                    "select parameters of one device"
+                )
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of a flat ``[P]`` or ``[P, K]`` tensor as ``{name: [*shape]}`` or ``{name: [*shape, K]}``."""
+        if vector.ndim not in (1, 2) or vector.shape[0] != self.size:
+            raise ValueError(
+                f"split: expected a vector [{self.size}] or matrix [{self.size}, K], got {list(vector.shape)}"
+            )
+        blocks = vector.split(self.sizes)
+        tail = vector.shape[1:]
+        return {
+            name: block.reshape(shape + tail)
+            for (name, shape), block in zip(self.shapes.items(), blocks, strict=True)
+        }
+
+    def blocks(self, vector: Tensor) -> list[Tensor]:
+        """Views of a flat ``[P]`` vector, one per parameter, in order."""
+        return [b.view(s) for b, s in zip(vector.split(self.sizes), self.shapes.values(), strict=True)]
+
+    def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
+        """The flat ``[P]`` vector of ``{name: tensor}``, the inverse of :meth:`split`."""
+        missing = [name for name in self.names if name not in named]
+        unknown = [name for name in named if name not in self.shapes]
+        if missing or unknown:
+            raise ValueError(
+                f"flatten: the names do not fit: missing {missing[:5]}, unknown {unknown[:5]}; "
+                f"expected exactly the {len(self.names)} keys of param_shapes"
+            )
+        for name, shape in self.shapes.items():
+            value = named[name]
+            if not isinstance(value, Tensor):
+                raise TypeError(f"flatten: {name!r}: expected a tensor, got {type(value).__name__}")
+            if value.shape != shape:
+                raise ValueError(f"flatten: {name!r}: expected shape {list(shape)}, got {list(value.shape)}")
+        return torch.cat([named[name].reshape(-1) for name in self.names])
+
+
+def _select(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
+    first_name: dict[int, str] = {}
+    aliases: list[tuple[str, nn.Parameter]] = []
+    for name, p in model.named_parameters(remove_duplicate=False):
+        first_name.setdefault(id(p), name)
+        aliases.append((name, p))
+    wanted = _predicate(params, [name for name, _ in aliases])
+    chosen: dict[str, nn.Parameter] = {}
+    for name, p in aliases:
+        if wanted(name, p):
+            chosen.setdefault(first_name[id(p)], p)
+    if not chosen:
+        raise ValueError(
+            "params: no parameter is selected"
+            + ("; none of the model's parameters requires grad" if params is None else "")
+        )
+    lazy = [n for n, p in chosen.items() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"params: {lazy[0]!r} is not initialised; run the model once on a batch first")
+    # the model's order, whatever alias a pattern met first
+    return {name: p for name, p in model.named_parameters() if name in chosen}
+
+
+def _predicate(params: Selection, names: list[str]) -> Callable[[str, nn.Parameter], bool]:
+    if params is None:
+        return lambda name, p: p.requires_grad
+    if callable(params):
+        return params
+    patterns = [params] if isinstance(params, str) else params
+    if not isinstance(patterns, Iterable):
+        raise TypeError(
+            f"params: expected None, a name, glob patterns or a predicate, got {type(params).__name__}"
+        )
+    patterns = list(patterns)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"params: expected names or glob patterns, got {type(pattern).__name__}")
+        if not any(pattern == n or fnmatchcase(n, pattern) for n in names):
+            raise ValueError(f"params: {pattern!r} matches no parameter; the model has {names[:8]} ...")
+    return lambda name, p: any(pattern == name or fnmatchcase(name, pattern) for pattern in patterns)
