@@ -1,0 +1,53 @@
+"""Losses in output space: residual, output Hessian and divisor of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from curvext.losses.base import LossPoint, OutputLoss
+from curvext.losses.bce import BinaryCrossEntropy
+from curvext.losses.cross_entropy import CausalLMLoss, SoftmaxCrossEntropy
+from curvext.losses.custom import CustomLoss
+from curvext.losses.mse import SquaredError
+
+__all__ = ["CausalLMLoss", "LossPoint", "OutputLoss", "output_loss"]
+
+
+# The functional forms, called as loss(output, target), are these modules.
+_MODULE_OF = {
+    F.cross_entropy: nn.CrossEntropyLoss,
+    F.mse_loss: nn.MSELoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    F.nll_loss: nn.NLLLoss,
+    F.l1_loss: nn.L1Loss,
+}
+
+
+def output_loss(loss: nn.Module | Callable[[Tensor, Tensor], Tensor], reduction: str | None) -> OutputLoss:
+    """The output-space form of ``loss``: closed where there is one, by autograd otherwise.
+
+    A subclass of a torch loss may compute anything, so only the classes themselves get a closed form.
+
+    Raises:
+        TypeError: ``loss`` is not callable.
+        ValueError: its reduction is unknown, or ``reduction`` contradicts it.
+    """
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"loss: expected a loss module or a callable, got {loss!r}")
+    try:
+        loss = _MODULE_OF[loss]() if loss in _MODULE_OF else loss
+    except TypeError:  # an unhashable callable is none of them
+        pass
+    own = getattr(loss, "reduction", None)
+    if reduction is not None and own is not None and reduction != own:
+        raise ValueError(f"reduction: {reduction!r} contradicts loss.reduction = {own!r}")
+    if type(loss) in (nn.CrossEntropyLoss, CausalLMLoss):
+        return SoftmaxCrossEntropy.from_module(loss)
+    if type(loss) is nn.MSELoss:
+        return SquaredError.from_module(loss)
+    if type(loss) is nn.BCEWithLogitsLoss:
+        return BinaryCrossEntropy.from_module(loss)
+    return CustomLoss(loss, reduction)

@@ -1,0 +1,55 @@
+"""Binary cross-entropy with logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from curvext.losses.base import LossPoint, OutputLoss, check_real, check_reduction, check_same_shape
+
+
+class BinaryCrossEntropy(OutputLoss):
+    """ℓ = Σ w [(1 − y) z + (1 + (π − 1) y) log(1 + e^{−z})], independent Bernoulli outputs.
+
+    w is ``weight``, π is ``pos_weight`` (1 if absent). With κ = w (1 + (π − 1) y) and the
+    sigmoid σ: residual w (1 − y) − κ (1 − σ), output Hessian diag(κ σ (1 − σ)).
+    "mean" divides by the number of elements.
+    """
+
+    def __init__(self, reduction: str, weight: Tensor | None, pos_weight: Tensor | None) -> None:
+        self.reduction = reduction
+        self.weight = weight
+        self.pos_weight = pos_weight
+        if pos_weight is not None:
+            self.no_likelihood = "BCEWithLogitsLoss with pos_weight is not −log p of any distribution"
+
+    @classmethod
+    def from_module(cls, loss: nn.BCEWithLogitsLoss) -> BinaryCrossEntropy:
+        """The closed form of ``nn.BCEWithLogitsLoss``."""
+        return cls(check_reduction(loss.reduction, "BCEWithLogitsLoss"), loss.weight, loss.pos_weight)
+
+    def at(self, output: Tensor, target: Tensor) -> LossPoint:
+        check_same_shape(output, target, "BCEWithLogitsLoss")
+        check_real(target, "BCEWithLogitsLoss")
+        return _BinaryPoint(self, output, target)
+
+
+class _BinaryPoint(LossPoint):
+    def __init__(self, loss: BinaryCrossEntropy, output: Tensor, target: Tensor) -> None:
+        work = torch.float64 if output.dtype is torch.float64 else torch.float32
+        z, y = output.to(work), target.to(work)
+        weight = None if loss.weight is None else loss.weight.to(z)
+        pos_weight = None if loss.pos_weight is None else loss.pos_weight.to(z)
+        self.value = F.binary_cross_entropy_with_logits(
+            z, y, weight=weight, pos_weight=pos_weight, reduction="sum"
+        )
+        self.denominator = float(output.numel())
+        w = torch.ones_like(z) if weight is None else weight.expand_as(z)
+        kappa = w if pos_weight is None else w * (1 + (pos_weight - 1) * y)
+        miss = torch.sigmoid(-z)
+        self.residual = (w * (1 - y) - kappa * miss).to(output.dtype)
+        self._curvature = (kappa * torch.sigmoid(z) * miss).to(output.dtype)
+
+    def hessian_mm(self, u: Tensor) -> Tensor:
+        return self._curvature * u

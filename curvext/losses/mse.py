@@ -1,0 +1,41 @@
+"""Squared error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from curvext.losses.base import LossPoint, OutputLoss, check_real, check_reduction, check_same_shape
+
+
+class SquaredError(OutputLoss):
+    """ℓ = Σ (f − y)²: residual 2 (f − y), output Hessian 2 I.
+
+    PyTorch's "mean" divides by the number of elements N·C, so in units of the risk
+    H_ℓ = (2/C) I per sample. The likelihood is the Gaussian with −log p = ℓ + const.
+    """
+
+    def __init__(self, reduction: str) -> None:
+        self.reduction = reduction
+
+    @classmethod
+    def from_module(cls, loss: nn.MSELoss) -> SquaredError:
+        """The closed form of ``nn.MSELoss``."""
+        return cls(check_reduction(loss.reduction, "MSELoss"))
+
+    def at(self, output: Tensor, target: Tensor) -> LossPoint:
+        check_same_shape(output, target, "MSELoss")
+        check_real(target, "MSELoss")
+        return _SquaredPoint(output, target.to(output.dtype))
+
+
+class _SquaredPoint(LossPoint):
+    def __init__(self, output: Tensor, target: Tensor) -> None:
+        difference = output - target
+        wide = torch.float64 if output.dtype is torch.float64 else torch.float32
+        self.value = difference.to(wide).square().sum()
+        self.denominator = float(output.numel())
+        self.residual = 2 * difference
+
+    def hessian_mm(self, u: Tensor) -> Tensor:
+        return 2 * u
