@@ -1,0 +1,122 @@
+"""Reading PyTorch's autograd graph: nodes, edges, and the leaves that are parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+LEAF = "torch::autograd::AccumulateGrad"
+
+
+def node_names(root: Node) -> set[str]:
+    """The names of all nodes below ``root``, itself included."""
+    return {node.name() for node in _collect(root)}
+
+
+def _collect(root: Node) -> list[Node]:
+    """All nodes below ``root`` in depth-first order, the same for the same computation."""
+    seen: set[Node] = set()
+    order: list[Node] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        order.append(node)
+        stack.extend(child for child, _ in node.next_functions if child is not None)
+    return order
+
+
+class Graph:
+    """The backward graph of one output, with nodes numbered by position.
+
+    Positions depend on the computation alone, so what is learnt of position i in one batch holds
+    for position i of the next batch with the same :attr:`signature`.
+
+    Args:
+        output: the tensor whose graph this is; it must have a ``grad_fn``.
+        parameters: leaves of interest, numbered by their order.
+    """
+
+    def __init__(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
+        root = output.grad_fn
+        assert root is not None
+        self.nodes = _collect(root)
+        position = {node: i for i, node in enumerate(self.nodes)}
+        #: node → (child position or None, which output of the child) per input edge
+        self.edges: list[list[tuple[int | None, int]]] = [
+            [(None if child is None else position[child], nr) for child, nr in node.next_functions]
+            for node in self.nodes
+        ]
+        self.names = [node.name() for node in self.nodes]
+        index = {id(p): i for i, p in enumerate(parameters)}
+        #: leaf position → number of the parameter
+        self.parameter_at: dict[int, int] = {}
+        for i, name in enumerate(self.names):
+            if name == LEAF and id(self.nodes[i].variable) in index:
+                self.parameter_at[i] = index[id(self.nodes[i].variable)]
+
+    @cached_property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for two graphs of the same structure, whatever their sizes."""
+        return (
+            tuple(self.names),
+            tuple(tuple(edges) for edges in self.edges),
+            tuple(self.parameter_at.items()),
+        )
+
+    @cached_property
+    def consumers(self) -> list[list[tuple[int, int]]]:
+        """node → [(parent position, number of the parent's edge that leads here)]."""
+        found: list[list[tuple[int, int]]] = [[] for _ in self.nodes]
+        for parent, edges in enumerate(self.edges):
+            for number, (child, _) in enumerate(edges):
+                if child is not None:
+                    found[child].append((parent, number))
+        return found
+
+    def shape(self, position: int, output_nr: int = 0) -> torch.Size:
+        """Shape of the tensor that the node made in the forward pass."""
+        node = self.nodes[position]
+        if self.names[position] == LEAF:
+            return node.variable.shape  # type: ignore[attr-defined, no-any-return]
+        return torch.Size(node._input_metadata[output_nr].shape)  # type: ignore[attr-defined]
+
+    def bottom(self, positions: set[int]) -> set[int]:
+        """Those of ``positions`` from which no other of them can be reached."""
+        reaches: list[bool | None] = [None] * len(self.nodes)
+        stack = [0]
+        while stack:  # children first
+            i = stack[-1]
+            open_children = [c for c, _ in self.edges[i] if c is not None and reaches[c] is None]
+            if open_children:
+                stack.extend(open_children)
+                continue
+            stack.pop()
+            reaches[i] = any(c is not None and (c in positions or reaches[c]) for c, _ in self.edges[i])
+        return {i for i in positions if not reaches[i]}
+
+    def saved_bytes(self) -> int:
+        """Bytes of the tensors that the graph keeps, each storage once, parameters not counted."""
+        return saved_bytes(self.nodes)
+
+
+def saved_bytes(nodes: Sequence[Node]) -> int:
+    """Bytes of the distinct storages saved by ``nodes``, leaf variables not counted."""
+    leaves = {n.variable.untyped_storage().data_ptr() for n in nodes if n.name() == LEAF}  # type: ignore[attr-defined]
+    storages: dict[int, int] = {}
+    for node in nodes:
+        for attribute in dir(node):
+            if not attribute.startswith("_saved_"):
+                continue
+            value = getattr(node, attribute)
+            for t in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(t, Tensor):
+                    storage = t.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return sum(size for pointer, size in storages.items() if pointer not in leaves)

@@ -1,0 +1,302 @@
+"""Evaluating the user's model on a batch, and leaving it as found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from curvext import data
+from curvext.linearise import autograd_graph
+from curvext.space import ParameterSpace
+
+
+class Forward:
+    """The model as a function of a batch: f and y, with the graph from the selected parameters.
+
+    The parameters that are not selected do not require grad meanwhile, those that are do; hooks on
+    the parameters are set aside. All is put back afterwards, also after an error.
+
+    Args:
+        model: the module.
+        space: the parameters to differentiate.
+        forward: ``f(model, batch) -> output``; None for the conventions of ``EmpiricalRisk``.
+        target: ``f(batch) -> target``, likewise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: ParameterSpace,
+        forward: Callable[[nn.Module, Any], Tensor] | None,
+        target: Callable[[Any], Any] | None,
+    ) -> None:
+        self._model = model
+        self._space = space
+        self._forward = forward
+        self._target = target
+        self._detours: set[str] = set()
+        self._clean_in_mode: int | None = None
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """The selected parameters, and only they, as plain leaves that require grad."""
+        selected = {id(p) for p in self._space.parameters.values()}
+        everything = list(self._model.parameters())
+        flags = [p.requires_grad for p in everything]
+        hooks = [p._backward_hooks for p in everything]
+        with torch.inference_mode(False), torch.enable_grad():
+            try:
+                for p, had in zip(everything, hooks, strict=True):
+                    p.requires_grad_(id(p) in selected)
+                    if had:
+                        p._backward_hooks = None  # a hook that edits gradients would edit curvature
+                yield
+            finally:
+                for p, flag, had in zip(everything, flags, hooks, strict=True):
+                    p.requires_grad_(flag)
+                    if had:
+                        p._backward_hooks = had
+
+    def __call__(self, batch: Any, twice: bool) -> tuple[Tensor, Any]:
+        """Output and target of a batch; call inside :meth:`borrowed`.
+
+        Args:
+            batch: one batch.
+            twice: whether the graph will be differentiated twice.
+
+        Raises:
+            RuntimeError: the forward pass is random or writes to the model, or is not twice
+                differentiable where that is needed.
+            ValueError, TypeError: the batch or the output is of no accepted form, not finite, or
+                on another device.
+        """
+        self._check_mode()
+        self._check_batch(batch)
+        while True:
+            output = self._run(batch, twice)
+            needed = self._needed_detours(output, twice)
+            if needed <= self._detours:
+                break
+            self._detours |= needed
+        self._check_output(output)
+        target = self._get_target(batch)
+        if isinstance(target, Tensor) and target.ndim > 0 and target.shape[0] != output.shape[0]:
+            raise ValueError(
+                f"data: the output has {output.shape[0]} samples (dimension 0), the target {target.shape[0]}"
+            )
+        return output, target
+
+    # ------------------------------------------------------------------ one evaluation
+
+    def _run(self, batch: Any, twice: bool) -> Tensor:
+        cpu_state = torch.get_rng_state()
+        on_cuda = self._space.device.type == "cuda"
+        cuda_state = torch.cuda.get_rng_state(self._space.device) if on_cuda else None
+        with ExitStack() as stack:
+            if twice:
+                # the fused attention kernels have no second derivative
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            for detour in sorted(self._detours):
+                stack.enter_context(_DETOURS[detour]())
+            with self._unwritten_buffers():
+                output = self._call(batch)
+        drew = not torch.equal(cpu_state, torch.get_rng_state())
+        torch.set_rng_state(cpu_state)
+        if cuda_state is not None:
+            drew = drew or not torch.equal(cuda_state, torch.cuda.get_rng_state(self._space.device))
+            torch.cuda.set_rng_state(cuda_state, self._space.device)
+        if drew:
+            raise RuntimeError(
+                "the forward pass drew random numbers (functional dropout, say), so the risk is not a "
+                "function of the parameters; call model.eval() or switch the randomness off"
+            )
+        return output
+
+    def _call(self, batch: Any) -> Tensor:
+        if self._forward is not None:
+            output = self._forward(self._model, batch)
+        elif isinstance(batch, Mapping):
+            output = self._model(**{key: value for key, value in batch.items() if key != "labels"})
+        else:
+            output = self._model(_pair(batch)[0])
+        if not isinstance(output, Tensor):
+            if isinstance(output, Mapping) and "logits" in output:
+                output = output["logits"]
+            else:
+                output = getattr(output, "logits", output)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"model: the output is a {type(output).__name__} without .logits; "
+                "pass forward=lambda model, batch: ... that returns one tensor"
+            )
+        return output
+
+    def _get_target(self, batch: Any) -> Any:
+        if self._target is not None:
+            return self._target(batch)
+        if isinstance(batch, Mapping):
+            if "labels" not in batch:
+                raise ValueError(
+                    f"data: a mapping needs the key 'labels' (or pass target=), got {sorted(map(str, batch))}"
+                )
+            return batch["labels"]
+        return _pair(batch)[1]
+
+    def _needed_detours(self, output: Tensor, twice: bool) -> set[str]:
+        if output.grad_fn is None:
+            return set()
+        names = autograd_graph.node_names(output.grad_fn)
+        if twice and "EmbeddingBagBackward0" in names:
+            raise RuntimeError(
+                "EmbeddingBag has no second derivative in PyTorch; freeze it with params=, or use "
+                "nn.Embedding followed by sum or mean. (First-order quantities such as "
+                "fisher_diagonal(kind='empirical') work.)"
+            )
+        return {name for name in names if name in _DETOURS and (twice or name in _OPAQUE)}
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_mode(self) -> None:
+        for name, module in self._model.named_modules():
+            if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+                raise RuntimeError(
+                    f"model: {name!r} ({type(module).__name__}) is in training mode, so the risk is random; "
+                    "call model.eval()"
+                )
+            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+                cure = (
+                    "call model.eval()"
+                    if module.running_mean is not None
+                    else "it has no running statistics; build it with track_running_stats=True and call model.eval()"
+                )
+                raise RuntimeError(
+                    f"model: {name!r} ({type(module).__name__}) normalises by the statistics of the batch, "
+                    f"so there is no per-sample loss; {cure}"
+                )
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                if module.max_norm is not None:
+                    raise RuntimeError(
+                        f"model: {name!r} has max_norm, which rewrites its weight in the forward pass; "
+                        "renormalise once and set max_norm = None"
+                    )
+                if module.scale_grad_by_freq:
+                    raise RuntimeError(
+                        f"model: {name!r} has scale_grad_by_freq, so what PyTorch calls its gradient is not "
+                        "the derivative of the loss; set it to False"
+                    )
+
+    def _check_batch(self, batch: Any) -> None:
+        for t in data.tensors(batch):
+            if t.device != self._space.device:
+                raise ValueError(
+                    f"data: a tensor is on {t.device}, the parameters on {self._space.device}; move the batch"
+                )
+            if t.is_floating_point() and not is_finite(t):
+                raise ValueError(f"data: a tensor of shape {list(t.shape)} contains nan or inf")
+
+    def _check_output(self, output: Tensor) -> None:
+        if output.ndim == 0:
+            raise ValueError("model: the output is a scalar; expected one row per sample (dimension 0)")
+        if not output.is_floating_point():
+            raise TypeError(f"model: the output has dtype {output.dtype}; floating point is needed")
+        if not is_finite(output):
+            raise ValueError(f"model: the output {list(output.shape)} contains nan or inf")
+
+    @contextmanager
+    def _unwritten_buffers(self) -> Iterator[None]:
+        """Puts buffers back and raises if the forward pass writes to one; looked at once per mode."""
+        mode = hash(tuple(m.training for m in self._model.modules()))
+        if mode == self._clean_in_mode:
+            yield
+            return
+        named = [(n, b) for n, b in self._model.named_buffers() if b is not None]
+        versions = [b._version for _, b in named]
+        saved = [b.detach().clone() for _, b in named]
+        try:
+            yield
+        finally:
+            written = [i for i, (_, b) in enumerate(named) if b._version != versions[i]]
+            changed = [i for i in written if not torch.equal(named[i][1], saved[i])]
+            with torch.no_grad():
+                for i in changed:
+                    named[i][1].copy_(saved[i])
+        if changed:
+            raise RuntimeError(
+                f"model: the forward pass writes to the buffer {named[changed[0]][0]!r}, so two evaluations "
+                "differ; call model.eval()"
+            )
+        self._clean_in_mode = mode
+
+
+def is_finite(t: Tensor) -> bool:
+    """Whether all entries are finite, in one pass without a temporary."""
+    if t.numel() == 0:
+        return True
+    low, high = torch.aminmax(t.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        what = f"{len(batch)} entries" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise ValueError(
+            f"data: a batch must be a pair (x, y) or a mapping with 'labels', got {what}; "
+            "or pass forward= and target="
+        )
+    return batch[0], batch[1]
+
+
+# ---------------------------------------------------------------------- detours
+# Operations whose derivative PyTorch lacks or has wrong, by the name of their graph node, and the
+# context in which a forward pass takes an equivalent way. Found in the graph, so nothing is slowed
+# down where they do not occur.
+
+
+class _ComposedWeightNorm(torch.overrides.TorchFunctionMode):
+    """``torch._weight_norm`` from elementary operations: the fused one has a wrong second derivative."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch._weight_norm:
+            direction, magnitude, *rest = args
+            dim = (kwargs or {}).get("dim", rest[0] if rest else 0)
+            others = [d for d in range(direction.ndim) if d != dim % direction.ndim] if dim != -1 else None
+            norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
+            return direction * (magnitude / norm)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _without(backend: Any) -> Iterator[None]:
+    # backend.flags(...) would also reset TF32 and determinism, and warns where TF32 is unknown
+    before = backend.enabled
+    backend.enabled = False
+    try:
+        yield
+    finally:
+        backend.enabled = before
+
+
+def _without_mkldnn() -> Any:
+    return _without(torch.backends.mkldnn)
+
+
+def _without_cudnn() -> Any:
+    return _without(torch.backends.cudnn)
+
+
+_DETOURS: dict[str, Callable[[], Any]] = {
+    "MkldnnRnnLayerBackward0": _without_mkldnn,
+    "CudnnRnnBackward0": _without_cudnn,
+    "WeightNormInterfaceBackward0": _ComposedWeightNorm,
+}
+# Fused recurrent layers hide the uses of their weights; unrolled, each step is an ordinary product.
+_OPAQUE = {"MkldnnRnnLayerBackward0", "CudnnRnnBackward0"}

@@ -1,0 +1,179 @@
+"""For each parameter: where it is used, and which path its per-sample gradients take.
+
+The paths, from fast to general, all exact:
+
+* fused   – one use, or uses of one kind: squares and norms come straight from (a, g);
+* overlapping – uses of several kinds that share elements (tied embedding and head): what is linear in
+            the gradient adds the uses, for the rest each sample's gradient is formed from them;
+* formed  – a parametrisation: each sample's gradient is formed from the uses of what was derived
+            from the parameter, and pulled back to it;
+* general – some use has no rule: one backward pass for each sample.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from curvext.linearise.autograd_graph import Graph
+from curvext.linearise.layout import Layout
+from curvext.linearise.rules import rule_for
+from curvext.linearise.selections import Arrangement, is_selection
+
+#: positions of nodes → the layouts of their gradients; an empty set where samples are mixed
+LayoutsOf = Callable[[set[int]], dict[int, set[Layout]]]
+
+
+@dataclass
+class Site:
+    """One place where a value derived from parameters meets data: input ``edge`` of ``node``."""
+
+    node: int
+    edge: int
+    derived: tuple[int, int]  # the node that made the value, and which of its outputs
+    layouts: set[Layout]
+    usable: bool  # there is a rule, and it has not declined
+
+
+@dataclass
+class Route:
+    """How one parameter's per-sample gradients are had."""
+
+    path: str  # "fused", "overlapping", "formed", "general" or "unused"
+    groups: list[list[int]] = field(default_factory=list)  # sites that are one use together
+    arrangements: dict[int, Arrangement] = field(default_factory=dict)  # site → the selections below it
+
+
+class Plan:
+    """Sites and routes of one graph structure."""
+
+    def __init__(self, graph: Graph, parameters: int, layouts_of: LayoutsOf) -> None:
+        self.sites = _find_sites(graph, layouts_of)
+        self._below = _parameters_below(graph, self.sites)
+        self.routes = [self._route(graph, number) for number in range(parameters)]
+
+    def reroute(self, graph: Graph) -> None:
+        """Chooses the paths anew after a site turned out unusable."""
+        self.routes = [self._route(graph, number) for number in range(len(self.routes))]
+
+    def parameters_of(self, site: Site) -> set[int]:
+        """The parameters from which the value used at ``site`` is derived."""
+        return self._below.get(site.derived[0], set())
+
+    def _route(self, graph: Graph, parameter: int) -> Route:
+        mine = [i for i, site in enumerate(self.sites) if parameter in self.parameters_of(site)]
+        if not mine:
+            return Route("unused")
+        if not all(self.sites[i].usable for i in mine):
+            return Route("general")
+        chains = {i: Arrangement.below(graph, self.sites[i].derived) for i in mine}
+        plain = {i: chain for i, chain in chains.items() if chain is not None}
+        if len(plain) < len(mine):
+            return Route("formed")
+        leaf = next(position for position, number in graph.parameter_at.items() if number == parameter)
+        groups, disjoint = _groups(plain, graph.shape(leaf))
+        return Route("fused" if disjoint else "overlapping", groups, plain)
+
+
+def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:
+    """Follows every parameter upwards until it meets something that keeps samples apart."""
+    sites: list[Site] = []
+    derived = list(graph.parameter_at)
+    visited = set(derived)
+    known: dict[int, set[Layout]] = {}
+    while derived:
+        meetings: list[tuple[int, int, int]] = []
+        rearranged = list(derived)
+        while rearranged:
+            child = rearranged.pop()
+            for parent, edge in graph.consumers[child]:
+                if not is_selection(graph.names[parent]):
+                    meetings.append((parent, edge, child))
+                elif parent not in visited:
+                    visited.add(parent)
+                    rearranged.append(parent)
+        known |= layouts_of({parent for parent, _, _ in meetings} - set(known))
+        derived = []
+        for parent, edge, child in meetings:
+            if known[parent]:
+                usable = rule_for(graph.names[parent], edge) is not None
+                which = graph.edges[parent][edge][1]
+                sites.append(Site(parent, edge, (child, which), known[parent], usable))
+            elif parent not in visited:
+                visited.add(parent)
+                derived.append(parent)
+    return sites
+
+
+def _parameters_below(graph: Graph, sites: list[Site]) -> dict[int, set[int]]:
+    """For each derived node the numbers of the parameters it depends on."""
+    below: dict[int, set[int]] = {}
+    for site in sites:
+        stack = [site.derived[0]]
+        while stack:
+            node = stack[-1]
+            if node in below:
+                stack.pop()
+                continue
+            children = [c for c, _ in graph.edges[node] if c is not None]
+            waiting = [c for c in children if c not in below]
+            if waiting:
+                stack.extend(waiting)
+                continue
+            stack.pop()
+            own = {graph.parameter_at[node]} if node in graph.parameter_at else set()
+            below[node] = own.union(*(below[c] for c in children))
+    return below
+
+
+def _groups(
+    arrangements: dict[int, Arrangement], shape: torch.Size
+) -> tuple[list[list[int]], bool]:
+    """Sites that use the same elements in the same arrangement, grouped; and whether no groups overlap."""
+    if len(arrangements) == 1:
+        return [list(arrangements)], True
+    groups: list[tuple[Tensor, list[int]]] = []
+    taken = torch.zeros(shape.numel(), dtype=torch.bool)
+    disjoint = True
+    for i, arrangement in arrangements.items():
+        image = arrangement.image(shape)
+        same = next((members for other, members in groups if torch.equal(other, image)), None)
+        if same is not None:
+            same.append(i)
+            continue
+        disjoint = disjoint and not bool(taken[image.flatten()].any())
+        taken[image.flatten()] = True
+        groups.append((image, [i]))
+    return [members for _, members in groups], disjoint
+
+
+class PlanBook:
+    """Plans by graph structure. A structure is proven once; later batches and calls reuse it."""
+
+    def __init__(self) -> None:
+        self._plans: dict[tuple[object, ...], Plan] = {}
+
+    def get(self, graph: Graph, samples: int) -> Plan | None:
+        """The plan for this structure, if it is known."""
+        return self._plans.get(self._key(graph, samples))
+
+    def put(self, graph: Graph, samples: int, plan: Plan) -> None:
+        """Remembers a plan."""
+        self._plans[self._key(graph, samples)] = plan
+
+    @staticmethod
+    def _key(graph: Graph, samples: int) -> tuple[object, ...]:
+        # with one sample nothing is ever mixed, so nothing is learnt for others
+        return (samples == 1, graph.signature)
+
+
+_BOOKS: weakref.WeakKeyDictionary[nn.Module, PlanBook] = weakref.WeakKeyDictionary()
+
+
+def book_of(model: nn.Module) -> PlanBook:
+    """The plans of a model, kept as long as the model lives."""
+    return _BOOKS.setdefault(model, PlanBook())

@@ -1,0 +1,97 @@
+"""The per-sample gradients of a batch, recorded as uses: products with them need no network any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from curvext.linearise.selections import Arrangement
+from curvext.linearise.uses import Use
+
+
+class Records:
+    """Visitor of a tape: all uses of one batch, and the gradients that had to be written out.
+
+    With R the N×P matrix whose rows are the per-sample gradients r_n (unnormalised, never formed),
+    this gives R v, Rᵀ c and R R'ᵀ.
+
+    Args:
+        samples: N.
+        parameters: the leaves θ, for their shapes.
+    """
+
+    def __init__(self, samples: int, parameters: Sequence[Tensor]) -> None:
+        self.samples = samples
+        self._parameters = list(parameters)
+        self._uses: list[tuple[int, Arrangement, Use]] = []
+        self._rows: dict[int, Tensor] = {}
+
+    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+        """Takes a use."""
+        self._uses.append((parameter, arrange, use))
+
+    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
+        """Takes one sample's gradient by one parameter, written out."""
+        if parameter not in self._rows:
+            self._rows[parameter] = gradient.new_zeros(self.samples, gradient.numel())
+        self._rows[parameter][sample] = gradient.detach().reshape(-1)
+
+    def dot(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
+        """R v for K vectors in blocks, one tensor per parameter: ``[N, K]``."""
+        total = self._parameters[0].new_zeros(self.samples, len(columns))
+        for parameter, arrange, use in self._uses:
+            total += use.dot(torch.stack([arrange(v[parameter]) for v in columns]))
+        for parameter, rows in self._rows.items():
+            total += rows @ torch.stack([v[parameter].reshape(-1) for v in columns]).T
+        return total
+
+    def weighted_sum(self, c: Tensor) -> list[list[Tensor]]:
+        """Rᵀ c for c ``[K, N]``: for each k one tensor per parameter."""
+        totals = [[torch.zeros_like(p) for p in self._parameters] for _ in c]
+        for parameter, arrange, use in self._uses:
+            for total, part in zip(totals, use.weighted_sum(c), strict=True):
+                here = arrange(total[parameter])
+                here += part.view(here.shape)
+        for parameter, rows in self._rows.items():
+            for total, part in zip(totals, c @ rows, strict=True):
+                total[parameter] += part.view_as(total[parameter])
+        return totals
+
+    def gram(self, other: Records) -> Tensor:
+        """R R'ᵀ with the records of another batch: ⟨r_n, r'_m⟩, ``[N, N']``."""
+        total = self._wide_zeros(self.samples, other.samples)
+        for parameter in range(len(self._parameters)):
+            mine, theirs = self._uses_of(parameter), other._uses_of(parameter)
+            if len(mine) == 1 and len(theirs) == 1 and parameter not in self._rows:
+                total += mine[0][1].gram(theirs[0][1])
+            elif mine or parameter in self._rows:
+                total += self._written_out(parameter) @ other._written_out(parameter).T
+        return total
+
+    def _written_out(self, parameter: int) -> Tensor:
+        """The per-sample gradients by one parameter, ``[N, numel]``: for uses that overlap."""
+        shape = self._parameters[parameter].shape
+        rows = self._wide_zeros(self.samples, *shape)
+        for arrange, use in self._uses_of(parameter):
+            for row, part in zip(rows, use.rows(), strict=True):
+                here = arrange(row)
+                here += part.view(here.shape)
+        if parameter in self._rows:
+            rows += self._rows[parameter].view_as(rows)
+        return rows.flatten(1)
+
+    def _uses_of(self, parameter: int) -> list[tuple[Arrangement, Use]]:
+        return [(arrange, use) for p, arrange, use in self._uses if p == parameter]
+
+    def _wide_zeros(self, *shape: int) -> Tensor:
+        p = self._parameters[0]
+        wide = torch.float64 if p.dtype is torch.float64 else torch.float32
+        return torch.zeros(shape, dtype=wide, device=p.device)
+
+    def nbytes(self) -> int:
+        """Bytes that keeping this costs."""
+        tensors = [*self._rows.values(), *(t for _, _, use in self._uses for t in use.kept())]
+        return sum(t.numel() * t.element_size() for t in tensors)
+

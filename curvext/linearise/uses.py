@@ -1,0 +1,405 @@
+"""One use of one parameter in one batch: its per-sample gradients in a form that is not written out.
+
+Letters: N samples, S shared positions of a sample, I fan-in, O fan-out; D is the shape of the tensor
+that was used. Every class gives the same three things.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from curvext.kernels import outer_square
+
+_CHUNK_BYTES = 32 << 20  # workspace for whatever must be unfolded or formed
+
+
+class Use(ABC):
+    """Per-sample gradients G_n, each of shape D, of one use."""
+
+    @abstractmethod
+    def square(self) -> Tensor:
+        """Σ_n G_n², shape D."""
+
+    @abstractmethod
+    def sample(self, n: int) -> Tensor:
+        """G_n, shape D."""
+
+    @abstractmethod
+    def norm(self) -> Tensor:
+        """‖G_n‖², shape [N]."""
+
+    @abstractmethod
+    def dot(self, W: Tensor) -> Tensor:
+        """⟨G_n, W_k⟩ for W [K, *D], shape [N, K]."""
+
+    @abstractmethod
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        """Σ_n c_kn G_n for c [K, N], shape [K, *D]."""
+
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """All G_n written out, [N, numel D]."""
+
+    def gram(self, other: Use) -> Tensor:
+        """⟨G_n, G'_m⟩ with the use of the same tensor in another batch, [N, N']."""
+        return _wide(self.rows()) @ _wide(other.rows()).T
+
+    def nbytes(self) -> int:
+        """Bytes that keeping this use costs."""
+        return sum(t.numel() * t.element_size() for t in self.kept())
+
+    @abstractmethod
+    def kept(self) -> Sequence[Tensor]:
+        """The tensors this use holds."""
+
+
+class DirectUse(Use):
+    """Small per-sample gradients, written out: biases, scales, position embeddings.
+
+    Args:
+        gradients: ``[N, *D]``.
+    """
+
+    def __init__(self, gradients: Tensor) -> None:
+        self.gradients = gradients
+
+    def square(self) -> Tensor:
+        return _wide(self.gradients).square().sum(0)
+
+    def sample(self, n: int) -> Tensor:
+        return self.gradients[n]
+
+    def norm(self) -> Tensor:
+        return _wide(self.gradients).square().flatten(1).sum(1)
+
+    def dot(self, W: Tensor) -> Tensor:
+        return self.gradients.flatten(1) @ W.flatten(1).T
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        return (c @ self.gradients.flatten(1)).view(-1, *self.gradients.shape[1:])
+
+    def rows(self) -> Tensor:
+        return self.gradients.flatten(1)
+
+    def kept(self) -> Sequence[Tensor]:
+        return (self.gradients,)
+
+
+class OuterUse(Use):
+    """G_n = Σ_s g_ns a_nsᵀ ∈ O×I, the use of a matrix.
+
+    Args:
+        a: ``[N, S, I]``.
+        g: ``[N, S, O]``.
+    """
+
+    def __init__(self, a: Tensor, g: Tensor) -> None:
+        self.a = a
+        self.g = g
+
+    def square(self) -> Tensor:
+        return outer_square(self.a, self.g.unsqueeze(0))
+
+    def sample(self, n: int) -> Tensor:
+        return self.g[n].mT @ self.a[n]
+
+    def norm(self) -> Tensor:
+        return _outer_norm(self.a, self.g)
+
+    def dot(self, W: Tensor) -> Tensor:
+        return _outer_dot(self.a, self.g.unsqueeze(0), W)[0]
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        return _outer_sum(self.a, self.g.unsqueeze(0), c.unsqueeze(1))
+
+    def rows(self) -> Tensor:
+        return (self.g.mT @ self.a).flatten(1)
+
+    def gram(self, other: Use) -> Tensor:
+        if not isinstance(other, OuterUse):
+            return super().gram(other)
+        return _outer_gram(self.a, self.g, other.a, other.g)
+
+    def kept(self) -> Sequence[Tensor]:
+        return (self.a, self.g)
+
+
+class RowsUse(Use):
+    """G_n adds row g_ns to row index_ns: a look-up table.
+
+    Args:
+        index: ``[N, S]`` int64.
+        g: ``[N, S, F]``.
+        shape: D = (rows, F).
+    """
+
+    def __init__(self, index: Tensor, g: Tensor, shape: torch.Size) -> None:
+        self.index = index
+        self.g = g
+        self.shape = shape
+
+    def _merged(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample, row and gradient of each distinct (sample, row): [U], [U], [U, F]."""
+        samples = torch.arange(self.index.shape[0], device=self.index.device).unsqueeze(1)
+        key = samples * self.shape[0] + self.index
+        distinct, place = torch.unique(key, return_inverse=True)
+        wide = _wide(self.g)
+        merged = wide.new_zeros(distinct.numel(), wide.shape[-1])
+        merged.index_add_(0, place.flatten(), wide.flatten(0, 1))
+        return distinct // self.shape[0], distinct % self.shape[0], merged
+
+    def square(self) -> Tensor:
+        _, rows, merged = self._merged()
+        return merged.new_zeros(self.shape).index_add_(0, rows, merged.square_())
+
+    def sample(self, n: int) -> Tensor:
+        return self.g.new_zeros(self.shape).index_add_(0, self.index[n], self.g[n])
+
+    def norm(self) -> Tensor:
+        samples, _, merged = self._merged()
+        return merged.new_zeros(self.index.shape[0]).index_add_(0, samples, merged.square_().sum(1))
+
+    def dot(self, W: Tensor) -> Tensor:
+        # one k at a time: the looked-up rows are as large as g
+        return torch.stack([(F.embedding(self.index, w) * self.g).sum((1, 2)) for w in W], 1)
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        total = self.g.new_zeros(c.shape[0], *self.shape)
+        for k, weights in enumerate(c):
+            weighted = self.g * weights.view(-1, 1, 1)
+            total[k].index_add_(0, self.index.flatten(), weighted.flatten(0, 1))
+        return total
+
+    def rows(self) -> Tensor:
+        return torch.stack([self.sample(n).flatten() for n in range(self.index.shape[0])])
+
+    def kept(self) -> Sequence[Tensor]:
+        return (self.index, self.g)
+
+
+class ConvolutionUse(Use):
+    """A convolution's weight, ``[O, I/groups, *kernel]``, unfolded a few samples at a time.
+
+    For a transposed convolution the two tensors change places: its weight ``[I, O/groups, *kernel]``
+    is that of the convolution which maps its output to its input.
+
+    Args:
+        inner: ``[N, R, I, *spatial]``, what the window slides over; R images per sample.
+        outer: ``[N, R, O, *positions]``.
+        shape: D.
+        stride, padding, dilation, groups: of the convolution.
+    """
+
+    def __init__(
+        self,
+        inner: Tensor,
+        outer: Tensor,
+        shape: torch.Size,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> None:
+        self._inner = inner
+        self._outer = outer
+        self._shape = shape
+        self._stride = stride
+        self._padding = padding
+        self._dilation = dilation
+        self._groups = groups
+
+    def square(self) -> Tensor:
+        total = None
+        for a, g in self._chunks():
+            part = torch.stack([outer_square(ag, gg.unsqueeze(0)) for ag, gg in zip(a, g, strict=True)])
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total.view(self._shape)
+
+    def sample(self, n: int) -> Tensor:
+        a, g = self._unfold(n, n + 1)
+        return (g[:, 0].mT @ a[:, 0]).view(self._shape)
+
+    def norm(self) -> Tensor:
+        parts = [
+            torch.stack([_outer_norm(ag, gg) for ag, gg in zip(a, g, strict=True)]).sum(0)
+            for a, g in self._chunks()
+        ]
+        return torch.cat(parts)
+
+    def dot(self, W: Tensor) -> Tensor:
+        inner, outer = self._inner.flatten(0, 1), self._outer.flatten(0, 1)
+        products = []
+        for w in W:
+            response = self._convolve(inner, w, outer)
+            products.append((response * outer).view(self._inner.shape[0], -1).sum(1))
+        return torch.stack(products, 1)
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        inner, outer = self._inner.flatten(0, 1), self._outer.flatten(0, 1)
+        images = self._inner.shape[1]
+        per_image = c.repeat_interleave(images, 1)
+        spread = [-1] + [1] * (outer.ndim - 1)
+        return torch.stack([self._weight_gradient(inner, outer * w.view(spread)) for w in per_image])
+
+    def rows(self) -> Tensor:
+        return torch.stack([self.sample(n).flatten() for n in range(self._inner.shape[0])])
+
+    def kept(self) -> Sequence[Tensor]:
+        return (self._inner, self._outer)
+
+    def _convolve(self, inner: Tensor, w: Tensor, outer: Tensor) -> Tensor:
+        """The convolution itself, cut or padded to the positions of ``outer``."""
+        zeros = (0,) * len(self._stride)
+        response = torch.ops.aten.convolution(
+            inner, w, None, self._stride, self._padding, self._dilation, False, zeros, self._groups
+        )
+        return response[tuple(slice(0, size) for size in outer.shape)]
+
+    def _weight_gradient(self, inner: Tensor, outer: Tensor) -> Tensor:
+        zeros = (0,) * len(self._stride)
+        return torch.ops.aten.convolution_backward(
+            outer,
+            inner,
+            inner.new_empty(self._shape),
+            None,
+            self._stride,
+            self._padding,
+            self._dilation,
+            False,
+            zeros,
+            self._groups,
+            (False, True, False),
+        )[1]
+
+    def _chunks(self):  # type: ignore[no-untyped-def]
+        samples = self._inner.shape[0]
+        window = math.prod(self._shape[2:])
+        row = self._inner.shape[2] * window * math.prod(self._outer.shape[3:]) * self._inner.shape[1]
+        step = max(1, _CHUNK_BYTES // max(1, row * self._inner.element_size()))
+        for start in range(0, samples, step):
+            yield self._unfold(start, min(start + step, samples))
+
+    def _unfold(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """a [groups, n, S, I/groups·window] and g [groups, n, S, O/groups] of some samples."""
+        inner = self._inner[start:stop].flatten(0, 1)
+        outer = self._outer[start:stop].flatten(0, 1)
+        n, images = stop - start, self._inner.shape[1]
+        pads = [p for padding in reversed(self._padding) for p in (padding, padding)]
+        x = F.pad(inner, pads) if any(pads) else inner.contiguous()
+        kernel, positions = self._shape[2:], outer.shape[2:]
+        spatial = x.stride()[2:]
+        groups = self._groups
+        # [B, groups, I/groups, *kernel, *positions] as a view of the padded input
+        view = x.as_strided(
+            (x.shape[0], x.shape[1], *kernel, *positions),
+            (
+                x.stride(0),
+                x.stride(1),
+                *(s * d for s, d in zip(spatial, self._dilation, strict=True)),
+                *(s * t for s, t in zip(spatial, self._stride, strict=True)),
+            ),
+        )
+        features = x.shape[1] // groups * math.prod(kernel)
+        a = view.reshape(n, images, groups, features, -1).permute(2, 0, 1, 4, 3)
+        g = outer.reshape(n, images, groups, outer.shape[1] // groups, -1).permute(2, 0, 1, 4, 3)
+        return a.reshape(groups, n, -1, features), g.reshape(groups, n, -1, g.shape[-1])
+
+
+class SumUse(Use):
+    """Several uses of one tensor that have no joint form; each sample's gradient is formed.
+
+    Args:
+        uses: uses of the same shape D.
+        samples: N.
+    """
+
+    def __init__(self, uses: Sequence[Use], samples: int) -> None:
+        self._uses = uses
+        self._samples = samples
+
+    def square(self) -> Tensor:
+        total = _wide(self.sample(0)).square()
+        for n in range(1, self._samples):
+            total += _wide(self.sample(n)).square()
+        return total
+
+    def sample(self, n: int) -> Tensor:
+        total = self._uses[0].sample(n)
+        for use in self._uses[1:]:
+            total = total + use.sample(n)
+        return total
+
+    def norm(self) -> Tensor:
+        return torch.stack([_wide(self.sample(n)).square().sum() for n in range(self._samples)])
+
+    def dot(self, W: Tensor) -> Tensor:
+        return torch.stack([use.dot(W) for use in self._uses]).sum(0)
+
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        return torch.stack([use.weighted_sum(c) for use in self._uses]).sum(0)
+
+    def rows(self) -> Tensor:
+        return torch.stack([use.rows() for use in self._uses]).sum(0)
+
+    def kept(self) -> Sequence[Tensor]:
+        return [t for use in self._uses for t in use.kept()]
+
+
+def join(uses: Sequence[Use], samples: int) -> Use:
+    """Several uses of one tensor as one, cross terms included: their positions side by side."""
+    if len(uses) == 1:
+        return uses[0]
+    if all(isinstance(u, OuterUse) for u in uses):
+        return OuterUse(torch.cat([u.a for u in uses], 1), torch.cat([u.g for u in uses], 1))
+    if all(isinstance(u, RowsUse) for u in uses):
+        index = torch.cat([u.index for u in uses], 1)
+        return RowsUse(index, torch.cat([u.g for u in uses], 1), uses[0].shape)
+    if all(isinstance(u, DirectUse) for u in uses):
+        return DirectUse(sum(u.gradients for u in uses))
+    return SumUse(uses, samples)
+
+
+def _outer_norm(a: Tensor, g: Tensor) -> Tensor:
+    """‖Σ_s g_ns a_nsᵀ‖² by the S×S Gram pair or by forming G_n, whichever is cheaper; [N]."""
+    samples, positions, fan_in = a.shape
+    fan_out = g.shape[2]
+    wide_a, wide_g = _wide(a), _wide(g)
+    if positions == 1:
+        return (wide_a.square().sum(2) * wide_g.square().sum(2)).squeeze(1)
+    by_gram = positions * positions * (fan_in + fan_out) < positions * fan_in * fan_out
+    size = positions * positions * 2 if by_gram else fan_in * fan_out
+    step = max(1, _CHUNK_BYTES // max(1, size * wide_a.element_size()))
+    parts = []
+    for start in range(0, samples, step):
+        some_a, some_g = wide_a[start : start + step], wide_g[start : start + step]
+        if by_gram:
+            pair = (some_a @ some_a.mT).mul_(some_g @ some_g.mT)
+        else:
+            pair = (some_g.mT @ some_a).square_()
+        parts.append(pair.flatten(1).sum(1))
+    return torch.cat(parts) if parts else wide_a.new_zeros(0)
+
+
+def _outer_dot(a: Tensor, g: Tensor, W: Tensor) -> Tensor:
+    return torch.stack([((a @ w.T) * g[0]).sum((1, 2)) for w in W], 1).unsqueeze(0)
+
+
+def _outer_sum(a: Tensor, g: Tensor, c: Tensor) -> Tensor:
+    flat = a.flatten(0, 1)
+    return torch.stack([(g[0] * w[0].view(-1, 1, 1)).flatten(0, 1).T @ flat for w in c])
+
+
+def _outer_gram(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
+    return (g.mT @ a).flatten(1) @ (g2.mT @ a2).flatten(1).T
+
+
+def _wide(t: Tensor) -> Tensor:
+    """At least float32, the dtype in which squares are summed."""
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
