@@ -1,0 +1,33 @@
+"""curvext: the curvature of a network's loss as linear operators.
+
+Hessian, generalized Gauss-Newton and Fisher matrices of an empirical risk, exact and never formed,
+on fused C++ and CUDA kernels.
+"""
+
+from curvext.losses import CausalLMLoss
+from curvext.operators import (
+    EmpiricalFisherOperator,
+    GGNOperator,
+    HessianOperator,
+    Identity,
+    LinearOperator,
+    ModelCurvatureOperator,
+    fisher_diagonal,
+    per_sample_gradient_norms,
+)
+from curvext.risk import EmpiricalRisk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CausalLMLoss",
+    "EmpiricalFisherOperator",
+    "EmpiricalRisk",
+    "GGNOperator",
+    "HessianOperator",
+    "Identity",
+    "LinearOperator",
+    "ModelCurvatureOperator",
+    "fisher_diagonal",
+    "per_sample_gradient_norms",
+]

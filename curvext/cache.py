@@ -1,0 +1,71 @@
+"""What is kept between products, batch by batch, within a budget of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from curvext.memory import available_bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something kept for one batch, with the key of the batch's content."""
+
+    key: int
+    item: Any
+    nbytes: int
+
+
+class Cache:
+    """Kept items by slot. An item of another content is not given out.
+
+    Args:
+        budget: True for no limit, False for nothing, a number of bytes, or "auto" for half of what
+            is free when an item comes.
+        device: where the items lie.
+
+    Raises:
+        ValueError: ``budget`` is none of these.
+    """
+
+    def __init__(self, budget: bool | str | int, device: torch.device) -> None:
+        if budget != "auto" and not (isinstance(budget, int) and budget >= 0):
+            raise ValueError(f"cache: expected 'auto', True, False or a number of bytes, got {budget!r}")
+        self._budget = budget
+        self._device = device
+        self._entries: dict[Hashable, Entry] = {}
+
+    def get(self, slot: Hashable, key: int) -> Any | None:
+        """The item kept in ``slot`` if it was made of the content ``key``."""
+        entry = self._entries.get(slot)
+        return entry.item if entry is not None and entry.key == key else None
+
+    def offer(self, slot: Hashable, key: int, item: Any) -> None:
+        """Keeps ``item``, which tells its size as ``item.nbytes()``, if the budget allows."""
+        self._entries.pop(slot, None)
+        if self._budget is False or self._budget == 0:
+            return
+        nbytes = item.nbytes()
+        if self._budget is True or nbytes <= self._left():
+            self._entries[slot] = Entry(key, item, nbytes)
+
+    def _left(self) -> int:
+        if self._budget == "auto":
+            return available_bytes(self._device) // 2
+        return int(self._budget) - self.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def clear(self) -> None:
+        """Drops everything."""
+        self._entries.clear()

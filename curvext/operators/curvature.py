@@ -1,0 +1,94 @@
+"""What the curvature operators share: a problem, and one pass over its batches for all columns."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvext.operators.linear import LinearOperator
+from curvext.problem import Problem, dtype_of_sums
+from curvext.space import Selection
+
+Blocks = list[Tensor]  # a vector as one tensor per parameter
+
+
+class CurvatureOperator(LinearOperator):
+    """A curvature matrix of an empirical risk.
+
+    Args:
+        model: any ``nn.Module``, in a mode in which its output is a function of the parameters.
+        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss``,
+            ``curvext.CausalLMLoss``, or any callable ``(output, target) -> scalar``.
+        data: one batch, or a re-iterable of batches.
+        params: None for all that require grad; names, glob patterns or a predicate.
+        cache: "auto" keeps linearisations while half of the free memory lasts; True, False, or bytes.
+        forward, target, reduction, check_finite: see :class:`curvext.EmpiricalRisk`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        data: Any,
+        params: Selection = None,
+        cache: bool | str | int = "auto",
+        **options: Any,
+    ) -> None:
+        self._take(Problem(model, loss, data, params, cache, **options))
+
+    @classmethod
+    def of(cls, problem: Problem) -> CurvatureOperator:
+        """The operator of a problem that exists already; it shares the linearisations."""
+        operator = cls.__new__(cls)
+        operator._take(problem)
+        return operator
+
+    def _take(self, problem: Problem) -> None:
+        self._problem = problem
+        self.space = problem.space
+        self.size = problem.space.size
+        self.dtype = problem.space.dtype
+        self.device = problem.space.device
+        self.check_finite = problem.check_finite
+
+    def _visit(self, visitor: Callable[[Any], None]) -> None:
+        """Calls ``visitor`` with what :meth:`_block` needs of each batch."""
+        self._problem.visit(visitor)
+
+    @abstractmethod
+    def _block(self, at: Any, columns: list[Blocks]) -> list[Blocks]:
+        """The unnormalised product of one batch with each column; ``at`` is its linearisation or records."""
+
+    def _scale(self) -> float:
+        """The factor on the sum over batches."""
+        return self._problem.mean_scale()
+
+    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
+        space = self._problem.space
+        blocks = [space.blocks(c.detach()) for c in columns]
+        totals: list[Tensor] | None = None
+
+        def add(at: Any) -> None:
+            nonlocal totals
+            parts = [_flat(p).to(dtype_of_sums(space.dtype)) for p in self._block(at, blocks)]
+            if totals is None:
+                totals = parts
+            else:
+                for total, part in zip(totals, parts, strict=True):
+                    total.add_(part)
+
+        self._visit(add)
+        assert totals is not None
+        scale = self._scale()
+        return [total.mul_(scale).to(space.dtype) for total in totals]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
+
+
+def _flat(blocks: Blocks) -> Tensor:
+    return torch.cat([b.reshape(-1) for b in blocks])

@@ -1,0 +1,31 @@
+"""The generalized Gauss-Newton matrix."""
+
+from __future__ import annotations
+
+import torch
+
+from curvext.linearise.jacobian import Linearisation
+from curvext.operators.curvature import Blocks, CurvatureOperator
+
+
+class GGNOperator(CurvatureOperator):
+    """The generalized Gauss-Newton matrix G = Jᵀ H_ℓ J, J = ∂f/∂θ (Schraudolph 2002).
+
+    The Hessian of the loss of the *linearised* network. Positive semidefinite for a convex ℓ. For
+    softmax cross-entropy it equals the true Fisher matrix (Martens 2020, section 9), for squared error
+    that of a Gaussian with −log p = ℓ. It is not the empirical Fisher: G does not depend on how well
+    the labels are met except through the outputs, F_emp is made of the gradients themselves.
+
+    One product is J v, H_ℓ by the kernel for all columns at once, and Jᵀ u, on the kept graph.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+        >>> data = (torch.eye(2), torch.zeros(2, 1))
+        >>> cx.GGNOperator(model, loss, data) @ torch.tensor([1.0, 2.0])
+        tensor([1., 2.])
+    """
+
+    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Blocks]:
+        tangents = torch.stack([at.jvp(v) for v in columns])
+        return [at.vjp(u) for u in at.point.hessian_mm(tangents)]

@@ -1,0 +1,304 @@
+"""Linear operators as values: products, sums, scalings, and the way to SciPy."""
+
+from __future__ import annotations
+
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from curvext.errors import NoClosedFormError
+from curvext.linearise.forward import is_finite
+from curvext.space import ParameterSpace
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+#: ``to_dense`` refuses operators with more rows than this
+DENSE_LIMIT = 20_000
+
+Vector = TypeVar("Vector", Tensor, Mapping[str, Tensor])
+
+
+class LinearOperator(ABC):
+    """A symmetric linear map ℝ^P → ℝ^P that is never formed.
+
+    ``A @ v`` takes a flat vector ``[P]``, a matrix ``[P, K]`` or, for operators on a model's
+    parameters, ``{name: tensor}``; the answer has the same form. Operators add, subtract, scale
+    and negate.
+    """
+
+    #: P
+    size: int
+    #: dtype of vectors; None for an operator that takes any
+    dtype: torch.dtype | None
+    #: device of vectors; None for an operator that takes any
+    device: torch.device | None
+    #: names and shapes of the parameters, where the operator acts on a model
+    space: ParameterSpace | None = None
+    #: whether a vector on CUDA is checked for nan and inf (a synchronisation); on CPU it always is
+    check_finite: bool = False
+
+    @abstractmethod
+    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
+        """The product with each of some flat vectors ``[P]``, all checked."""
+
+    # ------------------------------------------------------------------ products
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return (self.size, self.size)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """A v for a flat vector ``[P]``.
+
+        Raises:
+            TypeError: ``v`` is no tensor or has another dtype.
+            ValueError: its shape or device does not fit, or it contains nan or inf.
+        """
+        self._check(v, "v", ndim=1)
+        return self._columns([v])[0]
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """A V for a matrix ``[P, K]``; columns share the passes over data and network."""
+        self._check(V, "V", ndim=2)
+        if V.shape[1] == 0:
+            return V.clone()
+        return torch.stack(self._columns([c.contiguous() for c in V.unbind(1)]), 1)
+
+    def __matmul__(self, v: Vector) -> Vector:
+        if isinstance(v, Tensor):
+            if v.ndim == 2:
+                return self.matmat(v)
+            return self.matvec(v)
+        if isinstance(v, Mapping):
+            return self.split(self.matvec(self.flatten(v)))  # type: ignore[return-value]
+        raise TypeError(f"A @ v: expected a tensor or {{name: tensor}}, got {type(v).__name__}")
+
+    @property
+    def T(self) -> LinearOperator:
+        """The transpose, which is the operator itself: all are symmetric."""
+        return self
+
+    # ------------------------------------------------------------------ named blocks
+
+    @property
+    def param_shapes(self) -> dict[str, torch.Size]:
+        """``{name: shape}`` in the order of the flat vector."""
+        return dict(self._named_space().shapes)
+
+    def split(self, v: Tensor) -> dict[str, Tensor]:
+        """A flat ``[P]`` or ``[P, K]`` tensor as views ``{name: [*shape]}`` or ``{name: [*shape, K]}``."""
+        return self._named_space().split(v)
+
+    def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
+        """``{name: tensor}`` as a flat vector ``[P]``."""
+        return self._named_space().flatten(named)
+
+    def _named_space(self) -> ParameterSpace:
+        if self.space is None:
+            raise TypeError(f"{type(self).__name__} acts on plain vectors; it has no parameter names")
+        return self.space
+
+    # ------------------------------------------------------------------ summaries
+
+    def diagonal(self) -> Tensor:
+        """The diagonal, ``[P]``, where it has a closed form.
+
+        Raises:
+            NoClosedFormError: it has none; the message names what to use.
+        """
+        raise NoClosedFormError(
+            f"{type(self).__name__}.diagonal: no closed form that costs less than P products. Use "
+            "an estimator on products, E[z ∘ A z] with random signs z (curvext.diagonal), or "
+            "to_dense().diagonal() for a small model"
+        )
+
+    def trace(self) -> Tensor:
+        """The trace, a scalar tensor, where it is cheap and exact.
+
+        Raises:
+            NoClosedFormError: it is not; the message names what to use.
+        """
+        raise NoClosedFormError(
+            f"{type(self).__name__}.trace: no closed form that costs less than P products. Use "
+            "an estimator on products, E[zᵀ A z] with random signs z (curvext.trace), or "
+            "to_dense().trace() for a small model"
+        )
+
+    def to_dense(self) -> Tensor:
+        """The matrix ``[P, P]``, by P products.
+
+        Raises:
+            ValueError: P is larger than 20,000 (the matrix would take 1.6 GB or more in float32).
+        """
+        if self.size > DENSE_LIMIT:
+            raise ValueError(
+                f"to_dense: P = {self.size} is over the limit of {DENSE_LIMIT}; use products, or select fewer params"
+            )
+        block = 64
+        dtype, device = self.dtype or torch.get_default_dtype(), self.device
+        dense = torch.empty(self.size, self.size, dtype=dtype, device=device)
+        for start in range(0, self.size, block):
+            width = min(block, self.size - start)
+            eye = torch.zeros(self.size, width, dtype=dtype, device=device)
+            eye[start : start + width].fill_diagonal_(1)
+            dense[:, start : start + width] = self.matmat(eye)
+        return dense
+
+    def to_scipy(self) -> ScipyOperator:
+        """A ``scipy.sparse.linalg.LinearOperator``: takes and gives NumPy arrays of any real dtype."""
+        from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+        dtype = self.dtype or torch.get_default_dtype()
+        # NumPy has no bfloat16
+        outside = torch.float32 if dtype is torch.bfloat16 else dtype
+
+        def matmat(X: Any) -> Any:
+            product = self.matmat(torch.as_tensor(X).to(self.device, dtype))
+            return product.to("cpu", outside).numpy()
+
+        def matvec(x: Any) -> Any:
+            return matmat(x.reshape(-1, 1)).reshape(-1)
+
+        return ScipyOperator(
+            shape=self.shape,
+            matvec=matvec,
+            rmatvec=matvec,
+            matmat=matmat,
+            rmatmat=matmat,
+            dtype=torch.empty(0, dtype=outside).numpy().dtype,
+        )
+
+    # ------------------------------------------------------------------ algebra
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        if not isinstance(other, LinearOperator):
+            return NotImplemented
+        return WeightedSum([(1.0, self), (1.0, other)])
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        if not isinstance(other, LinearOperator):
+            return NotImplemented
+        return WeightedSum([(1.0, self), (-1.0, other)])
+
+    def __mul__(self, factor: float) -> LinearOperator:
+        if isinstance(factor, Tensor) and factor.numel() == 1:
+            factor = float(factor)
+        if not isinstance(factor, numbers.Real):
+            return NotImplemented
+        return WeightedSum([(float(factor), self)])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> LinearOperator:
+        return self * (1.0 / divisor)
+
+    def __neg__(self) -> LinearOperator:
+        return self * -1.0
+
+    # ------------------------------------------------------------------ checks
+
+    def _check(self, v: Any, name: str, ndim: int) -> None:
+        where = f"{type(self).__name__} @ {name}"
+        if not isinstance(v, Tensor):
+            raise TypeError(f"{where}: expected a tensor, got {type(v).__name__}")
+        if v.ndim != ndim or v.shape[0] != self.size:
+            wanted = f"[{self.size}]" if ndim == 1 else f"[{self.size}, K]"
+            raise ValueError(f"{where}: expected shape {wanted}, got {list(v.shape)}")
+        if self.dtype is not None and v.dtype != self.dtype:
+            raise TypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
+        if self.device is not None and v.device != self.device:
+            raise ValueError(f"{where}: expected device {self.device}, got {v.device}")
+        if (v.device.type == "cpu" or self.check_finite) and v.is_floating_point() and not is_finite(v):
+            raise ValueError(f"{where}: {name} contains nan or inf")
+
+
+class Identity(LinearOperator):
+    """The identity on ℝ^P, for damping: ``G + 1e-3 * Identity(P)``.
+
+    Args:
+        size: P.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> (0.5 * cx.Identity(3)) @ torch.ones(3)
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    dtype = None
+    device = None
+
+    def __init__(self, size: int) -> None:
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"Identity: expected a size P >= 0, got {size!r}")
+        self.size = size
+
+    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
+        return [c.clone() for c in columns]
+
+    def diagonal(self) -> Tensor:
+        """Ones, ``[P]``."""
+        return torch.ones(self.size)
+
+    def trace(self) -> Tensor:
+        """P."""
+        return torch.tensor(float(self.size))
+
+
+class WeightedSum(LinearOperator):
+    """Σ_i c_i A_i of operators of one size; made by the operators' own arithmetic.
+
+    Raises:
+        ValueError: sizes, dtypes, devices or parameters differ.
+    """
+
+    def __init__(self, terms: list[tuple[float, LinearOperator]]) -> None:
+        self.terms: list[tuple[float, LinearOperator]] = []
+        for factor, operator in terms:
+            inner = operator.terms if isinstance(operator, WeightedSum) else [(1.0, operator)]
+            self.terms += [(factor * c, a) for c, a in inner]
+        operators = [a for _, a in self.terms]
+        self.size = operators[0].size
+        self.dtype = _common("dtype", [a.dtype for a in operators])
+        self.device = _common("device", [a.device for a in operators])
+        self.space = next((a.space for a in operators if a.space is not None), None)
+        self.check_finite = any(a.check_finite for a in operators)
+        for a in operators:
+            if a.size != self.size:
+                raise ValueError(f"operators of sizes {self.size} and {a.size} cannot be added")
+            if a.space is not None and self.space is not None and a.space.shapes != self.space.shapes:
+                raise ValueError("operators on different parameters cannot be added")
+
+    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
+        total: list[Tensor] | None = None
+        for factor, operator in self.terms:
+            part = operator._columns(columns)
+            if total is None:
+                total = [p * factor for p in part]
+            else:
+                for t, p in zip(total, part, strict=True):
+                    t.add_(p, alpha=factor)
+        assert total is not None
+        return total
+
+    def diagonal(self) -> Tensor:
+        """Σ_i c_i diag A_i, where every term has one."""
+        parts = [factor * a.diagonal().to(self.device, self.dtype) for factor, a in self.terms]
+        return torch.stack(parts).sum(0)
+
+    def trace(self) -> Tensor:
+        """Σ_i c_i tr A_i, where every term has one."""
+        parts = [factor * a.trace().to(self.device, self.dtype) for factor, a in self.terms]
+        return torch.stack(parts).sum()
+
+
+def _common(what: str, values: list[Any]) -> Any:
+    known = {v for v in values if v is not None}
+    if len(known) > 1:
+        raise ValueError(f"operators of different {what} cannot be added: {sorted(map(str, known))}")
+    return known.pop() if known else None

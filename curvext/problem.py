@@ -1,0 +1,315 @@
+"""The empirical risk as operators see it: checked once, one scale factor, one cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvext.cache import Cache
+from curvext.data import Batches, bit_sum, fingerprint, tensors
+from curvext.linearise.forward import Forward, is_finite
+from curvext.linearise.jacobian import Linearisation
+from curvext.linearise.plan import book_of
+from curvext.linearise.records import Records
+from curvext.linearise.tape import Tape
+from curvext.losses import LossPoint, output_loss
+from curvext.space import ParameterSpace, Selection
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What one pass over all batches adds up to, unnormalised."""
+
+    samples: int
+    divisor: float
+    value: float
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one batch adds to the totals; the value stays on the device, as reading it would wait."""
+
+    samples: int
+    divisor: float
+    value: Tensor
+
+    @classmethod
+    def of(cls, output: Tensor, point: LossPoint) -> _Share:
+        return cls(int(output.shape[0]), point.denominator, point.value)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A linearisation or records, with the batch's share."""
+
+    share: _Share
+    item: Linearisation | Records
+
+    def nbytes(self) -> int:
+        return self.item.nbytes()
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """A batch and its place in the data."""
+
+    number: int
+    batch: Any
+    key: int
+
+
+#: per-sample gradients that have to be written out are kept up to this many elements for each batch
+_WRITTEN_OUT_LIMIT = 64 << 20
+
+
+class Problem:
+    """Model, loss and data of an empirical risk L(θ) = (1/N) Σ_n ℓ(f(x_n), y_n).
+
+    Everything below works on unnormalised sums; this class alone knows N and the divisor of the
+    mean, and alone decides what is kept. See :class:`curvext.EmpiricalRisk` for the arguments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        data: Any,
+        params: Selection = None,
+        cache: bool | str | int = "auto",
+        *,
+        forward: Callable[[nn.Module, Any], Tensor] | None = None,
+        target: Callable[[Any], Any] | None = None,
+        reduction: str | None = None,
+        check_finite: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self.space = ParameterSpace(model, params)
+        self.loss = output_loss(loss, reduction)
+        self.check_finite = check_finite
+        self._progress = progress
+        self._model = model
+        self._batches = Batches(data)
+        self._cache = Cache(cache, self.space.device)
+        self._forward = Forward(model, self.space, forward, target)
+        self._leaves = list(self.space.parameters.values())
+        self._plans = book_of(model)
+        self._state: tuple[object, ...] | None = None
+        self._totals: Totals | None = None
+        self._by_linearisation = False
+        self._seen: tuple[int, int] | None = None
+
+    # ------------------------------------------------------------------ scale
+
+    @property
+    def totals(self) -> Totals:
+        """Number of samples, divisor and unnormalised value, at the current parameters."""
+        self._refresh()
+        if self._totals is None:
+            self.visit(lambda _: None)
+        assert self._totals is not None
+        return self._totals
+
+    def mean_scale(self) -> float:
+        """The factor on sums of per-sample curvature or gradients: 1/divisor for "mean", 1 for "sum"."""
+        if self.loss.reduction == "sum":
+            return 1.0
+        divisor = self.totals.divisor
+        if divisor == 0:
+            raise ValueError("data: every position is ignored or has weight 0, so the mean is 0/0")
+        return 1.0 / divisor
+
+    def sample_scale(self) -> float:
+        """c with g_n = c r_n, r_n the gradient of sample n's unnormalised loss: N/divisor, or 1."""
+        return 1.0 if self.loss.reduction == "sum" else self.totals.samples * self.mean_scale()
+
+    def outer_scale(self) -> float:
+        """c with F_emp = c Σ_n r_n r_nᵀ: N/divisor² for "mean", 1 for "sum"."""
+        if self.loss.reduction == "sum":
+            return 1.0
+        return self.totals.samples * self.mean_scale() ** 2
+
+    # ------------------------------------------------------------------ passes over the data
+
+    def visit(self, visitor: Callable[[Linearisation], None]) -> None:
+        """Calls ``visitor`` with the linearisation of each batch, kept or made anew.
+
+        Raises:
+            ValueError: the data is empty or not what it was in an earlier pass.
+        """
+
+        def one(seat: _Seat) -> _Share:
+            kept = self._linearisation(seat)
+            visitor(kept.item)
+            return kept.share
+
+        self._pass(one)
+
+    def visit_tapes(self, visitor: Callable[[Tape, LossPoint], None]) -> None:
+        """Calls ``visitor`` with the tape of each batch and the loss there."""
+
+        def one(seat: _Seat) -> _Share:
+            share, tape, point = self._tape(seat)
+            visitor(tape, point)
+            return share
+
+        self._pass(one)
+
+    def visit_records(self, visitor: Callable[[Records | Linearisation, int], None]) -> None:
+        """Calls ``visitor`` with the recorded per-sample gradients of each batch and the batch's number.
+
+        Where gradients would have to be written out in large, because some parameter has no fast
+        path, the batch comes as a linearisation instead.
+        """
+
+        def one(seat: _Seat) -> _Share:
+            kept = self._records(seat)
+            visitor(kept.item, seat.number)
+            return kept.share
+
+        self._pass(one)
+
+    def _linearisation(self, seat: _Seat) -> _Kept:
+        kept = self._cache.get((Linearisation, seat.number), seat.key)
+        if kept is None:
+            output, target = self._forward(seat.batch, twice=True)
+            point = self.loss.at(output.detach(), target)
+            kept = _Kept(_Share.of(output, point), Linearisation(output, point, self._leaves))
+            self._cache.offer((Linearisation, seat.number), seat.key, kept)
+        return kept
+
+    def _records(self, seat: _Seat) -> _Kept:
+        kept = self._cache.get((Records, seat.number), seat.key)
+        if kept is None and self._by_linearisation:
+            return self._linearisation(seat)
+        if kept is None:
+            share, tape, point = self._tape(seat)
+            if tape.written_out(summands=True) > _WRITTEN_OUT_LIMIT:
+                self._by_linearisation = True
+                return self._linearisation(seat)
+            records = Records(tape.samples, self._leaves)
+            tape.play(records, point.residual, summands=True)
+            kept = _Kept(share, records)
+            self._cache.offer((Records, seat.number), seat.key, kept)
+        return kept
+
+    def _tape(self, seat: _Seat) -> tuple[_Share, Tape, LossPoint]:
+        output, target = self._forward(seat.batch, twice=False)
+        point = self.loss.at(output.detach(), target)
+
+        def rerun(batch: Any) -> Tensor:
+            return self._forward(batch, twice=False)[0]
+
+        tape = Tape(output, self._leaves, self._plans, rerun, seat.batch)
+        return _Share.of(output, point), tape, point
+
+    def _pass(self, one: Callable[[_Seat], _Share]) -> None:
+        """One pass over all batches that are not empty, each inside the borrowed model."""
+        self._refresh()
+        shares: list[_Share] = []
+        content = 0
+        for number, batch in enumerate(self._shown(self._batches)):
+            if any(t.ndim > 0 and t.shape[0] == 0 for t in tensors(batch)):
+                continue
+            if self._batches.resident:
+                key = _identity(batch)
+            else:
+                key = fingerprint(batch)
+                content += key
+            with self._forward.borrowed():
+                shares.append(one(_Seat(number, batch, key)))
+        self._check_same_data(shares, content)
+        if self._totals is None:
+            self._totals = Totals(
+                sum(s.samples for s in shares),
+                sum(s.divisor for s in shares),
+                float(sum(s.value for s in shares)),
+            )
+
+    def _check_same_data(self, shares: list[_Share], content: int) -> None:
+        samples = sum(s.samples for s in shares)
+        if samples == 0:
+            raise ValueError("data: no batch has a sample; at least one is needed")
+        now = (samples, content & 0xFFFFFFFFFFFFFFFF)
+        if self._seen is not None and self._seen != now:
+            before = self._seen[0]
+            self._forget()
+            raise ValueError(
+                f"data: this pass gave other samples than the one before ({before} then {samples} samples, "
+                "or changed content); the risk needs fixed data: switch off random augmentation, or pass "
+                "list(loader)"
+            )
+        self._seen = now
+
+    def _shown(self, batches: Batches) -> Iterable[Any]:
+        """The batches, behind a progress bar where one was asked for."""
+        if not self._progress:
+            return batches
+        from tqdm.auto import tqdm
+
+        return tqdm(batches, total=batches.count, unit="batch", desc=type(self.loss).__name__, leave=False)
+
+    # ------------------------------------------------------------------ freshness
+
+    def _refresh(self) -> None:
+        """Forgets what was kept if parameters, buffers, modes or resident data changed since."""
+        state = self._current_state()
+        if state != self._state:
+            self._forget()
+            for name, p in self.space.parameters.items():
+                if not is_finite(p):
+                    raise ValueError(f"params: {name!r} contains nan or inf")
+            self._state = state
+
+    def _current_state(self) -> tuple[object, ...]:
+        model = [*self._model.parameters(), *self._model.buffers()]
+        state: list[object] = [m.training for m in self._model.modules()]
+        state += [(id(t), t.data_ptr(), t._version) for t in model]
+        if self.space.device.type == "cpu":
+            # p.data.copy_() passes by the version counter; on CUDA a look would be a synchronisation
+            state += [bit_sum(t) for t in model]
+        if self._batches.resident:
+            for batch in self._batches:
+                state.append(_identity(batch))
+        return tuple(state)
+
+    def _forget(self) -> None:
+        self._cache.clear()
+        self._totals = None
+        self._seen = None
+        self._state = None
+
+    # ------------------------------------------------------------------ words
+
+    def explain(self) -> str:
+        """Which parameters take which path and what is kept, as text."""
+        lines = [
+            f"{len(self.space.names)} parameters, P = {self.space.size}, {self.space.dtype}, {self.space.device}",
+            f"loss: {type(self.loss).__name__} ({self.loss.reduction})",
+            f"kept: {len(self._cache)} batches' linearisations or records, {self._cache.nbytes / 2**20:.1f} MiB",
+            "empirical-Fisher diagonal and per-sample norms, by parameter:",
+        ]
+        paths: dict[int, set[str]] = {}
+
+        def note(tape: Tape, point: LossPoint) -> None:
+            for number, path in tape.paths().items():
+                paths.setdefault(number, set()).add(path)
+
+        self.visit_tapes(note)
+        width = max(len(n) for n in self.space.names)
+        for i, name in enumerate(self.space.names):
+            lines.append(f"  {name:<{width}}  {', '.join(sorted(paths[i]))}")
+        return "\n".join(lines)
+
+
+def _identity(batch: Any) -> int:
+    """Changes when a resident batch is replaced or written to."""
+    return hash(tuple((t.data_ptr(), t._version, tuple(t.shape)) for t in tensors(batch)))
+
+
+def dtype_of_sums(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which contributions of batches are added: never less than float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32

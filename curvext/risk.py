@@ -1,0 +1,79 @@
+"""The empirical risk: the problem, checked once, and the operators that share its linearisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from curvext.linearise.jacobian import Linearisation
+from curvext.operators import (
+    EmpiricalFisherOperator,
+    GGNOperator,
+    HessianOperator,
+    ModelCurvatureOperator,
+)
+from curvext.problem import Problem, dtype_of_sums
+
+
+class EmpiricalRisk(Problem):
+    """L(θ) = (1/N) Σ_n ℓ(f(x_n; θ), y_n), and its curvature.
+
+    Args:
+        model: any ``nn.Module``. It must be in a mode in which its output is a function of its
+            parameters (``model.eval()`` for dropout and batch-norm), and is left as found.
+        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` and
+            ``curvext.CausalLMLoss`` have a closed-form output Hessian; any other callable
+            ``loss(output, target) -> scalar`` goes through autograd in output space.
+        data: one batch ``(x, y)``, a mapping with "labels" (called as ``model(**inputs)``), or a
+            re-iterable of batches. The answer for many batches is that for their concatenation.
+        params: None for all parameters that require grad; names, glob patterns, or a predicate
+            ``(name, parameter) -> bool``.
+        cache: "auto" keeps a batch's linearisation while it fits in half of the free memory; True
+            keeps all, False none, a number is a budget in bytes.
+        forward: ``f(model, batch) -> output``, overrides how the model is called.
+        target: ``f(batch) -> target``, likewise.
+        reduction: "mean" or "sum" for a callable that has no such attribute: how it reduces.
+        check_finite: also check vectors on CUDA for nan and inf, at the cost of a synchronisation.
+
+    Raises:
+        TypeError, ValueError: an argument is of no accepted form; the message names it.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+        >>> risk = cx.EmpiricalRisk(model, loss, (torch.eye(2), torch.zeros(2, 1)))
+        >>> H, G = risk.hessian(), risk.ggn()
+        >>> torch.allclose(H.to_dense(), G.to_dense())  # a linear model has no curvature of its own
+        True
+    """
+
+    def value(self) -> float:
+        """L(θ)."""
+        totals = self.totals
+        return totals.value * self.mean_scale()
+
+    def gradient(self) -> Tensor:
+        """∇L as a flat vector ``[P]``, in the parameters' dtype."""
+        total = torch.zeros(self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device)
+
+        def add(at: Linearisation) -> None:
+            total.add_(torch.cat([g.reshape(-1) for g in at.gradient]))
+
+        self.visit(add)
+        return total.mul_(self.mean_scale()).to(self.space.dtype)
+
+    def hessian(self) -> HessianOperator:
+        """H = ∂²L/∂θ²."""
+        return HessianOperator.of(self)
+
+    def ggn(self) -> GGNOperator:
+        """G = Jᵀ H_ℓ J."""
+        return GGNOperator.of(self)
+
+    def model_curvature(self) -> ModelCurvatureOperator:
+        """R = H − G."""
+        return ModelCurvatureOperator.of(self)
+
+    def empirical_fisher(self, per: str = "sample") -> EmpiricalFisherOperator:
+        """F_emp = (1/N) Σ_n g_n g_nᵀ."""
+        return EmpiricalFisherOperator.of(self, per)
