@@ -7,12 +7,15 @@ on fused C++ and CUDA kernels.
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
+    FisherOperator,
     GGNOperator,
     HessianOperator,
     Identity,
     LinearOperator,
+    MCFisherOperator,
     ModelCurvatureOperator,
     fisher_diagonal,
+    ggn_diagonal,
     per_sample_gradient_norms,
 )
 from curvext.risk import EmpiricalRisk
@@ -23,11 +26,14 @@ __all__ = [
     "CausalLMLoss",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
+    "FisherOperator",
     "GGNOperator",
     "HessianOperator",
     "Identity",
     "LinearOperator",
+    "MCFisherOperator",
     "ModelCurvatureOperator",
     "fisher_diagonal",
+    "ggn_diagonal",
     "per_sample_gradient_norms",
 ]

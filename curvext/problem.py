@@ -58,6 +58,7 @@ class _Seat:
     """A batch and its place in the data."""
 
     number: int
+    first: int  # index of its first datum
     batch: Any
     key: int
 
@@ -177,7 +178,7 @@ class Problem:
         if kept is None:
             output, target = self._forward(seat.batch, twice=True)
             point = self.loss.at(output.detach(), target)
-            kept = _Kept(_Share.of(output, point), Linearisation(output, point, self._leaves))
+            kept = _Kept(_Share.of(output, point), Linearisation(output, point, self._leaves, seat.first))
             self._cache.offer((Linearisation, seat.number), seat.key, kept)
         return kept
 
@@ -203,7 +204,7 @@ class Problem:
         def rerun(batch: Any) -> Tensor:
             return self._forward(batch, twice=False)[0]
 
-        tape = Tape(output, self._leaves, self._plans, rerun, seat.batch)
+        tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first)
         return _Share.of(output, point), tape, point
 
     def _pass(self, one: Callable[[_Seat], _Share]) -> None:
@@ -220,7 +221,8 @@ class Problem:
                 key = fingerprint(batch)
                 content += key
             with self._forward.borrowed():
-                shares.append(one(_Seat(number, batch, key)))
+                first = sum(s.samples for s in shares)
+                shares.append(one(_Seat(number, first, batch, key)))
         self._check_same_data(shares, content)
         if self._totals is None:
             self._totals = Totals(
@@ -308,8 +310,3 @@ class Problem:
 def _identity(batch: Any) -> int:
     """Changes when a resident batch is replaced or written to."""
     return hash(tuple((t.data_ptr(), t._version, tuple(t.shape)) for t in tensors(batch)))
-
-
-def dtype_of_sums(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which contributions of batches are added: never less than float32."""
-    return torch.float64 if dtype is torch.float64 else torch.float32

@@ -8,11 +8,14 @@ from torch import Tensor
 from curvext.linearise.jacobian import Linearisation
 from curvext.operators import (
     EmpiricalFisherOperator,
+    FisherOperator,
     GGNOperator,
     HessianOperator,
+    MCFisherOperator,
     ModelCurvatureOperator,
 )
-from curvext.problem import Problem, dtype_of_sums
+from curvext.problem import Problem
+from curvext.space import dtype_of_sums
 
 
 class EmpiricalRisk(Problem):
@@ -33,6 +36,7 @@ class EmpiricalRisk(Problem):
         forward: ``f(model, batch) -> output``, overrides how the model is called.
         target: ``f(batch) -> target``, likewise.
         reduction: "mean" or "sum" for a callable that has no such attribute: how it reduces.
+        progress: show a progress bar over the batches of every pass (needs tqdm).
         check_finite: also check vectors on CUDA for nan and inf, at the cost of a synchronisation.
 
     Raises:
@@ -54,7 +58,8 @@ class EmpiricalRisk(Problem):
 
     def gradient(self) -> Tensor:
         """∇L as a flat vector ``[P]``, in the parameters' dtype."""
-        total = torch.zeros(self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device)
+        with torch.inference_mode(False):  # it is added to where that is off
+            total = torch.zeros(self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device)
 
         def add(at: Linearisation) -> None:
             total.add_(torch.cat([g.reshape(-1) for g in at.gradient]))
@@ -73,6 +78,14 @@ class EmpiricalRisk(Problem):
     def model_curvature(self) -> ModelCurvatureOperator:
         """R = H − G."""
         return ModelCurvatureOperator.of(self)
+
+    def fisher(self) -> FisherOperator:
+        """F, labels from the model; equals G where the loss has a likelihood."""
+        return FisherOperator.of(self)
+
+    def mc_fisher(self, samples: int = 1, seed: int = 0) -> MCFisherOperator:
+        """F with ``samples`` labels drawn for each datum."""
+        return MCFisherOperator.of(self, samples, seed)
 
     def empirical_fisher(self, per: str = "sample") -> EmpiricalFisherOperator:
         """F_emp = (1/N) Σ_n g_n g_nᵀ."""

@@ -132,3 +132,8 @@ def _predicate(params: Selection, names: list[str]) -> Callable[[str, nn.Paramet
         if not any(pattern == n or fnmatchcase(n, pattern) for n in names):
             raise ValueError(f"params: {pattern!r} matches no parameter; the model has {names[:8]} ...")
     return lambda name, p: any(pattern == name or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def dtype_of_sums(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which contributions of batches are added: never less than float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32

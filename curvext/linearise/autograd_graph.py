@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
 
 LEAF = "torch::autograd::AccumulateGrad"
 
@@ -44,8 +44,7 @@ class Graph:
     """
 
     def __init__(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
-        root = output.grad_fn
-        assert root is not None
+        root = get_gradient_edge(output).node  # a leaf has no grad_fn, but it has a node
         self.nodes = _collect(root)
         position = {node: i for i, node in enumerate(self.nodes)}
         #: node → (child position or None, which output of the child) per input edge
@@ -106,6 +105,11 @@ class Graph:
         return saved_bytes(self.nodes)
 
 
+def _strided(t: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with storage that make up ``t``."""
+    return (t._indices(), t._values()) if t.is_sparse else (t,)
+
+
 def saved_bytes(nodes: Sequence[Node]) -> int:
     """Bytes of the distinct storages saved by ``nodes``, leaf variables not counted."""
     leaves = {n.variable.untyped_storage().data_ptr() for n in nodes if n.name() == LEAF}  # type: ignore[attr-defined]
@@ -116,7 +120,7 @@ def saved_bytes(nodes: Sequence[Node]) -> int:
                 continue
             value = getattr(node, attribute)
             for t in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(t, Tensor):
-                    storage = t.untyped_storage()
+                for part in _strided(t) if isinstance(t, Tensor) else ():
+                    storage = part.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
     return sum(size for pointer, size in storages.items() if pointer not in leaves)

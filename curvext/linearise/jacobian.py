@@ -49,10 +49,14 @@ class Linearisation:
         output: f with its graph, ``[N, ...]``.
         point: the loss at f.
         parameters: the leaves θ.
+        first: index of the batch's first datum among all.
     """
 
-    def __init__(self, output: Tensor, point: LossPoint, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, output: Tensor, point: LossPoint, parameters: Sequence[Tensor], first: int
+    ) -> None:
         self.point = point
+        self.first = first
         self.samples = int(output.shape[0])
         self._output = output
         self._parameters = list(parameters)

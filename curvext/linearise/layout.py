@@ -43,6 +43,8 @@ class Layout:
 
         The rest of the split dimension stays in place with size ``shape[dim] / N``.
         """
+        if x.ndim == 0:  # a scalar, so of the only sample
+            return x.unsqueeze(0)
         rest = x.shape[self.dim] // samples
         sizes = (samples, rest) if self.major else (rest, samples)
         split = x.unflatten(self.dim, sizes)

@@ -67,7 +67,8 @@ class Plan:
     def _route(self, graph: Graph, parameter: int) -> Route:
         mine = [i for i, site in enumerate(self.sites) if parameter in self.parameters_of(site)]
         if not mine:
-            return Route("unused")
+            # a rearrangement may lead straight to the output, or the parameter be the output
+            return Route("general" if parameter in graph.parameter_at.values() else "unused")
         if not all(self.sites[i].usable for i in mine):
             return Route("general")
         chains = {i: Arrangement.below(graph, self.sites[i].derived) for i in mine}

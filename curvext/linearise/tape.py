@@ -44,6 +44,7 @@ class Tape:
         plans: what is known of graphs of this model.
         rerun: a batch → its output with a new graph.
         batch: the batch.
+        first: index of its first datum among all.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Tape:
         plans: PlanBook,
         rerun: Callable[[Any], Tensor],
         batch: Any,
+        first: int,
     ) -> None:
+        self.first = first
         self.samples = int(output.shape[0])
         self._output = output
         self._parameters = list(parameters)

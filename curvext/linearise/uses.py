@@ -76,16 +76,16 @@ class DirectUse(Use):
         return self.gradients[n]
 
     def norm(self) -> Tensor:
-        return _wide(self.gradients).square().flatten(1).sum(1)
+        return _wide(self.rows()).square().sum(1)
 
     def dot(self, W: Tensor) -> Tensor:
-        return self.gradients.flatten(1) @ W.flatten(1).T
+        return self.rows() @ W.reshape(W.shape[0], -1).T
 
     def weighted_sum(self, c: Tensor) -> Tensor:
-        return (c @ self.gradients.flatten(1)).view(-1, *self.gradients.shape[1:])
+        return (c @ self.rows()).view(-1, *self.gradients.shape[1:])
 
     def rows(self) -> Tensor:
-        return self.gradients.flatten(1)
+        return self.gradients.reshape(self.gradients.shape[0], -1)  # D may be that of a scalar
 
     def kept(self) -> Sequence[Tensor]:
         return (self.gradients,)
@@ -113,6 +113,8 @@ class OuterUse(Use):
         return _outer_norm(self.a, self.g)
 
     def dot(self, W: Tensor) -> Tensor:
+        # what was used may have dimensions of size 1 besides, as einsum makes them
+        W = W.reshape(W.shape[0], self.g.shape[2], self.a.shape[2])
         return _outer_dot(self.a, self.g.unsqueeze(0), W)[0]
 
     def weighted_sum(self, c: Tensor) -> Tensor:
@@ -238,7 +240,7 @@ class ConvolutionUse(Use):
         products = []
         for w in W:
             response = self._convolve(inner, w, outer)
-            products.append((response * outer).view(self._inner.shape[0], -1).sum(1))
+            products.append((response * outer).reshape(self._inner.shape[0], -1).sum(1))
         return torch.stack(products, 1)
 
     def weighted_sum(self, c: Tensor) -> Tensor:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
+
+#: the largest output of one datum whose H_ℓ is formed when there is no closed form
+DENSE_OUTPUTS = 2048
 
 _NO_POSITIONS = (
     "per='token': this loss has no output positions; it is defined for nn.CrossEntropyLoss and "
@@ -31,6 +35,40 @@ class LossPoint(ABC):
     @abstractmethod
     def hessian_mm(self, u: Tensor) -> Tensor:
         """H_ℓ u for u ``[K, *output.shape]``, same shape and dtype."""
+
+    def root_columns(self) -> Iterator[tuple[Tensor, float]]:
+        """Columns s_k of the output shape with signs ±1 such that H_ℓ = Σ_k ± s_k s_kᵀ for each datum.
+
+        The general way: the blocks of H_ℓ, C×C for a datum of C outputs, and their eigenvectors.
+        Closed forms override it.
+        """
+        outputs = self.residual[0].numel()
+        if outputs > DENSE_OUTPUTS:
+            raise ValueError(
+                f"this loss has no closed-form root, and its output Hessian of {outputs} outputs per sample "
+                f"is over the limit of {DENSE_OUTPUTS} for an eigendecomposition"
+            )
+        eye = torch.eye(outputs, dtype=self.residual.dtype, device=self.residual.device)
+        samples = self.residual.shape[0]
+        every = eye.view(outputs, 1, *self.residual.shape[1:]).expand(-1, samples, *self.residual.shape[1:])
+        blocks = self.hessian_mm(every.contiguous()).flatten(2).movedim(0, 2)  # [N, C, C]
+        values, vectors = torch.linalg.eigh(blocks.double())
+        for k in range(outputs):
+            for sign in (1.0, -1.0):
+                size = (sign * values[:, k]).clamp(min=0).sqrt()
+                if bool((size > 0).any()):
+                    column = (vectors[:, :, k] * size.unsqueeze(1)).to(self.residual.dtype)
+                    yield column.view_as(self.residual), sign
+
+    def sampled(self, seed: int, draw: int, first: int) -> Tensor:
+        """s = ∂/∂f (−log p(ŷ|f)) with ŷ drawn from the model, in output shape: E[s sᵀ] = H_ℓ.
+
+        Args:
+            seed: of the labels.
+            draw: number of the draw for each datum.
+            first: index of the batch's first datum; labels depend on (seed, draw, datum, position) alone.
+        """
+        raise ValueError("this loss defines no distribution to draw labels from")
 
     def position_sum(self, x: Tensor) -> Tensor:
         """Sum of ``x`` (in output shape) over the classes of each position, kept as size 1.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvext.losses.base import LossPoint, OutputLoss, check_real, check_reduction, check_same_shape
+from curvext.losses.draws import uniform
 
 
 class BinaryCrossEntropy(OutputLoss):
@@ -50,6 +53,21 @@ class _BinaryPoint(LossPoint):
         miss = torch.sigmoid(-z)
         self.residual = (w * (1 - y) - kappa * miss).to(output.dtype)
         self._curvature = (kappa * torch.sigmoid(z) * miss).to(output.dtype)
+        self._hit = torch.sigmoid(z)
+        self._kappa = kappa
 
     def hessian_mm(self, u: Tensor) -> Tensor:
         return self._curvature * u
+
+    def root_columns(self) -> Iterator[tuple[Tensor, float]]:
+        root = self._curvature.clamp(min=0).sqrt().flatten(1)
+        for j in range(root.shape[1]):
+            column = torch.zeros_like(root)
+            column[:, j] = root[:, j]
+            yield column.view_as(self.residual), 1.0
+
+    def sampled(self, seed: int, draw: int, first: int) -> Tensor:
+        shape = self._hit.shape
+        u = uniform(seed, draw, first, shape[0], shape[1:].numel(), self._hit.device).view(shape)
+        label = (u < self._hit).to(self._hit.dtype)
+        return (self._kappa.sqrt() * (self._hit - label)).to(self.residual.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from curvext.kernels import softmax_hessian_mm
 from curvext.losses.base import LossPoint, OutputLoss, check_reduction
+from curvext.losses.draws import uniform
 
 
 class CausalLMLoss(nn.Module):
@@ -186,15 +187,40 @@ class _SoftmaxPoint(LossPoint):
     def hessian_mm(self, u: Tensor) -> Tensor:
         return softmax_hessian_mm(self._logits, u, self._mass, dim=self._dim)
 
-    def position_sum(self, x: Tensor) -> Tensor:
-        return x.sum(self._dim, keepdim=True)
+    def root_columns(self) -> Iterator[tuple[Tensor, float]]:
+        p = torch.softmax(self._logits.to(self._mass.dtype), self._dim)
+        for here in self._position_masks():
+            weight = (self._mass * here).unsqueeze(self._dim)
+            for c in range(p.shape[self._dim]):
+                root = (weight * p.select(self._dim, c).unsqueeze(self._dim)).sqrt()
+                column = -root * p
+                column.select(self._dim, c).add_(root.squeeze(self._dim))
+                yield column.to(self.residual.dtype), 1.0
 
-    def residual_by_position(self) -> Iterator[Tensor]:
+    def sampled(self, seed: int, draw: int, first: int) -> Tensor:
+        p = torch.softmax(self._logits.to(self._mass.dtype), self._dim).movedim(self._dim, -1)
+        samples, positions = p.shape[0], self._mass[0].numel()
+        u = uniform(seed, draw, first, samples, positions, p.device).view(*self._mass.shape, 1)
+        cumulative = p.double().cumsum(-1)
+        label = torch.searchsorted(cumulative, u * cumulative[..., -1:]).clamp(max=p.shape[-1] - 1)
+        score = p.scatter_add(-1, label, -torch.ones_like(label, dtype=p.dtype))
+        score = score * self._mass.sqrt().unsqueeze(-1)
+        return score.movedim(-1, self._dim).to(self.residual.dtype)
+
+    def _position_masks(self) -> Iterator[Tensor]:
+        """For each output position a mask over the positions of one sample."""
         per_sample = self._kept[0].numel()
         for t in range(per_sample):
             here = torch.zeros(per_sample, dtype=torch.bool, device=self._kept.device)
             here[t] = True
-            yield self.residual * here.view(self._kept.shape[1:]).unsqueeze(self._dim - 1)
+            yield here.view(self._kept.shape[1:])
+
+    def position_sum(self, x: Tensor) -> Tensor:
+        return x.sum(self._dim, keepdim=True)
+
+    def residual_by_position(self) -> Iterator[Tensor]:
+        for here in self._position_masks():
+            yield self.residual * here.unsqueeze(self._dim - 1)
 
     @property
     def positions(self) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from curvext.losses.base import LossPoint, OutputLoss, check_real, check_reduction, check_same_shape
+from curvext.losses.draws import normal
 
 
 class SquaredError(OutputLoss):
@@ -35,7 +38,19 @@ class _SquaredPoint(LossPoint):
         wide = torch.float64 if output.dtype is torch.float64 else torch.float32
         self.value = difference.to(wide).square().sum()
         self.denominator = float(output.numel())
-        self.residual = 2 * difference
+        self.residual = (2 * difference).contiguous()
 
     def hessian_mm(self, u: Tensor) -> Tensor:
         return 2 * u
+
+    def root_columns(self) -> Iterator[tuple[Tensor, float]]:
+        for j in range(self.residual[0].numel()):
+            column = torch.zeros_like(self.residual)
+            column.view(len(column), -1)[:, j] = 2**0.5
+            yield column, 1.0
+
+    def sampled(self, seed: int, draw: int, first: int) -> Tensor:
+        # ℓ = (f − y)² is −log of a Gaussian of variance 1/2
+        shape = self.residual.shape
+        noise = normal(seed, draw, first, shape[0], shape[1:].numel(), self.residual.device)
+        return (noise * 2**0.5).to(self.residual.dtype).view(shape)

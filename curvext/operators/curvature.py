@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from curvext.operators.linear import LinearOperator
-from curvext.problem import Problem, dtype_of_sums
-from curvext.space import Selection
+from curvext.problem import Problem
+from curvext.space import Selection, dtype_of_sums
 
 Blocks = list[Tensor]  # a vector as one tensor per parameter
 

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.records import Records
-from curvext.linearise.selections import Arrangement
+from curvext.linearise.sums import SquaredNorms, SquareSum
 from curvext.linearise.tape import Tape
-from curvext.linearise.uses import Use
 from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.operators.linear import Vector
-from curvext.problem import Problem, dtype_of_sums
+from curvext.problem import Problem
 from curvext.results import EigenResult
-from curvext.space import ParameterSpace, Selection
+from curvext.space import Selection
 
 
 class EmpiricalFisherOperator(CurvatureOperator):
@@ -267,44 +266,6 @@ class EmpiricalFisherOperator(CurvatureOperator):
             raise ValueError(f"{method}: per='token' has no per-sample gradients; use per='sample'")
 
 
-class SquareSum:
-    """Visitor: Σ_n g_n² by parameter, unnormalised."""
-
-    def __init__(self, space: ParameterSpace) -> None:
-        self._space = space
-        dtype = dtype_of_sums(space.dtype)
-        self._sums = [torch.zeros(s, dtype=dtype, device=space.device) for s in space.shapes.values()]
-
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
-        """Adds the squares of a use."""
-        here = arrange(self._sums[parameter])
-        here += use.square().view(here.shape)
-
-    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
-        """Adds one sample's squares."""
-        total = self._sums[parameter]
-        total += gradient.to(total.dtype).square()
-
-    def flat(self, scale: float) -> Tensor:
-        """The sums times ``scale`` as a flat vector ``[P]``."""
-        return torch.cat([s.reshape(-1) for s in self._sums]).mul_(scale).to(self._space.dtype)
-
-
-class SquaredNorms:
-    """Visitor: ‖g_n‖² by sample, unnormalised."""
-
-    def __init__(self, samples: int, space: ParameterSpace) -> None:
-        self.total = torch.zeros(samples, dtype=dtype_of_sums(space.dtype), device=space.device)
-
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
-        """Adds the norms of a use: rearranging does not change them."""
-        self.total += use.norm()
-
-    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
-        """Adds one sample's norm."""
-        self.total[sample] += gradient.to(self.total.dtype).square().sum()
-
-
 def _recorded(batch: Records | Linearisation) -> Records:
     if isinstance(batch, Records):
         return batch
@@ -318,58 +279,3 @@ def _checked_per(per: str) -> str:
     if per not in ("sample", "token"):
         raise ValueError(f"per: expected 'sample' or 'token', got {per!r}")
     return per
-
-
-def fisher_diagonal(
-    model: nn.Module,
-    loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
-    data: Any,
-    kind: str = "empirical",
-    params: Selection = None,
-    **options: Any,
-) -> dict[str, Tensor]:
-    """The diagonal of a Fisher matrix by parameter, in the units of :class:`EmpiricalFisherOperator`.
-
-        diag F_emp = (1/N) Σ_n g_n²
-
-    Args:
-        model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
-        kind: "empirical", the squares of the true labels' gradients.
-        options: further arguments of :class:`curvext.EmpiricalRisk`.
-
-    Returns:
-        ``{name: tensor}`` in the shapes of the parameters.
-
-    Raises:
-        ValueError: ``kind`` is unknown.
-
-    Example:
-        >>> import torch, curvext as cx
-        >>> model = torch.nn.Linear(2, 1, bias=False)
-        >>> _ = torch.nn.init.ones_(model.weight)
-        >>> cx.fisher_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
-        {'weight': tensor([[2., 2.]])}
-    """
-    if kind != "empirical":
-        raise ValueError(f"fisher_diagonal: kind: expected 'empirical', got {kind!r}")
-    operator = EmpiricalFisherOperator(model, loss, data, params, **options)
-    return operator.split(operator.diagonal())
-
-
-def per_sample_gradient_norms(
-    model: nn.Module,
-    loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
-    data: Any,
-    params: Selection = None,
-    **options: Any,
-) -> Tensor:
-    """‖g_n‖ for every sample, ``[N]``, with g_n as in :class:`EmpiricalFisherOperator`.
-
-    Example:
-        >>> import torch, curvext as cx
-        >>> model = torch.nn.Linear(2, 1, bias=False)
-        >>> _ = torch.nn.init.ones_(model.weight)
-        >>> cx.per_sample_gradient_norms(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
-        tensor([2., 2.])
-    """
-    return EmpiricalFisherOperator(model, loss, data, params, **options).gradient_norms()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from curvext.linearise.jacobian import Linearisation
+from curvext.linearise.sums import SquareSum
+from curvext.linearise.tape import Tape
+from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator
 
 
@@ -29,3 +33,22 @@ class GGNOperator(CurvatureOperator):
     def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Blocks]:
         tangents = torch.stack([at.jvp(v) for v in columns])
         return [at.vjp(u) for u in at.point.hessian_mm(tangents)]
+
+    def diagonal(self) -> Tensor:
+        """diag G, ``[P]``, exact: Σ_n Σ_k ± (Jᵀ s_k)² over the columns of a root of H_ℓ.
+
+        One backward pass for each output of a sample: C for a classifier, C·T with T positions.
+        """
+        squares = SquareSum(self._problem.space)
+
+        def add(tape: Tape, point: LossPoint) -> None:
+            for column, sign in point.root_columns():
+                squares.sign = sign
+                tape.play(squares, column, keep=True)
+
+        self._problem.visit_tapes(add)
+        return squares.flat(self._problem.mean_scale())
+
+    def trace(self) -> Tensor:
+        """tr G, exact, at the cost of :meth:`diagonal`."""
+        return self.diagonal().sum()

@@ -1,0 +1,107 @@
+"""Diagonals and norms as plain functions, for those who need nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from curvext.operators.empirical_fisher import EmpiricalFisherOperator
+from curvext.operators.fisher import FisherOperator, MCFisherOperator
+from curvext.operators.ggn import GGNOperator
+from curvext.space import Selection
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+    data: Any,
+    kind: str = "empirical",
+    params: Selection = None,
+    samples: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The diagonal of a Fisher matrix by parameter.
+
+        diag F_emp = (1/N) Σ_n g_n²,    g_n = N times the gradient of sample n's share of L
+
+    for "mean"; Σ_n g_n² of the shares for "sum".
+
+    Args:
+        model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
+        kind: "empirical": labels of the data, one backward pass for each batch;
+            "mc": ``samples`` labels drawn from the model, the diagonal of :class:`MCFisherOperator`;
+            "exact": all labels, one backward pass for each output of a sample.
+        samples, seed: for "mc".
+        options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
+
+    Returns:
+        ``{name: tensor}`` in the shapes and the dtype of the parameters.
+
+    Raises:
+        ValueError: ``kind`` is unknown, or the loss has no likelihood for "mc" and "exact".
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> cx.fisher_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
+        {'weight': tensor([[2., 2.]])}
+    """
+    operator: EmpiricalFisherOperator | FisherOperator | MCFisherOperator
+    if kind == "empirical":
+        operator = EmpiricalFisherOperator(model, loss, data, params, **options)
+    elif kind == "mc":
+        operator = MCFisherOperator(model, loss, data, params, samples=samples, seed=seed, **options)
+    elif kind == "exact":
+        operator = FisherOperator(model, loss, data, params, **options)
+    else:
+        raise ValueError(f"fisher_diagonal: kind: expected 'empirical', 'mc' or 'exact', got {kind!r}")
+    return operator.split(operator.diagonal())
+
+
+def ggn_diagonal(
+    model: nn.Module,
+    loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+    data: Any,
+    params: Selection = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The exact diagonal of the generalized Gauss-Newton matrix by parameter.
+
+        diag G = Σ_n Σ_k (J_nᵀ s_nk)²,   H_ℓ = Σ_k s_k s_kᵀ
+
+    One backward pass for each output of a sample; the Jacobian is never written out.
+
+    Returns:
+        ``{name: tensor}`` in the shapes and the dtype of the parameters, in units of L.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> cx.ggn_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
+        {'weight': tensor([[1.0000, 1.0000]])}
+    """
+    operator = GGNOperator(model, loss, data, params, **options)
+    return operator.split(operator.diagonal())
+
+
+def per_sample_gradient_norms(
+    model: nn.Module,
+    loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+    data: Any,
+    params: Selection = None,
+    **options: Any,
+) -> Tensor:
+    """‖g_n‖ for every sample, ``[N]``, with g_n as in :func:`fisher_diagonal`.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> cx.per_sample_gradient_norms(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
+        tensor([2., 2.])
+    """
+    return EmpiricalFisherOperator(model, loss, data, params, **options).gradient_norms()

@@ -1,0 +1,138 @@
+"""The Fisher matrix, exact and by Monte Carlo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvext.linearise.jacobian import Linearisation
+from curvext.linearise.sums import SquareSum
+from curvext.linearise.tape import Tape
+from curvext.losses import LossPoint
+from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.operators.ggn import GGNOperator
+from curvext.problem import Problem
+from curvext.space import Selection
+
+
+class FisherOperator(GGNOperator):
+    """The Fisher matrix F = E_{y~p(y|x;θ)}[∇log p ∇log pᵀ], labels from the *model*; "type 2".
+
+    For every loss that is −log p of an exponential family in its natural parameters F equals G, and is
+    computed as such: softmax cross-entropy, also with class weights, smoothing, ignored positions and
+    probability targets, which enter with the weight they have in L; squared error, whose Gaussian is the
+    one with −log p = ℓ + const (variance 1/2 for each output, in PyTorch's units of the mean over N·C);
+    binary cross-entropy with independent Bernoulli outputs (Martens 2020).
+
+    The common mistake is to take :class:`EmpiricalFisherOperator` for it, whose labels are the data's.
+
+    Raises:
+        ValueError: the loss has no likelihood; use :class:`GGNOperator`.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+        >>> data = (torch.eye(2), torch.zeros(2, 1))
+        >>> cx.FisherOperator(model, loss, data).diagonal()
+        tensor([1.0000, 1.0000])
+    """
+
+    def _take(self, problem: Problem) -> None:
+        _check_likelihood(problem, "FisherOperator")
+        super()._take(problem)
+
+
+class MCFisherOperator(CurvatureOperator):
+    """The Monte-Carlo Fisher matrix: F with ``samples`` labels drawn from the model for each datum.
+
+    Unbiased for F, PSD, of rank at most N·samples. A label depends on (seed, index of the datum,
+    position) alone: the same for every batch size, every product and the diagonal.
+
+    Args:
+        samples: labels drawn for each datum.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the loss has no likelihood, or ``samples`` is not positive.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model, loss = torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss()
+        >>> data = (torch.eye(2), torch.tensor([0, 1]))
+        >>> M = cx.MCFisherOperator(model, loss, data, samples=4, seed=1)
+        >>> torch.allclose(M.diagonal(), M.to_dense().diagonal())
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        data: Any,
+        params: Selection = None,
+        cache: bool | str | int = "auto",
+        *,
+        samples: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, loss, data, params, cache, **options)
+        self._draw(samples, seed)
+
+    @classmethod
+    def of(cls, problem: Problem, samples: int = 1, seed: int = 0) -> MCFisherOperator:
+        """The operator of a problem that exists already; it shares the linearisations."""
+        operator = cls.__new__(cls)
+        operator._take(problem)
+        operator._draw(samples, seed)
+        return operator
+
+    def _take(self, problem: Problem) -> None:
+        _check_likelihood(problem, "MCFisherOperator")
+        super()._take(problem)
+
+    def _draw(self, samples: int, seed: int) -> None:
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples: expected a positive integer, got {samples!r}")
+        self._samples = samples
+        self._seed = seed
+
+    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Blocks]:
+        tangents = [at.jvp(v) for v in columns]
+        products = [torch.zeros_like(t) for t in tangents]
+        for draw in range(self._samples):
+            score = at.point.sampled(self._seed, draw, at.first)
+            for product, tangent in zip(products, tangents, strict=True):
+                inner = (score * tangent).flatten(1).sum(1)
+                product += score * inner.view([-1] + [1] * (score.ndim - 1))
+        return [at.vjp(u) for u in products]
+
+    def _scale(self) -> float:
+        return self._problem.mean_scale() / self._samples
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of this estimate, ``[P]``, exact; one backward pass for each draw."""
+        squares = SquareSum(self._problem.space)
+
+        def add(tape: Tape, point: LossPoint) -> None:
+            for draw in range(self._samples):
+                score = point.sampled(self._seed, draw, tape.first)
+                tape.play(squares, score, keep=draw + 1 < self._samples)
+
+        self._problem.visit_tapes(add)
+        return squares.flat(self._scale())
+
+    def trace(self) -> Tensor:
+        """The trace of this estimate, at the cost of :meth:`diagonal`."""
+        return self.diagonal().sum()
+
+
+def _check_likelihood(problem: Problem, owner: str) -> None:
+    if problem.loss.no_likelihood is not None:
+        raise ValueError(
+            f"{owner}: {problem.loss.no_likelihood}, so there is no Fisher matrix; "
+            "GGNOperator is the PSD curvature of such a loss"
+        )
