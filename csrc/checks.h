@@ -1,0 +1,71 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/WrapDimMinimal.h>
+#include <c10/util/Exception.h>
+
+#include <cstdint>
+
+// Argument checks shared by the CPU and CUDA hosts. Each message names the function, the argument, what came and what
+// was wanted; bindings.cpp turns them into ValueError and TypeError.
+namespace curvext {
+
+inline at::ScalarType accumulation_type(at::ScalarType storage) {
+  return storage == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline void check_dtype(const char* function, const char* argument, const at::Tensor& tensor) {
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, function,
+                   ": ", argument, " has dtype ", type, ", expected float64, float32, bfloat16 or float16");
+}
+
+inline void check_same_dtype(const char* function, const char* argument, const at::Tensor& tensor,
+                             const char* other_argument, const at::Tensor& other) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), function, ": ", argument, " has dtype ",
+                   tensor.scalar_type(), " but ", other_argument, " has ", other.scalar_type(),
+                   ", expected the same dtype");
+}
+
+inline void check_same_device(const char* function, const char* argument, const at::Tensor& tensor,
+                              const char* other_argument, const at::Tensor& other) {
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), function, ": ", argument, " is on ", tensor.device(), " but ",
+                    other_argument, " is on ", other.device(), ", expected the same device");
+}
+
+// a [N,S,I] and g [V,N,S,O], the pair that every outer-product kernel takes.
+inline void check_outer_pair(const char* function, const at::Tensor& a, const at::Tensor& g) {
+  TORCH_CHECK_VALUE(a.dim() == 3, function, ": a has shape ", a.sizes(), ", expected [N, S, I]");
+  TORCH_CHECK_VALUE(g.dim() == 4, function, ": g has shape ", g.sizes(), ", expected [V, N, S, O]");
+  TORCH_CHECK_VALUE(g.size(1) == a.size(0) && g.size(2) == a.size(1), function, ": g has shape ", g.sizes(),
+                    ", expected [V, ", a.size(0), ", ", a.size(1), ", O] beside a of shape ", a.sizes());
+  check_dtype(function, "a", a);
+  check_same_dtype(function, "g", g, "a", a);
+  check_same_device(function, "g", g, "a", a);
+}
+
+// z of any shape with a class dimension, u [K, *z.shape], w of z's shape without that dimension.
+// Returns the class dimension counted from the front.
+inline int64_t check_softmax(const char* function, const at::Tensor& z, const at::Tensor& u, const at::Tensor& w,
+                             int64_t dim) {
+  TORCH_CHECK_VALUE(z.dim() >= 1, function, ": z is a scalar, expected logits with a class dimension");
+  TORCH_CHECK_VALUE(dim >= -z.dim() && dim < z.dim(), function, ": dim is ", dim,
+                    ", expected a dimension of z of shape ", z.sizes());
+  const int64_t classes_at = dim < 0 ? dim + z.dim() : dim;
+  TORCH_CHECK_VALUE(u.dim() == z.dim() + 1 && u.sizes().slice(1) == z.sizes(), function, ": u has shape ", u.sizes(),
+                    ", expected [K, *z.shape] with z.shape = ", z.sizes());
+  auto positions = z.sizes().vec();
+  positions.erase(positions.begin() + classes_at);
+  TORCH_CHECK_VALUE(w.sizes() == at::IntArrayRef(positions), function, ": w has shape ", w.sizes(), ", expected ",
+                    at::IntArrayRef(positions), ", the shape of z without its class dimension");
+  check_dtype(function, "z", z);
+  check_same_dtype(function, "u", u, "z", z);
+  TORCH_CHECK_TYPE(w.scalar_type() == z.scalar_type() || w.scalar_type() == accumulation_type(z.scalar_type()),
+                   function, ": w has dtype ", w.scalar_type(), ", expected ", z.scalar_type(), " as z or ",
+                   accumulation_type(z.scalar_type()));
+  check_same_device(function, "u", u, "z", z);
+  check_same_device(function, "w", w, "z", z);
+  return classes_at;
+}
+
+}  // namespace curvext

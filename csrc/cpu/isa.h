@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+// Run-time choice of the instruction set. Each level is the same source (csrc/cpu/isa/*.h) compiled for other vector
+// registers; the best one that this processor has is used unless use_simd names a lower one.
+namespace curvext::cpu {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// What the panels of an outer-product kernel hold of their source.
+enum class Fill { value, square, add_square };
+
+// A register tile is `rows` x `columns` of the result. Panels are [panel][k][rows] and [panel][k][columns].
+template <class T>
+struct TileOps {
+  int64_t rows, columns;
+  // tile += sum over samples of (sum over the k of one sample of left[k][row] right[k][column])^2
+  void (*add_square)(int64_t samples, int64_t k, const T* left, const T* right, T* tile);
+  // tile += sum over k of left[k][row] right[k][column]
+  void (*add_product)(int64_t k, const T* left, const T* right, T* tile);
+  // tile += tmp^2, elementwise
+  void (*add_squared)(int64_t count, const T* tmp, T* tile);
+};
+
+// Copies `count` rows of `extent` columns into panels of a fixed width, `panel_stride` apart; what is left of the last
+// panel is zero.
+template <class S, class T>
+struct PackOps {
+  using Pack = void (*)(Fill fill, int64_t count, int64_t extent, const S* source, int64_t row_stride,
+                        int64_t panel_stride, T* panels);
+  Pack left, right;  // panels as wide as a tile has rows, columns
+};
+
+// z [outer,C,inner], u and out [K,outer,C,inner], w [outer,inner]; inner strides are 1, and for inner = 1 so are the
+// class strides.
+template <class S, class T>
+struct SoftmaxProblem {
+  const S* z;
+  const S* u;
+  const T* w;
+  S* out;
+  int64_t vectors, outer, classes, inner;
+  int64_t z_outer, z_class;
+  int64_t u_vector, u_outer, u_class;
+  int64_t out_vector, out_outer, out_class;
+};
+
+template <class S, class T>
+struct SoftmaxOps {
+  int64_t block;  // inner positions that one call of `columns` takes
+  // rows [begin, end), classes contiguous; scratch holds C values
+  void (*rows)(const SoftmaxProblem<S, T>& problem, int64_t begin, int64_t end, T* scratch);
+  // blocks [begin, end) of outer x ceil(inner / block); scratch holds 2 C block values
+  void (*columns)(const SoftmaxProblem<S, T>& problem, int64_t begin, int64_t end, T* scratch);
+};
+
+struct Primitives {
+  const char* name;
+  TileOps<float> tile_float;
+  TileOps<double> tile_double;
+  PackOps<double, double> pack_double;
+  PackOps<float, float> pack_float;
+  PackOps<BFloat16, float> pack_bfloat16;
+  PackOps<Float16, float> pack_float16;
+  SoftmaxOps<double, double> softmax_double;
+  SoftmaxOps<float, float> softmax_float;
+  SoftmaxOps<BFloat16, float> softmax_bfloat16;
+  SoftmaxOps<Float16, float> softmax_float16;
+};
+
+const Primitives& primitives();
+
+// Levels that this processor runs, lowest first, and the one in use.
+std::vector<std::string> simd_levels();
+std::string simd_level();
+void use_simd(const std::string& level);
+
+}  // namespace curvext::cpu

@@ -1,0 +1,109 @@
+// Register tiles of the outer-product family and the packing of their panels; included once for each level.
+namespace curvext::cpu::CURVEXT_ISA {
+
+constexpr int kRows = CURVEXT_TILE_ROWS;
+constexpr int kVectors = CURVEXT_TILE_VECTORS;
+
+template <class T>
+struct Tile {
+  using V = typename Simd<T>::V;
+  static constexpr int lanes = Simd<T>::lanes;
+  static constexpr int columns = kVectors * lanes;
+
+  V value[kRows][kVectors];
+
+  // value = sum over k of left[k][row] right[k][column]; all of it stays in registers
+  CURVEXT_INLINE void contract(Tile& tile, int64_t k, const T* left, const T* right) {
+    V sum[kRows][kVectors] = {};
+    for (int64_t s = 0; s < k; ++s) {
+      V b[kVectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) b[j] = load(right + s * columns + j * lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const V x = broadcast<T>(left[s * kRows + i]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) sum[i][j] += x * b[j];
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) tile.value[i][j] = sum[i][j];
+  }
+};
+
+// The squares of one sample overlap with the products of the next: nothing but the tile in L1 links them.
+template <class T>
+static void add_square(int64_t samples, int64_t k, const T* left, const T* right, T* tile) {
+  constexpr int lanes = Tile<T>::lanes, columns = Tile<T>::columns;
+  for (int64_t n = 0; n < samples; ++n) {
+    Tile<T> product;
+    Tile<T>::contract(product, k, left + n * k * kRows, right + n * k * columns);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) {
+        T* at = tile + i * columns + j * lanes;
+        store(at, load(at) + product.value[i][j] * product.value[i][j]);
+      }
+  }
+}
+
+template <class T>
+static void add_product(int64_t k, const T* left, const T* right, T* tile) {
+  constexpr int lanes = Tile<T>::lanes, columns = Tile<T>::columns;
+  Tile<T> product;
+  Tile<T>::contract(product, k, left, right);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      T* at = tile + i * columns + j * lanes;
+      store(at, load(at) + product.value[i][j]);
+    }
+}
+
+template <class T>
+static void add_squared(int64_t count, const T* tmp, T* tile) {
+  for (int64_t i = 0; i < count; i += Simd<T>::lanes) {
+    const auto x = load(tmp + i);
+    store(tile + i, load(tile + i) + x * x);
+  }
+}
+
+template <Fill F, class T>
+CURVEXT_INLINE T filled(T x, T before) {
+  if (F == Fill::value) return x;
+  return F == Fill::square ? x * x : before + x * x;
+}
+
+// One row of a block into its panels; whole panels have a width known here, so that they are a few vector moves.
+template <Fill F, int Width, class S, class T>
+CURVEXT_INLINE void pack_row(int64_t extent, const S* source, int64_t panel_stride, T* panel) {
+  for (; extent >= Width; extent -= Width, source += Width, panel += panel_stride)
+    for (int c = 0; c < Width; ++c) panel[c] = filled<F>(T(scalar(source + c)), panel[c]);
+  if (extent == 0) return;
+  for (int c = 0; c < extent; ++c) panel[c] = filled<F>(T(scalar(source + c)), panel[c]);
+  for (int c = int(extent); c < Width; ++c) panel[c] = 0;
+}
+
+// Row by row, because the rows of a large layer stand on pages of their own.
+template <Fill F, int Width, class S, class T>
+static void pack_rows(int64_t count, int64_t extent, const S* source, int64_t row_stride, int64_t panel_stride,
+                      T* panels) {
+  for (int64_t k = 0; k < count; ++k)
+    pack_row<F, Width>(extent, source + k * row_stride, panel_stride, panels + k * Width);
+}
+
+template <int Width, class S, class T>
+static void pack(Fill fill, int64_t count, int64_t extent, const S* source, int64_t row_stride, int64_t panel_stride,
+                 T* panels) {
+  switch (fill) {
+    case Fill::value: return pack_rows<Fill::value, Width>(count, extent, source, row_stride, panel_stride, panels);
+    case Fill::square: return pack_rows<Fill::square, Width>(count, extent, source, row_stride, panel_stride, panels);
+    default: return pack_rows<Fill::add_square, Width>(count, extent, source, row_stride, panel_stride, panels);
+  }
+}
+
+}  // namespace curvext::cpu::CURVEXT_ISA

@@ -1,0 +1,41 @@
+// The table of one instruction set: everything under csrc/cpu/isa compiled for it.
+#ifndef CURVEXT_COLUMN_BYTES
+#define CURVEXT_COLUMN_BYTES 128
+#endif
+
+#include "vector.h"
+
+#include "outer_square.h"
+#include "softmax_hessian_mm.h"
+
+namespace curvext::cpu::CURVEXT_ISA {
+
+#define CURVEXT_NAME_OF(x) #x
+#define CURVEXT_NAME(x) CURVEXT_NAME_OF(x)
+
+template <class T>
+static constexpr TileOps<T> tile_ops() {
+  return {kRows, Tile<T>::columns, add_square<T>, add_product<T>, add_squared<T>};
+}
+
+template <class S, class T>
+static constexpr PackOps<S, T> pack_ops() {
+  return {pack<kRows, S, T>, pack<Tile<T>::columns, S, T>};
+}
+
+template <class S, class T>
+static constexpr SoftmaxOps<S, T> softmax_ops() {
+  return {SoftmaxColumns<S, T>::block, softmax_rows<S, T>, softmax_columns<S, T>};
+}
+
+const Primitives& primitives() {
+  static constexpr Primitives table{CURVEXT_NAME(CURVEXT_ISA),    tile_ops<float>(),
+                                    tile_ops<double>(),           pack_ops<double, double>(),
+                                    pack_ops<float, float>(),     pack_ops<BFloat16, float>(),
+                                    pack_ops<Float16, float>(),   softmax_ops<double, double>(),
+                                    softmax_ops<float, float>(),  softmax_ops<BFloat16, float>(),
+                                    softmax_ops<Float16, float>()};
+  return table;
+}
+
+}  // namespace curvext::cpu::CURVEXT_ISA

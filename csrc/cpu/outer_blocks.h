@@ -1,0 +1,119 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+// How the outer-product kernels cut their work: blocks of the result, and where these are fewer than the threads, also
+// runs of samples, whose partial sums are added in the order of the samples.
+namespace curvext::cpu {
+
+// Rows of one packed panel: 12 columns of it stay in L1, a block's worth of wide panels in L2.
+constexpr int64_t kPanelRows = 256;
+// Largest block of the result; with its panels it fills half a megabyte of float32.
+constexpr int64_t kBlockRows = 144;
+constexpr int64_t kBlockColumns = 256;
+
+// Storage that starts on a cache line: a vector load across two of them costs twice.
+template <class T>
+class LineAligned {
+ public:
+  explicit LineAligned(int64_t count) : values_(size_t(count) + kLine / sizeof(T)) {}
+  T* data() const {
+    const auto address = reinterpret_cast<uintptr_t>(values_.data());
+    return const_cast<T*>(values_.data()) + (kLine - address % kLine) % kLine / sizeof(T);
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+  std::vector<T> values_;
+};
+
+template <class S>
+struct OuterPair {
+  const S* a;
+  const S* g;
+  int64_t vectors, samples, positions;
+  int64_t a_sample, a_position;
+  int64_t g_vector, g_sample, g_position;
+};
+
+// Neighbouring features must be neighbours in memory; any other stride is taken as it is.
+inline at::Tensor unit_columns(const at::Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : tensor.contiguous();
+}
+
+template <class S>
+OuterPair<S> outer_pair(const at::Tensor& a, const at::Tensor& g) {
+  return {static_cast<const S*>(a.const_data_ptr()),
+          static_cast<const S*>(g.const_data_ptr()),
+          g.size(0),
+          a.size(0),
+          a.size(1),
+          a.stride(0),
+          a.stride(1),
+          g.stride(0),
+          g.stride(1),
+          g.stride(2)};
+}
+
+struct OuterBlock {
+  int64_t row, rows, column, columns;
+};
+
+class OuterPlan {
+ public:
+  template <class S>
+  OuterPlan(int64_t O, int64_t I, const OuterPair<S>& pair, int64_t tile_rows, int64_t tile_columns)
+      : splits(1), rows_(O), columns_(I), samples_(pair.samples) {
+    const int64_t threads = at::get_num_threads();
+    block_rows_ = even_block(O, kBlockRows, tile_rows, 1);
+    block_columns_ = even_block(I, kBlockColumns, tile_columns, 1);
+    if (blocks() % threads != 0 && blocks() < 4 * threads) block_rows_ = even_block(O, kBlockRows, tile_rows, threads);
+    // Waking threads costs more than a small product, most of all on a busy machine.
+    if (2.0 * double(pair.vectors * pair.samples * pair.positions) * double(O * I) < 1e6) {
+      grain = blocks();
+      return;
+    }
+    if (blocks() < threads) splits = std::clamp<int64_t>(threads / blocks(), 1, std::max<int64_t>(pair.samples, 1));
+  }
+
+  int64_t tasks() const { return blocks() * splits; }
+  int64_t split(int64_t task) const { return task / blocks(); }
+
+  OuterBlock block(int64_t task) const {
+    const int64_t at = task % blocks();
+    const int64_t row = at / across() * block_rows_, column = at % across() * block_columns_;
+    return {row, std::min(block_rows_, rows_ - row), column, std::min(block_columns_, columns_ - column)};
+  }
+
+  std::pair<int64_t, int64_t> samples(int64_t task) const {
+    const int64_t s = split(task);
+    return {samples_ * s / splits, samples_ * (s + 1) / splits};
+  }
+
+  int64_t splits;
+  int64_t grain = 1;  // tasks that are worth a thread
+
+ private:
+  static int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+  // The extent in equal blocks of whole tiles, none above `limit`, their number a multiple of `multiple` where it fits.
+  static int64_t even_block(int64_t extent, int64_t limit, int64_t tile, int64_t multiple) {
+    const int64_t tiles = ceil_div(extent, tile);
+    const int64_t blocks = ceil_div(ceil_div(tiles * tile, limit), multiple) * multiple;
+    return std::max<int64_t>(1, ceil_div(tiles, blocks)) * tile;
+  }
+
+  int64_t across() const { return ceil_div(columns_, block_columns_); }
+  int64_t blocks() const { return ceil_div(rows_, block_rows_) * across(); }
+
+  int64_t rows_, columns_, samples_, block_rows_ = 1, block_columns_ = 1;
+};
+
+}  // namespace curvext::cpu

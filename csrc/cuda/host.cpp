@@ -1,0 +1,87 @@
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/movedim.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../checks.h"
+#include "../kernels.h"
+#include "../softmax_layout.h"
+#include "launch.h"
+
+// The door from tensors to launchers: checks, allocation, device guard, current stream.
+namespace curvext::cuda {
+namespace {
+
+Type type_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble: return Type::float64;
+    case at::kFloat: return Type::float32;
+    case at::kBFloat16: return Type::bfloat16;
+    default: return Type::float16;
+  }
+}
+
+int processors(const at::Tensor& tensor) {
+  int count = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, tensor.get_device()));
+  return count;
+}
+
+at::Tensor unit_columns(const at::Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : tensor.contiguous();
+}
+
+}  // namespace
+
+at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g) {
+  check_outer_pair("outer_square", a, g);
+  const c10::cuda::CUDAGuard guard(a.device());
+  const int64_t V = g.size(0), N = a.size(0), S = a.size(1), I = a.size(2), O = g.size(3);
+  const auto options = a.options().dtype(accumulation_type(a.scalar_type()));
+  if (V == 0 || N == 0 || S == 0 || I == 0 || O == 0) return at::zeros({O, I}, options);
+  const at::Tensor x = unit_columns(a), y = unit_columns(g);
+  const at::Tensor result = at::empty({O, I}, options);
+  const int64_t splits = outer_square_splits(V, N, S, I, O, result.element_size(), processors(a));
+  at::Tensor parts = splits > 1 ? at::empty({splits, O, I}, options) : result;
+  const auto mode = at::globalContext().allowTF32CuBLAS() ? Float32Mode::tf32 : Float32Mode::bf16x3;
+  const OuterSquareLaunch launch{
+      x.const_data_ptr(), y.const_data_ptr(), V,           N,           S,           I,      O,
+      x.stride(0),        x.stride(1),        y.stride(0), y.stride(1), y.stride(2), splits, parts.data_ptr(),
+      result.data_ptr(),  type_of(a),         mode};
+  C10_CUDA_CHECK(outer_square(launch, c10::cuda::getCurrentCUDAStream()));
+  return result;
+}
+
+at::Tensor softmax_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim) {
+  dim = check_softmax("softmax_hessian_mm", z, u, w, dim);
+  const c10::cuda::CUDAGuard guard(z.device());
+  const SoftmaxLayout layout = softmax_layout(z, u, dim);
+  if (layout.out.numel() == 0) return at::movedim(layout.out, layout.dim + 1, dim + 1);
+  const at::Tensor weights = w.to(accumulation_type(z.scalar_type())).contiguous();
+  const Folded &zf = layout.zf, &uf = layout.uf, &out = layout.outf;
+  const SoftmaxLaunch launch{layout.z.const_data_ptr(),
+                             layout.u.const_data_ptr(),
+                             weights.const_data_ptr(),
+                             layout.out.data_ptr(),
+                             layout.u.size(0),
+                             zf.outer,
+                             zf.classes,
+                             zf.inner,
+                             zf.outer_stride,
+                             zf.class_stride,
+                             layout.u.stride(0),
+                             uf.outer_stride,
+                             uf.class_stride,
+                             layout.out.stride(0),
+                             out.outer_stride,
+                             out.class_stride,
+                             type_of(z)};
+  C10_CUDA_CHECK(softmax_hessian_mm(launch, c10::cuda::getCurrentCUDAStream()));
+  return layout.dim == dim ? layout.out : at::movedim(layout.out, layout.dim + 1, dim + 1);
+}
+
+}  // namespace curvext::cuda

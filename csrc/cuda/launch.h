@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+// Launchers on raw pointers, extents and a stream; no torch headers, so that device code compiles in seconds anywhere.
+namespace curvext::cuda {
+
+enum class Type { float64, float32, bfloat16, float16 };
+
+// How float32 products run on the tensor cores: as three bfloat16 products, or in TF32.
+enum class Float32Mode { bf16x3, tf32 };
+
+struct OuterSquareLaunch {
+  const void* a;  // [N,S,I], rows of I contiguous values
+  const void* g;  // [V,N,S,O], rows of O contiguous values
+  int64_t V, N, S, I, O;
+  int64_t a_sample, a_position;
+  int64_t g_vector, g_sample, g_position;
+  int64_t splits;
+  void* parts;   // [splits,O,I] of the accumulation type; unused for splits = 1
+  void* result;  // [O,I]
+  Type type;
+  Float32Mode mode;
+};
+
+// Number of runs of samples that fill `processors`, with parts below the workspace limit.
+int64_t outer_square_splits(int64_t V, int64_t N, int64_t S, int64_t I, int64_t O, int64_t element_size,
+                            int processors);
+cudaError_t outer_square(const OuterSquareLaunch& launch, cudaStream_t stream);
+
+struct SoftmaxLaunch {
+  const void* z;
+  const void* u;
+  const void* w;  // [outer, inner], of the accumulation type
+  void* out;
+  int64_t vectors, outer, classes, inner;
+  int64_t z_outer, z_class;
+  int64_t u_vector, u_outer, u_class;
+  int64_t out_vector, out_outer, out_class;
+  Type type;
+};
+
+cudaError_t softmax_hessian_mm(const SoftmaxLaunch& launch, cudaStream_t stream);
+
+}  // namespace curvext::cuda

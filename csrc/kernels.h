@@ -1,0 +1,33 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+// The native kernels of curvext, one declaration for every folder that implements them.
+//
+// Letters: N data, V backpropagated vectors per datum, S shared positions of a layer, I fan-in, O fan-out,
+// K columns of a block of vectors, C classes, M positions of the output. The gradient of datum n along vector v is
+// G_vn = sum_s g[v,n,s,:] a[n,s,:]^T, an O x I matrix that no kernel here ever stores for more than one tile.
+//
+// Types: float64, float32, bfloat16, float16. Products are accumulated in float32, for float64 inputs in float64;
+// sums over data have that accumulation type. Every sum has a fixed order for a given number of threads.
+#define CURVEXT_DECLARE_KERNELS                                                                           \
+  /* outer_square: [O,I] = sum_v sum_n (sum_s g[v,n,s,o] a[n,s,i])^2.                                     \
+     Cost: 2 V N S O I flops, the floor of the plain product; S = 1 folds v first: 2 N O I.               \
+     Source: diagonal of the empirical Fisher, Dangel, Kunstner, Hennig, "BackPACK", 2020, section 3. */  \
+  at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g);                                      \
+  /* softmax_hessian_mm: [K,*z] = w p (u - <p,u>), p = softmax(z) along dim: H_l u for the cross-entropy. \
+     Cost: reads z and u once, writes once; 2 exponentials per logit at most.                             \
+     Source: Schraudolph, "Fast curvature matrix-vector products", 2002, table 1. */                      \
+  at::Tensor softmax_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim);
+
+namespace curvext::cpu {
+CURVEXT_DECLARE_KERNELS
+}
+
+#ifdef CURVEXT_CUDA
+namespace curvext::cuda {
+CURVEXT_DECLARE_KERNELS
+}
+#endif

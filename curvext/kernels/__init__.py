@@ -1,0 +1,8 @@
+"""The kernels: tensors in, tensors out, unnormalised sums; native where built, PyTorch references elsewhere."""
+
+from .._extension import ReferenceFallbackWarning
+from ._registry import use_reference
+from .outer_square import outer_square
+from .softmax_hessian_mm import softmax_hessian_mm
+
+__all__ = ["ReferenceFallbackWarning", "outer_square", "softmax_hessian_mm", "use_reference"]

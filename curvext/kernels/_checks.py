@@ -1,0 +1,84 @@
+"""The checks of csrc/checks.h for the references, so that both give the same errors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for every other kernel dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_dtype(function: str, argument: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(
+            f"{function}: {argument} has dtype {tensor.dtype}, expected float64, float32, bfloat16 or float16"
+        )
+
+
+def check_alike(
+    function: str, argument: str, tensor: Tensor, other_argument: str, other: Tensor
+) -> None:
+    if tensor.dtype != other.dtype:
+        raise TypeError(
+            f"{function}: {argument} has dtype {tensor.dtype} but {other_argument} has {other.dtype}, "
+            "expected the same dtype"
+        )
+    check_device(function, argument, tensor, other_argument, other)
+
+
+def check_device(
+    function: str, argument: str, tensor: Tensor, other_argument: str, other: Tensor
+) -> None:
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{function}: {argument} is on {tensor.device} but {other_argument} is on {other.device}, "
+            "expected the same device"
+        )
+
+
+def check_outer_pair(function: str, a: Tensor, g: Tensor) -> None:
+    """a [N,S,I] and g [V,N,S,O], the pair that every outer-product kernel takes."""
+    if a.dim() != 3:
+        raise ValueError(f"{function}: a has shape {list(a.shape)}, expected [N, S, I]")
+    if g.dim() != 4:
+        raise ValueError(f"{function}: g has shape {list(g.shape)}, expected [V, N, S, O]")
+    if g.shape[1:3] != a.shape[:2]:
+        raise ValueError(
+            f"{function}: g has shape {list(g.shape)}, expected [V, {a.shape[0]}, {a.shape[1]}, O] "
+            f"beside a of shape {list(a.shape)}"
+        )
+    check_dtype(function, "a", a)
+    check_alike(function, "g", g, "a", a)
+
+
+def check_softmax(function: str, z: Tensor, u: Tensor, w: Tensor, dim: int) -> None:
+    """z with a class dimension, u [K, *z.shape], w of z's shape without the class dimension."""
+    if z.dim() < 1:
+        raise ValueError(f"{function}: z is a scalar, expected logits with a class dimension")
+    if not -z.dim() <= dim < z.dim():
+        raise ValueError(
+            f"{function}: dim is {dim}, expected a dimension of z of shape {list(z.shape)}"
+        )
+    if u.dim() != z.dim() + 1 or u.shape[1:] != z.shape:
+        raise ValueError(
+            f"{function}: u has shape {list(u.shape)}, expected [K, *z.shape] with z.shape = {list(z.shape)}"
+        )
+    positions = list(z.shape)
+    del positions[dim]
+    if list(w.shape) != positions:
+        raise ValueError(
+            f"{function}: w has shape {list(w.shape)}, expected {positions}, "
+            "the shape of z without its class dimension"
+        )
+    check_dtype(function, "z", z)
+    check_alike(function, "u", u, "z", z)
+    if w.dtype not in (z.dtype, accumulation_dtype(z.dtype)):
+        raise TypeError(
+            f"{function}: w has dtype {w.dtype}, expected {z.dtype} as z or {accumulation_dtype(z.dtype)}"
+        )
+    check_device(function, "w", w, "z", z)

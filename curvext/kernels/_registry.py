@@ -1,0 +1,108 @@
+"""One ``torch.library`` op per kernel: CPU and CUDA implementations, fake kernel, and the switch to the references."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+
+_library = torch.library.Library("curvext", "DEF")
+_native: dict[str, bool] = {device: True for device in ("cpu", "cuda")}
+_told: set[str] = set()
+_reference_only = False
+
+
+class use_reference:
+    """Runs every kernel on its PyTorch reference, to bisect a kernel against its formula.
+
+    As a context manager it restores the earlier state on leaving; called plainly it switches for good.
+
+    Args:
+        enabled: whether the references run.
+
+    Example:
+        >>> import torch, curvext.kernels as kernels
+        >>> a, g = torch.ones(3, 2, 4), torch.ones(1, 3, 2, 5)
+        >>> with kernels.use_reference():
+        ...     kernels.outer_square(a, g)[0, 0]
+        tensor(12.)
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        global _reference_only
+        self._before = _reference_only
+        _reference_only = bool(enabled)
+
+    def __enter__(self) -> use_reference:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _reference_only
+        _reference_only = self._before
+
+
+def _say_once(device: str) -> None:
+    if device not in _told:
+        _told.add(device)
+        warnings.warn(_extension.advice(device), _extension.ReferenceFallbackWarning, stacklevel=3)
+
+
+def _implementation(
+    name: str, device: str, reference: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    built = _extension.kernels_for(device)
+    native = getattr(built, name, None)
+
+    def run(*args: object) -> Tensor:
+        if _reference_only:
+            return reference(*args)
+        if native is None:
+            _say_once(device)
+            return reference(*args)
+        return native(*args)
+
+    return run
+
+
+def register(
+    schema: str,
+    *,
+    check: Callable[..., None],
+    reference: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    backward: Callable[..., object],
+    setup_context: Callable[..., None],
+) -> Callable[..., Tensor]:
+    """Defines ``curvext::<name>`` and returns the op to call.
+
+    Args:
+        schema: name and arguments in torch's schema language.
+        check: raises on bad arguments; runs before the reference, as the native kernels check for themselves.
+        reference: the PyTorch truth.
+        fake: shape and dtype of the result, for tracing.
+        backward: the gradient, or a refusal that says why there is none.
+        setup_context: saves what ``backward`` needs.
+    """
+    name = schema.partition("(")[0]
+
+    def checked(*args: object) -> Tensor:
+        check(*args)
+        return reference(*args)
+
+    _library.define(schema)
+    _library.impl(name, _implementation(name, "cpu", checked), "CPU")
+    _library.impl(name, _implementation(name, "cuda", checked), "CUDA")
+    qualified = f"curvext::{name}"
+    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+    return getattr(torch.ops.curvext, name).default
