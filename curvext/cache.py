@@ -34,7 +34,9 @@ class Cache:
 
     def __init__(self, budget: bool | str | int, device: torch.device) -> None:
         if budget != "auto" and not (isinstance(budget, int) and budget >= 0):
-            raise ValueError(f"cache: expected 'auto', True, False or a number of bytes, got {budget!r}")
+            raise ValueError(
+                f"cache: expected 'auto', True, False or a number of bytes, got {budget!r}"
+            )
         self._budget = budget
         self._device = device
         self._entries: dict[Hashable, Entry] = {}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from curvext.cache import Cache
@@ -144,7 +143,7 @@ class Problem:
 
         def one(seat: _Seat) -> _Share:
             kept = self._linearisation(seat)
-            visitor(kept.item)
+            visitor(cast(Linearisation, kept.item))
             return kept.share
 
         self._pass(one)
@@ -178,7 +177,9 @@ class Problem:
         if kept is None:
             output, target = self._forward(seat.batch, twice=True)
             point = self.loss.at(output.detach(), target)
-            kept = _Kept(_Share.of(output, point), Linearisation(output, point, self._leaves, seat.first))
+            kept = _Kept(
+                _Share.of(output, point), Linearisation(output, point, self._leaves, seat.first)
+            )
             self._cache.offer((Linearisation, seat.number), seat.key, kept)
         return kept
 
@@ -252,7 +253,9 @@ class Problem:
             return batches
         from tqdm.auto import tqdm
 
-        return tqdm(batches, total=batches.count, unit="batch", desc=type(self.loss).__name__, leave=False)
+        return tqdm(
+            batches, total=batches.count, unit="batch", desc=type(self.loss).__name__, leave=False
+        )
 
     # ------------------------------------------------------------------ freshness
 

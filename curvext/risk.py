@@ -59,7 +59,9 @@ class EmpiricalRisk(Problem):
     def gradient(self) -> Tensor:
         """∇L as a flat vector ``[P]``, in the parameters' dtype."""
         with torch.inference_mode(False):  # it is added to where that is off
-            total = torch.zeros(self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device)
+            total = torch.zeros(
+                self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device
+            )
 
         def add(at: Linearisation) -> None:
             total.add_(torch.cat([g.reshape(-1) for g in at.gradient]))

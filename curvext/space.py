@@ -45,7 +45,9 @@ class ParameterSpace:
         self.device: torch.device = first.device
         for name, p in chosen.items():
             if not p.dtype.is_floating_point:
-                raise TypeError(f"params: {name!r} has dtype {p.dtype}; real floating point is needed")
+                raise TypeError(
+                    f"params: {name!r} has dtype {p.dtype}; real floating point is needed"
+                )
             if p.dtype != self.dtype:
                 raise TypeError(
                     f"params: {name!r} has dtype {p.dtype} but {self.names[0]!r} has {self.dtype}; "
@@ -72,7 +74,9 @@ class ParameterSpace:
 
     def blocks(self, vector: Tensor) -> list[Tensor]:
         """Views of a flat ``[P]`` vector, one per parameter, in order."""
-        return [b.view(s) for b, s in zip(vector.split(self.sizes), self.shapes.values(), strict=True)]
+        return [
+            b.view(s) for b, s in zip(vector.split(self.sizes), self.shapes.values(), strict=True)
+        ]
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
         """The flat ``[P]`` vector of ``{name: tensor}``, the inverse of :meth:`split`."""
@@ -88,7 +92,9 @@ class ParameterSpace:
             if not isinstance(value, Tensor):
                 raise TypeError(f"flatten: {name!r}: expected a tensor, got {type(value).__name__}")
             if value.shape != shape:
-                raise ValueError(f"flatten: {name!r}: expected shape {list(shape)}, got {list(value.shape)}")
+                raise ValueError(
+                    f"flatten: {name!r}: expected shape {list(shape)}, got {list(value.shape)}"
+                )
         return torch.cat([named[name].reshape(-1) for name in self.names])
 
 
@@ -110,7 +116,9 @@ def _select(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
         )
     lazy = [n for n, p in chosen.items() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
-        raise ValueError(f"params: {lazy[0]!r} is not initialised; run the model once on a batch first")
+        raise ValueError(
+            f"params: {lazy[0]!r} is not initialised; run the model once on a batch first"
+        )
     # the model's order, whatever alias a pattern met first
     return {name: p for name, p in model.named_parameters() if name in chosen}
 
@@ -128,10 +136,16 @@ def _predicate(params: Selection, names: list[str]) -> Callable[[str, nn.Paramet
     patterns = list(patterns)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"params: expected names or glob patterns, got {type(pattern).__name__}")
+            raise TypeError(
+                f"params: expected names or glob patterns, got {type(pattern).__name__}"
+            )
         if not any(pattern == n or fnmatchcase(n, pattern) for n in names):
-            raise ValueError(f"params: {pattern!r} matches no parameter; the model has {names[:8]} ...")
-    return lambda name, p: any(pattern == name or fnmatchcase(name, pattern) for pattern in patterns)
+            raise ValueError(
+                f"params: {pattern!r} matches no parameter; the model has {names[:8]} ..."
+            )
+    return lambda name, p: any(
+        pattern == name or fnmatchcase(name, pattern) for pattern in patterns
+    )
 
 
 def dtype_of_sums(dtype: torch.dtype) -> torch.dtype:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
 LEAF = "torch::autograd::AccumulateGrad"
+
+
+def leaf_variable(node: Node) -> Tensor:
+    """The tensor whose gradient an AccumulateGrad node would accumulate."""
+    return cast(Tensor, cast(Any, node).variable)
 
 
 def node_names(root: Node) -> set[str]:
@@ -57,8 +63,8 @@ class Graph:
         #: leaf position → number of the parameter
         self.parameter_at: dict[int, int] = {}
         for i, name in enumerate(self.names):
-            if name == LEAF and id(self.nodes[i].variable) in index:
-                self.parameter_at[i] = index[id(self.nodes[i].variable)]
+            if name == LEAF and id(leaf_variable(self.nodes[i])) in index:
+                self.parameter_at[i] = index[id(leaf_variable(self.nodes[i]))]
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
@@ -83,8 +89,8 @@ class Graph:
         """Shape of the tensor that the node made in the forward pass."""
         node = self.nodes[position]
         if self.names[position] == LEAF:
-            return node.variable.shape  # type: ignore[attr-defined, no-any-return]
-        return torch.Size(node._input_metadata[output_nr].shape)  # type: ignore[attr-defined]
+            return leaf_variable(node).shape
+        return torch.Size(cast(Any, node)._input_metadata[output_nr].shape)
 
     def bottom(self, positions: set[int]) -> set[int]:
         """Those of ``positions`` from which no other of them can be reached."""
@@ -97,7 +103,9 @@ class Graph:
                 stack.extend(open_children)
                 continue
             stack.pop()
-            reaches[i] = any(c is not None and (c in positions or reaches[c]) for c, _ in self.edges[i])
+            reaches[i] = any(
+                c is not None and (c in positions or reaches[c]) for c, _ in self.edges[i]
+            )
         return {i for i in positions if not reaches[i]}
 
     def saved_bytes(self) -> int:
@@ -112,7 +120,7 @@ def _strided(t: Tensor) -> tuple[Tensor, ...]:
 
 def saved_bytes(nodes: Sequence[Node]) -> int:
     """Bytes of the distinct storages saved by ``nodes``, leaf variables not counted."""
-    leaves = {n.variable.untyped_storage().data_ptr() for n in nodes if n.name() == LEAF}  # type: ignore[attr-defined]
+    leaves = {leaf_variable(n).untyped_storage().data_ptr() for n in nodes if n.name() == LEAF}
     storages: dict[int, int] = {}
     for node in nodes:
         for attribute in dir(node):

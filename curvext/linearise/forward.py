@@ -203,7 +203,9 @@ class Forward:
 
     def _check_output(self, output: Tensor) -> None:
         if output.ndim == 0:
-            raise ValueError("model: the output is a scalar; expected one row per sample (dimension 0)")
+            raise ValueError(
+                "model: the output is a scalar; expected one row per sample (dimension 0)"
+            )
         if not output.is_floating_point():
             raise TypeError(f"model: the output has dtype {output.dtype}; floating point is needed")
         if not is_finite(output):
@@ -236,10 +238,15 @@ class Forward:
 
 
 def is_finite(t: Tensor) -> bool:
-    """Whether all entries are finite, in one pass without a temporary."""
+    """Whether all entries are finite, without a temporary."""
     if t.numel() == 0:
         return True
-    low, high = torch.aminmax(t.detach())
+    t = t.detach()
+    if t.is_contiguous() and t.dtype in (torch.float32, torch.float64):
+        flat = t.view(-1)
+        if bool(torch.isfinite(torch.dot(flat, flat))):
+            return True  # else nan, inf, or an overflow of the squares
+    low, high = torch.aminmax(t)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
@@ -268,7 +275,11 @@ class _ComposedWeightNorm(torch.overrides.TorchFunctionMode):
         if func is torch._weight_norm:
             direction, magnitude, *rest = args
             dim = (kwargs or {}).get("dim", rest[0] if rest else 0)
-            others = [d for d in range(direction.ndim) if d != dim % direction.ndim] if dim != -1 else None
+            others = (
+                [d for d in range(direction.ndim) if d != dim % direction.ndim]
+                if dim != -1
+                else None
+            )
             norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
             return direction * (magnitude / norm)
         return func(*args, **(kwargs or {}))

@@ -74,7 +74,9 @@ class Linearisation:
                 )
             )
         # only these are differentiated again; a gradient that r does not reach is constant
-        self._live = [i for i, w in enumerate(self._gradient) if w is not None and w.requires_grad]
+        live = [(i, w) for i, w in enumerate(self._gradient) if w is not None and w.requires_grad]
+        self._live = [i for i, _ in live]
+        self._live_gradient = [w for _, w in live]
 
     @property
     def gradient(self) -> list[Tensor]:
@@ -89,7 +91,7 @@ class Linearisation:
         if not self._live:
             return torch.zeros_like(self._output)
         (product,) = torch.autograd.grad(
-            [self._gradient[i] for i in self._live],
+            self._live_gradient,
             self._residual,
             [v[i] for i in self._live],
             retain_graph=True,
@@ -119,7 +121,7 @@ class Linearisation:
             return [torch.zeros_like(p) for p in self._parameters]
         self._curvature.active = active
         products = torch.autograd.grad(
-            [self._gradient[i] for i in self._live],
+            self._live_gradient,
             self._parameters,
             [v[i] for i in self._live],
             retain_graph=True,
@@ -136,7 +138,9 @@ class Linearisation:
 
     def nbytes(self) -> int:
         """Bytes that keeping this linearisation costs."""
-        from_gradient = [w.grad_fn for w in self._gradient if w is not None and w.grad_fn is not None]
+        from_gradient = [
+            w.grad_fn for w in self._gradient if w is not None and w.grad_fn is not None
+        ]
         return saved_bytes(_reachable(from_gradient)) + sum(
             w.numel() * w.element_size() for w in self._gradient if w is not None
         )

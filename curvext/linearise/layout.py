@@ -58,7 +58,9 @@ class Probe:
         self.samples = int(output.shape[0])
         generator = torch.Generator(device="cpu").manual_seed(0x5EED)
         levels = 8 if output.dtype is torch.float16 else 16
-        exponents = torch.randperm(max(self.samples, levels), generator=generator)[: self.samples] % levels
+        exponents = (
+            torch.randperm(max(self.samples, levels), generator=generator)[: self.samples] % levels
+        )
         self.scale = (2.0**exponents).to(output.device, output.dtype)
         noise = torch.randn(output.shape, generator=generator, dtype=torch.float32)
         self.plain = noise.to(output.device, output.dtype)
@@ -70,11 +72,15 @@ class Probe:
         for dim in range(len(shape)):
             for major in (True, False):
                 layout = Layout(dim, major)
-                if layout.fits(shape, self.samples) and self._explains(layout, shape, plain, scaled):
+                if layout.fits(shape, self.samples) and self._explains(
+                    layout, shape, plain, scaled
+                ):
                     found.add(layout)
         return found
 
-    def _explains(self, layout: Layout, shape: Sequence[int], plain: _Sketch, scaled: _Sketch) -> bool:
+    def _explains(
+        self, layout: Layout, shape: Sequence[int], plain: _Sketch, scaled: _Sketch
+    ) -> bool:
         index = layout.of_index(shape[layout.dim], self.samples, self.scale.device)
         factor = self.scale[index]
         for reduced, before, after in zip(plain.reduced_dims, plain.sums, scaled.sums, strict=True):
@@ -96,12 +102,16 @@ class _Sketch:
             self.reduced_dims = (1, 0)
         else:
             self.reduced_dims = (gradient.ndim - 1,)
-        self.sums = [gradient if d is None else _weighted_sum(gradient, d) for d in self.reduced_dims]
+        self.sums = [
+            gradient if d is None else _weighted_sum(gradient, d) for d in self.reduced_dims
+        ]
 
 
 def _weighted_sum(x: Tensor, dim: int) -> Tensor:
     # irregular weights: the gradient through a normalisation has sum zero
-    weights = 1 + (torch.arange(x.shape[dim], device=x.device, dtype=torch.float64) * 0.6180339887) % 1
+    weights = (
+        1 + (torch.arange(x.shape[dim], device=x.device, dtype=torch.float64) * 0.6180339887) % 1
+    )
     weights = weights.to(x.dtype)
     return x @ weights if dim == x.ndim - 1 else weights @ x
 

@@ -45,7 +45,9 @@ class Route:
 
     path: str  # "fused", "overlapping", "formed", "general" or "unused"
     groups: list[list[int]] = field(default_factory=list)  # sites that are one use together
-    arrangements: dict[int, Arrangement] = field(default_factory=dict)  # site → the selections below it
+    arrangements: dict[int, Arrangement] = field(
+        default_factory=dict
+    )  # site → the selections below it
 
 
 class Plan:
@@ -75,7 +77,9 @@ class Plan:
         plain = {i: chain for i, chain in chains.items() if chain is not None}
         if len(plain) < len(mine):
             return Route("formed")
-        leaf = next(position for position, number in graph.parameter_at.items() if number == parameter)
+        leaf = next(
+            position for position, number in graph.parameter_at.items() if number == parameter
+        )
         groups, disjoint = _groups(plain, graph.shape(leaf))
         return Route("fused" if disjoint else "overlapping", groups, plain)
 

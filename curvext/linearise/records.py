@@ -53,7 +53,7 @@ class Records:
         for parameter, arrange, use in self._uses:
             for total, part in zip(totals, use.weighted_sum(c), strict=True):
                 here = arrange(total[parameter])
-                here += part.view(here.shape)
+                here += part.reshape(here.shape)
         for parameter, rows in self._rows.items():
             for total, part in zip(totals, c @ rows, strict=True):
                 total[parameter] += part.view_as(total[parameter])
@@ -77,10 +77,10 @@ class Records:
         for arrange, use in self._uses_of(parameter):
             for row, part in zip(rows, use.rows(), strict=True):
                 here = arrange(row)
-                here += part.view(here.shape)
+                here += part.reshape(here.shape)
         if parameter in self._rows:
             rows += self._rows[parameter].view_as(rows)
-        return rows.flatten(1)
+        return rows.reshape(self.samples, -1)  # a parameter may be a scalar
 
     def _uses_of(self, parameter: int) -> list[tuple[Arrangement, Use]]:
         return [(arrange, use) for p, arrange, use in self._uses if p == parameter]
@@ -94,4 +94,3 @@ class Records:
         """Bytes that keeping this costs."""
         tensors = [*self._rows.values(), *(t for _, _, use in self._uses for t in use.kept())]
         return sum(t.numel() * t.element_size() for t in tensors)
-

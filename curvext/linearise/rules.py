@@ -44,56 +44,74 @@ def _rows(x: Tensor, layout: Layout, samples: int) -> Tensor:
     return layout.samples_first(x, samples)
 
 
-def _right_factor(saved: Saved, g: Tensor, layout: Layout, samples: int, left: Tensor, alpha: float) -> Use | None:
+def _right_factor(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, left: Tensor, alpha: float
+) -> Use | None:
     """y = left @ W with W [I, O]: the gradient of W is leftᵀ g."""
     if layout.dim != 0 or g.is_sparse:
         return None
     g = g if alpha == 1 else g * alpha
-    return OuterUse(a=_rows(g, layout, samples), g=_rows(left, layout, samples))
+    return OuterUse(_rows(left, layout, samples), _rows(g, layout, samples), transposed=True)
 
 
-def _left_factor(saved: Saved, g: Tensor, layout: Layout, samples: int, right: Tensor, alpha: float) -> Use | None:
+def _left_factor(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, right: Tensor, alpha: float
+) -> Use | None:
     """y = W @ right with W [O, I]: the samples lie along the columns."""
     if layout.dim != 1:
         return None
     by_column = Layout(0, layout.major)
     g = g if alpha == 1 else g * alpha
-    return OuterUse(a=_rows(right.t(), by_column, samples), g=_rows(g.t(), by_column, samples))
+    return OuterUse(_rows(right.t(), by_column, samples), _rows(g.t(), by_column, samples))
 
 
-def _mm_right(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _mm_right(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _right_factor(saved, g, layout, samples, saved.self, 1)
 
 
-def _mm_left(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _mm_left(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _left_factor(saved, g, layout, samples, saved.mat2, 1)
 
 
-def _addmm_right(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _addmm_right(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _right_factor(saved, g, layout, samples, saved.mat1, saved.alpha)
 
 
-def _addmm_left(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _addmm_left(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _left_factor(saved, g, layout, samples, saved.mat2, saved.alpha)
 
 
-def _addmm_bias(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _addmm_bias(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _broadcast(g if saved.beta == 1 else g * saved.beta, layout, samples, shape)
 
 
-def _bmm_right(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _bmm_right(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     """y_b = left_b @ W_b with W [B, I, O]; einsum arrives here with B = 1."""
     if layout.dim != 1 or g.shape[0] != 1:
         return None
     inner = Layout(0, layout.major)
     left = saved.self
-    return OuterUse(a=_rows(g[0], inner, samples), g=_rows(left[0], inner, samples))
+    return OuterUse(_rows(left[0], inner, samples), _rows(g[0], inner, samples), transposed=True)
 
 
 # ---------------------------------------------------------------------- convolution
 
 
-def _convolution_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _convolution_weight(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     if layout.dim != 0:
         return None
     x = saved.input
@@ -110,7 +128,9 @@ def _convolution_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, s
     )
 
 
-def _convolution_bias(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _convolution_bias(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     if layout.dim != 0:
         return None
     return DirectUse(layout.samples_first(g, samples).movedim(2, 1).flatten(2).sum(2))
@@ -123,7 +143,9 @@ def _full(value: Sequence[int], spatial: int) -> tuple[int, ...]:
 # ---------------------------------------------------------------------- look-up
 
 
-def _embedding(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _embedding(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     indices = saved.indices
     if layout.dim >= indices.ndim or saved.scale_grad_by_freq:
         return None
@@ -138,16 +160,22 @@ def _embedding(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: tor
 # ---------------------------------------------------------------------- normalisation
 
 
-def _layer_norm_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _layer_norm_weight(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     x, mean, rstd = saved.input, saved.result1, saved.result2
     return _broadcast(g * ((x - mean) * rstd).to(g.dtype), layout, samples, shape)
 
 
-def _plain_broadcast(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _plain_broadcast(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _broadcast(g, layout, samples, shape)
 
 
-def _group_norm_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _group_norm_weight(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     x, groups = saved.input, saved.group
     mean = saved.result1.reshape(x.shape[0], groups, 1)
     rstd = saved.result2.reshape(x.shape[0], groups, 1)
@@ -155,7 +183,9 @@ def _group_norm_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, sh
     return _per_channel(g * normed.to(g.dtype), layout, samples)
 
 
-def _batch_norm_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _batch_norm_weight(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     if getattr(saved, "training", True):
         return None
     x = saved.input
@@ -166,7 +196,9 @@ def _batch_norm_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, sh
     return _per_channel(g * ((x - mean) * rstd).to(g.dtype), layout, samples)
 
 
-def _channel_bias(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _channel_bias(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _per_channel(g, layout, samples)
 
 
@@ -177,7 +209,9 @@ def _per_channel(x: Tensor, layout: Layout, samples: int) -> Use | None:
     return DirectUse(layout.samples_first(x, samples).movedim(2, 1).flatten(2).sum(2))
 
 
-def _rms_norm_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _rms_norm_weight(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     x, rstd = saved.input, saved.result1
     return _broadcast(g * (x * rstd).to(g.dtype), layout, samples, shape)
 
@@ -193,40 +227,52 @@ def _broadcast(g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Us
         return None  # the operand itself varies with the sample
     per_sample = layout.samples_first(g, samples)  # [N, *g.shape with dim cut]
     summed = [
-        1 + d
-        for d in range(g.ndim)
-        if d < lead or (shape[d - lead] == 1 and g.shape[d] != 1)
+        1 + d for d in range(g.ndim) if d < lead or (shape[d - lead] == 1 and g.shape[d] != 1)
     ]
     if summed:
         per_sample = per_sample.sum(summed, keepdim=True)
     return DirectUse(per_sample.reshape(samples, *shape))
 
 
-def _add_first(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _add_first(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _broadcast(g, layout, samples, shape)
 
 
-def _add_second(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _add_second(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _broadcast(g if saved.alpha == 1 else g * saved.alpha, layout, samples, shape)
 
 
-def _sub_second(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _sub_second(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _broadcast(g * -saved.alpha, layout, samples, shape)
 
 
-def _mul_first(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _mul_first(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return None if saved.other is None else _broadcast(g * saved.other, layout, samples, shape)
 
 
-def _mul_second(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _mul_second(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return None if saved.self is None else _broadcast(g * saved.self, layout, samples, shape)
 
 
-def _div_first(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _div_first(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     return _broadcast(g / saved.other, layout, samples, shape)
 
 
-def _prelu_weight(saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Use | None:
+def _prelu_weight(
+    saved: Saved, g: Tensor, layout: Layout, samples: int, shape: torch.Size
+) -> Use | None:
     x = saved.self
     return _broadcast(torch.where(x > 0, 0, x * g), layout, samples, shape)
 
@@ -259,4 +305,3 @@ _RULES: dict[tuple[str, int], Rule] = {
     ("DivBackward0", 0): _div_first,
     ("PreluKernelBackward0", 1): _prelu_weight,
 }
-

@@ -24,12 +24,14 @@ class SquareSum:
         self._space = space
         dtype = dtype_of_sums(space.dtype)
         with torch.inference_mode(False):  # they are added to where that is off
-            self._sums = [torch.zeros(s, dtype=dtype, device=space.device) for s in space.shapes.values()]
+            self._sums = [
+                torch.zeros(s, dtype=dtype, device=space.device) for s in space.shapes.values()
+            ]
 
     def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
         """Adds the squares of a use."""
         here = arrange(self._sums[parameter])
-        here.add_(use.square().view(here.shape), alpha=self.sign)
+        here.add_(use.square().reshape(here.shape), alpha=self.sign)
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
         """Adds one sample's squares."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from curvext import data
-from curvext.linearise.autograd_graph import Graph
+from curvext.linearise.autograd_graph import Graph, leaf_variable
 from curvext.linearise.layout import Layout, Probe, sketch
 from curvext.linearise.plan import Plan, PlanBook, Site
 from curvext.linearise.rules import Saved, rule_for
@@ -192,9 +192,7 @@ class Tape:
         if not nodes:
             return {}
         if self.samples == 1:
-            return {
-                i: {Layout(d, True) for d in range(max(1, len(graph.shape(i))))} for i in nodes
-            }
+            return {i: {Layout(d, True) for d in range(max(1, len(graph.shape(i))))} for i in nodes}
         probe = Probe(self._output)
         sketches = []
         for cotangent in (probe.plain, probe.scaled):
@@ -206,7 +204,9 @@ class Tape:
             _gradients_at(graph, self._output, cotangent, nodes, arrived, retain=True)
             sketches.append(seen)
         return {
-            i: probe.layouts(graph.shape(i), sketches[0][i], sketches[1][i]) if i in sketches[0] else set()
+            i: probe.layouts(graph.shape(i), sketches[0][i], sketches[1][i])
+            if i in sketches[0]
+            else set()
             for i in nodes
         }
 
@@ -282,7 +282,10 @@ class _Waiting:
         by_sample = {"formed"} if summands else {"formed", "overlapping"}
         self._by_sample = {p for p, route in enumerate(plan.routes) if route.path in by_sample}
         self._owner = {
-            i: parameter for parameter in self._by_use for group in plan.routes[parameter].groups for i in group
+            i: parameter
+            for parameter in self._by_use
+            for group in plan.routes[parameter].groups
+            for i in group
         }
         self._shared = {
             i for i, site in enumerate(plan.sites) if plan.parameters_of(site) & self._by_sample
@@ -342,13 +345,19 @@ class _Waiting:
             return
         derived = [plan.sites[i].derived for i in sites]
         edges = [GradientEdge(graph.nodes[node], which) for node, which in derived]
-        leaf = {number: graph.nodes[position].variable for position, number in graph.parameter_at.items()}  # type: ignore[attr-defined]
+        leaf = {
+            number: leaf_variable(graph.nodes[position])
+            for position, number in graph.parameter_at.items()
+        }
         leaves = [leaf[p] for p in parameters]
         for n in range(self._samples):
             cotangents = [
-                self._uses[i].sample(n).view(graph.shape(*d)) for i, d in zip(sites, derived, strict=True)
+                self._uses[i].sample(n).reshape(graph.shape(*d))
+                for i, d in zip(sites, derived, strict=True)
             ]
-            gradients = torch.autograd.grad(edges, leaves, cotangents, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                edges, leaves, cotangents, retain_graph=True, allow_unused=True
+            )
             for p, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     self._visitor.gradient(p, n, gradient)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvext.kernels import outer_square
+from curvext.kernels.outer_square import outer_square
 
 _CHUNK_BYTES = 32 << 20  # workspace for whatever must be unfolded or formed
 
@@ -92,39 +92,45 @@ class DirectUse(Use):
 
 
 class OuterUse(Use):
-    """G_n = Σ_s g_ns a_nsᵀ ∈ O×I, the use of a matrix.
+    """G_n = Σ_s g_ns a_nsᵀ ∈ O×I, the use of a matrix, or of its transpose.
 
     Args:
         a: ``[N, S, I]``.
         g: ``[N, S, O]``.
+        transposed: whether D is (I, O), what was used being the transpose of an O×I matrix.
     """
 
-    def __init__(self, a: Tensor, g: Tensor) -> None:
+    def __init__(self, a: Tensor, g: Tensor, transposed: bool = False) -> None:
         self.a = a
         self.g = g
+        self.transposed = transposed
+
+    def _turned(self, x: Tensor) -> Tensor:
+        return x.mT if self.transposed else x
 
     def square(self) -> Tensor:
-        return outer_square(self.a, self.g.unsqueeze(0))
+        return self._turned(outer_square(self.a, self.g.unsqueeze(0)))
 
     def sample(self, n: int) -> Tensor:
-        return self.g[n].mT @ self.a[n]
+        return self._turned(self.g[n].mT @ self.a[n])
 
     def norm(self) -> Tensor:
         return _outer_norm(self.a, self.g)
 
     def dot(self, W: Tensor) -> Tensor:
-        # what was used may have dimensions of size 1 besides, as einsum makes them
-        W = W.reshape(W.shape[0], self.g.shape[2], self.a.shape[2])
-        return _outer_dot(self.a, self.g.unsqueeze(0), W)[0]
+        W = W.reshape(
+            W.shape[0], *W.shape[-2:]
+        )  # einsum puts a dimension of size 1 before the matrix
+        return _outer_dot(self.a, self.g.unsqueeze(0), self._turned(W))[0]
 
     def weighted_sum(self, c: Tensor) -> Tensor:
-        return _outer_sum(self.a, self.g.unsqueeze(0), c.unsqueeze(1))
+        return self._turned(_outer_sum(self.a, self.g.unsqueeze(0), c.unsqueeze(1)))
 
     def rows(self) -> Tensor:
-        return (self.g.mT @ self.a).flatten(1)
+        return self._turned(self.g.mT @ self.a).flatten(1)
 
     def gram(self, other: Use) -> Tensor:
-        if not isinstance(other, OuterUse):
+        if not isinstance(other, OuterUse) or other.transposed != self.transposed:
             return super().gram(other)
         return _outer_gram(self.a, self.g, other.a, other.g)
 
@@ -219,7 +225,9 @@ class ConvolutionUse(Use):
     def square(self) -> Tensor:
         total = None
         for a, g in self._chunks():
-            part = torch.stack([outer_square(ag, gg.unsqueeze(0)) for ag, gg in zip(a, g, strict=True)])
+            part = torch.stack(
+                [outer_square(ag, gg.unsqueeze(0)) for ag, gg in zip(a, g, strict=True)]
+            )
             total = part if total is None else total.add_(part)
         assert total is not None
         return total.view(self._shape)
@@ -248,7 +256,9 @@ class ConvolutionUse(Use):
         images = self._inner.shape[1]
         per_image = c.repeat_interleave(images, 1)
         spread = [-1] + [1] * (outer.ndim - 1)
-        return torch.stack([self._weight_gradient(inner, outer * w.view(spread)) for w in per_image])
+        return torch.stack(
+            [self._weight_gradient(inner, outer * w.view(spread)) for w in per_image]
+        )
 
     def rows(self) -> Tensor:
         return torch.stack([self.sample(n).flatten() for n in range(self._inner.shape[0])])
@@ -283,7 +293,9 @@ class ConvolutionUse(Use):
     def _chunks(self):  # type: ignore[no-untyped-def]
         samples = self._inner.shape[0]
         window = math.prod(self._shape[2:])
-        row = self._inner.shape[2] * window * math.prod(self._outer.shape[3:]) * self._inner.shape[1]
+        row = (
+            self._inner.shape[2] * window * math.prod(self._outer.shape[3:]) * self._inner.shape[1]
+        )
         step = max(1, _CHUNK_BYTES // max(1, row * self._inner.element_size()))
         for start in range(0, samples, step):
             yield self._unfold(start, min(start + step, samples))
@@ -358,14 +370,22 @@ def join(uses: Sequence[Use], samples: int) -> Use:
     """Several uses of one tensor as one, cross terms included: their positions side by side."""
     if len(uses) == 1:
         return uses[0]
-    if all(isinstance(u, OuterUse) for u in uses):
-        return OuterUse(torch.cat([u.a for u in uses], 1), torch.cat([u.g for u in uses], 1))
-    if all(isinstance(u, RowsUse) for u in uses):
-        index = torch.cat([u.index for u in uses], 1)
-        return RowsUse(index, torch.cat([u.g for u in uses], 1), uses[0].shape)
-    if all(isinstance(u, DirectUse) for u in uses):
-        return DirectUse(sum(u.gradients for u in uses))
+    matrices = [u for u in uses if isinstance(u, OuterUse) and u.transposed == _turn(uses[0])]
+    if len(matrices) == len(uses):
+        a = torch.cat([u.a for u in matrices], 1)
+        return OuterUse(a, torch.cat([u.g for u in matrices], 1), matrices[0].transposed)
+    tables = [u for u in uses if isinstance(u, RowsUse)]
+    if len(tables) == len(uses):
+        index = torch.cat([u.index for u in tables], 1)
+        return RowsUse(index, torch.cat([u.g for u in tables], 1), tables[0].shape)
+    written = [u.gradients for u in uses if isinstance(u, DirectUse)]
+    if len(written) == len(uses):
+        return DirectUse(torch.stack(written).sum(0))
     return SumUse(uses, samples)
+
+
+def _turn(use: Use) -> bool:
+    return isinstance(use, OuterUse) and use.transposed
 
 
 def _outer_norm(a: Tensor, g: Tensor) -> Tensor:
@@ -382,10 +402,10 @@ def _outer_norm(a: Tensor, g: Tensor) -> Tensor:
     for start in range(0, samples, step):
         some_a, some_g = wide_a[start : start + step], wide_g[start : start + step]
         if by_gram:
-            pair = (some_a @ some_a.mT).mul_(some_g @ some_g.mT)
+            terms = (some_a @ some_a.mT).mul_(some_g @ some_g.mT)
+            parts.append(terms.flatten(1).sum(1))
         else:
-            pair = (some_g.mT @ some_a).square_()
-        parts.append(pair.flatten(1).sum(1))
+            parts.append((some_g.mT @ some_a).square_().flatten(1).sum(1))
     return torch.cat(parts) if parts else wide_a.new_zeros(0)
 
 

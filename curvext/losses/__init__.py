@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from curvext.losses.base import LossPoint, OutputLoss
 from curvext.losses.bce import BinaryCrossEntropy
@@ -26,7 +27,7 @@ _MODULE_OF = {
 }
 
 
-def output_loss(loss: nn.Module | Callable[[Tensor, Tensor], Tensor], reduction: str | None) -> OutputLoss:
+def output_loss(loss: Any, reduction: str | None) -> OutputLoss:
     """The output-space form of ``loss``: closed where there is one, by autograd otherwise.
 
     A subclass of a torch loss may compute anything, so only the classes themselves get a closed form.
@@ -37,10 +38,8 @@ def output_loss(loss: nn.Module | Callable[[Tensor, Tensor], Tensor], reduction:
     """
     if isinstance(loss, type) or not callable(loss):
         raise TypeError(f"loss: expected a loss module or a callable, got {loss!r}")
-    try:
+    with suppress(TypeError):  # an unhashable callable is none of them
         loss = _MODULE_OF[loss]() if loss in _MODULE_OF else loss
-    except TypeError:  # an unhashable callable is none of them
-        pass
     own = getattr(loss, "reduction", None)
     if reduction is not None and own is not None and reduction != own:
         raise ValueError(f"reduction: {reduction!r} contradicts loss.reduction = {own!r}")

@@ -50,7 +50,9 @@ class LossPoint(ABC):
             )
         eye = torch.eye(outputs, dtype=self.residual.dtype, device=self.residual.device)
         samples = self.residual.shape[0]
-        every = eye.view(outputs, 1, *self.residual.shape[1:]).expand(-1, samples, *self.residual.shape[1:])
+        every = eye.view(outputs, 1, *self.residual.shape[1:]).expand(
+            -1, samples, *self.residual.shape[1:]
+        )
         blocks = self.hessian_mm(every.contiguous()).flatten(2).movedim(0, 2)  # [N, C, C]
         values, vectors = torch.linalg.eigh(blocks.double())
         for k in range(outputs):

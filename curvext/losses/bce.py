@@ -25,12 +25,16 @@ class BinaryCrossEntropy(OutputLoss):
         self.weight = weight
         self.pos_weight = pos_weight
         if pos_weight is not None:
-            self.no_likelihood = "BCEWithLogitsLoss with pos_weight is not −log p of any distribution"
+            self.no_likelihood = (
+                "BCEWithLogitsLoss with pos_weight is not −log p of any distribution"
+            )
 
     @classmethod
     def from_module(cls, loss: nn.BCEWithLogitsLoss) -> BinaryCrossEntropy:
         """The closed form of ``nn.BCEWithLogitsLoss``."""
-        return cls(check_reduction(loss.reduction, "BCEWithLogitsLoss"), loss.weight, loss.pos_weight)
+        return cls(
+            check_reduction(loss.reduction, "BCEWithLogitsLoss"), loss.weight, loss.pos_weight
+        )
 
     def at(self, output: Tensor, target: Tensor) -> LossPoint:
         check_same_shape(output, target, "BCEWithLogitsLoss")

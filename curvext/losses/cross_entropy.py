@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvext.kernels import softmax_hessian_mm
+from curvext.kernels.softmax_hessian_mm import softmax_hessian_mm
 from curvext.losses.base import LossPoint, OutputLoss, check_reduction
 from curvext.losses.draws import uniform
 
@@ -108,21 +108,27 @@ class SoftmaxCrossEntropy(OutputLoss):
         label_weight = kept.to(work) if class_weight is None else class_weight[label] * kept
         smoothing = self.label_smoothing
         on_label = label_weight * (1 - smoothing)
-        log_p = torch.log_softmax(output.to(work), dim)
+        log_p = torch.log_softmax(output.to(work).contiguous(), dim)
         picked = log_p.gather(dim, label.unsqueeze(dim))
         value = -(on_label * picked.squeeze(dim)).sum()
         mass = on_label
         spread = None
         if smoothing:
-            even = torch.ones(classes, dtype=work, device=output.device) if class_weight is None else class_weight
+            even = (
+                torch.ones(classes, dtype=work, device=output.device)
+                if class_weight is None
+                else class_weight
+            )
             spread = _along(even * (smoothing / classes), output.ndim, dim) * kept.unsqueeze(dim)
             value = value - (spread * log_p).sum()
             mass = on_label + kept * (even.sum() * (smoothing / classes))
         residual = log_p.exp_().mul_(mass.unsqueeze(dim))
-        residual.scatter_add_(dim, label.unsqueeze(dim), -on_label.unsqueeze(dim))
+        _subtract_at(residual, dim, label, on_label)
         if spread is not None:
             residual -= spread
-        return _SoftmaxPoint(output, dim, value, float(label_weight.sum(dtype=torch.float64)), residual, mass, kept)
+        return _SoftmaxPoint(
+            output, dim, value, float(label_weight.sum(dtype=torch.float64)), residual, mass, kept
+        )
 
     def _at_probabilities(self, output: Tensor, target: Tensor, dim: int) -> LossPoint:
         classes = output.shape[dim]
@@ -136,7 +142,15 @@ class SoftmaxCrossEntropy(OutputLoss):
         value = -(q * log_p).sum()
         mass = q.sum(dim)
         residual = log_p.exp_().mul_(mass.unsqueeze(dim)).sub_(q)
-        return _SoftmaxPoint(output, dim, value, float(mass.numel()), residual, mass, torch.ones_like(mass, dtype=torch.bool))
+        return _SoftmaxPoint(
+            output,
+            dim,
+            value,
+            float(mass.numel()),
+            residual,
+            mass,
+            torch.ones_like(mass, dtype=torch.bool),
+        )
 
     def _check(self, output: Tensor, target: Tensor, dim: int) -> None:
         name = "CausalLMLoss" if self.causal else "CrossEntropyLoss"
@@ -225,6 +239,14 @@ class _SoftmaxPoint(LossPoint):
     @property
     def positions(self) -> int:
         return int(self._kept.sum())
+
+
+def _subtract_at(x: Tensor, dim: int, label: Tensor, amount: Tensor) -> None:
+    """x[..., label, ...] −= amount along ``dim`` of a contiguous x; many times faster than scatter_add_."""
+    inner = x.shape[dim + 1 :].numel()
+    position = torch.arange(label.numel(), device=x.device)
+    offset = (position // inner * x.shape[dim] + label.flatten()) * inner + position % inner
+    x.view(-1).index_add_(0, offset, amount.flatten(), alpha=-1)
 
 
 def _accumulation_dtype(x: Tensor) -> torch.dtype:

@@ -63,8 +63,12 @@ class _CustomPoint(LossPoint):
         self._leaf = leaf
         self._gradient: Tensor | None = None
         if value.requires_grad:
-            (self._gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)
-        self.residual = torch.zeros_like(leaf) if self._gradient is None else self._gradient.detach()
+            (self._gradient,) = torch.autograd.grad(
+                value, leaf, create_graph=True, allow_unused=True
+            )
+        self.residual = (
+            torch.zeros_like(leaf) if self._gradient is None else self._gradient.detach()
+        )
 
     def hessian_mm(self, u: Tensor) -> Tensor:
         if self._gradient is None or not self._gradient.requires_grad:  # piecewise linear

@@ -11,7 +11,9 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def uniform(seed: int, draw: int, first: int, samples: int, positions: int, device: torch.device) -> Tensor:
+def uniform(
+    seed: int, draw: int, first: int, samples: int, positions: int, device: torch.device
+) -> Tensor:
     """Numbers in (0, 1), float64 [samples, positions]; entry (n, m) depends on (seed, draw, first + n, m)."""
     datum = torch.arange(first, first + samples, device=device).unsqueeze(1)
     position = torch.arange(positions, device=device).unsqueeze(0)
@@ -21,7 +23,9 @@ def uniform(seed: int, draw: int, first: int, samples: int, positions: int, devi
     return (_shifted(state, 11).double() + 0.5) * 2.0**-53
 
 
-def normal(seed: int, draw: int, first: int, samples: int, positions: int, device: torch.device) -> Tensor:
+def normal(
+    seed: int, draw: int, first: int, samples: int, positions: int, device: torch.device
+) -> Tensor:
     """Standard normal numbers, float64 [samples, positions], likewise."""
     return torch.special.ndtri(uniform(seed, draw, first, samples, positions, device))
 

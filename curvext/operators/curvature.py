@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from curvext.operators.linear import LinearOperator
 from curvext.problem import Problem
 from curvext.space import Selection, dtype_of_sums
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing.Self needs Python 3.11
 
 Blocks = list[Tensor]  # a vector as one tensor per parameter
 
@@ -41,7 +44,7 @@ class CurvatureOperator(LinearOperator):
         self._take(Problem(model, loss, data, params, cache, **options))
 
     @classmethod
-    def of(cls, problem: Problem) -> CurvatureOperator:
+    def of(cls, problem: Problem) -> Self:
         """The operator of a problem that exists already; it shares the linearisations."""
         operator = cls.__new__(cls)
         operator._take(problem)

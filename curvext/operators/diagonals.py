@@ -54,11 +54,15 @@ def fisher_diagonal(
     if kind == "empirical":
         operator = EmpiricalFisherOperator(model, loss, data, params, **options)
     elif kind == "mc":
-        operator = MCFisherOperator(model, loss, data, params, samples=samples, seed=seed, **options)
+        operator = MCFisherOperator(
+            model, loss, data, params, samples=samples, seed=seed, **options
+        )
     elif kind == "exact":
         operator = FisherOperator(model, loss, data, params, **options)
     else:
-        raise ValueError(f"fisher_diagonal: kind: expected 'empirical', 'mc' or 'exact', got {kind!r}")
+        raise ValueError(
+            f"fisher_diagonal: kind: expected 'empirical', 'mc' or 'exact', got {kind!r}"
+        )
     return operator.split(operator.diagonal())
 
 

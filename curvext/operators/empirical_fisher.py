@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from curvext.operators.linear import Vector
 from curvext.problem import Problem
 from curvext.results import EigenResult
 from curvext.space import Selection
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing.Self needs Python 3.11
 
 
 class EmpiricalFisherOperator(CurvatureOperator):
@@ -59,7 +62,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         self._per = _checked_per(per)
 
     @classmethod
-    def of(cls, problem: Problem, per: str = "sample") -> EmpiricalFisherOperator:
+    def of(cls, problem: Problem, per: str = "sample") -> Self:
         """The operator of a problem that exists already; it shares the linearisations."""
         operator = cls.__new__(cls)
         operator._take(problem)
@@ -143,7 +146,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
         self._problem.visit_records(outer)
         numbers = sorted({i for i, _ in blocks})
         rows = [
-            torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in numbers], 1) for i in numbers
+            torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in numbers], 1)
+            for i in numbers
         ]
         gram = torch.cat(rows)
         return (gram + gram.T) / 2
@@ -171,7 +175,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 f"solve: damping: expected λ > 0, got {damping!r}; F_emp has at most rank N, so it has no inverse"
             )
         if isinstance(b, Mapping):
-            return self.split(self.solve(self.flatten(b), damping))  # type: ignore[return-value]
+            return self.split(self.solve(self.flatten(b), damping))
         right = b.unsqueeze(1) if b.ndim == 1 else b
         self._check(right, "b", ndim=2)
         factor = self._damped_gram_factor(damping)
@@ -205,19 +209,27 @@ class EmpiricalFisherOperator(CurvatureOperator):
         self._samples_only("eigh")
         scale = self._problem.outer_scale()
         values, vectors = torch.linalg.eigh(self._gram().double().mul_(scale))
-        floor = max(float(values[-1]), 0.0) * len(values) * torch.finfo(self.dtype).eps
+        floor = (
+            max(float(values[-1]), 0.0) * len(values) * torch.finfo(self._problem.space.dtype).eps
+        )
         rank = min(int((values > floor).sum()), self.size)
         if not 1 <= k <= rank:
-            raise ValueError(f"eigh: k: expected 1..{rank} (the numerical rank of F_emp here), got {k}")
+            raise ValueError(
+                f"eigh: k: expected 1..{rank} (the numerical rank of F_emp here), got {k}"
+            )
         values, vectors = values[-k:], vectors[:, -k:]
         lifted = self._combine(vectors.to(self.dtype)).mul_((scale / values).sqrt().to(self.dtype))
         # the lift of an orthonormal basis is one up to rounding, which grows as values fall
         basis, triangle = torch.linalg.qr(lifted.double())
         basis = (basis * triangle.diagonal().sign()).to(self.dtype)
         residuals = (self.matmat(basis) - basis * values.to(self.dtype)).norm(dim=0)
-        tolerance = 100 * torch.finfo(self.dtype).eps ** 0.5 * float(values[-1])
+        tolerance = 100 * torch.finfo(self._problem.space.dtype).eps ** 0.5 * float(values[-1])
         return EigenResult(
-            values.to(self.dtype), basis, residuals, bool((residuals <= tolerance).all()), products=k
+            values.to(self.dtype),
+            basis,
+            residuals,
+            bool((residuals <= tolerance).all()),
+            products=k,
         )
 
     def _project(self, b: Tensor) -> Tensor:

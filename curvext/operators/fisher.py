@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from curvext.operators.ggn import GGNOperator
 from curvext.problem import Problem
 from curvext.space import Selection
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing.Self needs Python 3.11
+
 
 class FisherOperator(GGNOperator):
     """The Fisher matrix F = E_{y~p(y|x;θ)}[∇log p ∇log pᵀ], labels from the *model*; "type 2".
@@ -24,7 +27,7 @@ class FisherOperator(GGNOperator):
     For every loss that is −log p of an exponential family in its natural parameters F equals G, and is
     computed as such: softmax cross-entropy, also with class weights, smoothing, ignored positions and
     probability targets, which enter with the weight they have in L; squared error, whose Gaussian is the
-    one with −log p = ℓ + const (variance 1/2 for each output, in PyTorch's units of the mean over N·C);
+    one with −log p = ℓ + const (variance C/2 for each of C outputs with "mean", 1/2 with "sum");
     binary cross-entropy with independent Bernoulli outputs (Martens 2020).
 
     The common mistake is to take :class:`EmpiricalFisherOperator` for it, whose labels are the data's.
@@ -83,7 +86,7 @@ class MCFisherOperator(CurvatureOperator):
         self._draw(samples, seed)
 
     @classmethod
-    def of(cls, problem: Problem, samples: int = 1, seed: int = 0) -> MCFisherOperator:
+    def of(cls, problem: Problem, samples: int = 1, seed: int = 0) -> Self:
         """The operator of a problem that exists already; it shares the linearisations."""
         operator = cls.__new__(cls)
         operator._take(problem)

@@ -76,7 +76,7 @@ class LinearOperator(ABC):
                 return self.matmat(v)
             return self.matvec(v)
         if isinstance(v, Mapping):
-            return self.split(self.matvec(self.flatten(v)))  # type: ignore[return-value]
+            return self.split(self.matvec(self.flatten(v)))
         raise TypeError(f"A @ v: expected a tensor or {{name: tensor}}, got {type(v).__name__}")
 
     @property
@@ -101,7 +101,9 @@ class LinearOperator(ABC):
 
     def _named_space(self) -> ParameterSpace:
         if self.space is None:
-            raise TypeError(f"{type(self).__name__} acts on plain vectors; it has no parameter names")
+            raise TypeError(
+                f"{type(self).__name__} acts on plain vectors; it has no parameter names"
+            )
         return self.space
 
     # ------------------------------------------------------------------ summaries
@@ -214,7 +216,11 @@ class LinearOperator(ABC):
             raise TypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
         if self.device is not None and v.device != self.device:
             raise ValueError(f"{where}: expected device {self.device}, got {v.device}")
-        if (v.device.type == "cpu" or self.check_finite) and v.is_floating_point() and not is_finite(v):
+        if (
+            (v.device.type == "cpu" or self.check_finite)
+            and v.is_floating_point()
+            and not is_finite(v)
+        ):
             raise ValueError(f"{where}: {name} contains nan or inf")
 
 
@@ -271,7 +277,11 @@ class WeightedSum(LinearOperator):
         for a in operators:
             if a.size != self.size:
                 raise ValueError(f"operators of sizes {self.size} and {a.size} cannot be added")
-            if a.space is not None and self.space is not None and a.space.shapes != self.space.shapes:
+            if (
+                a.space is not None
+                and self.space is not None
+                and a.space.shapes != self.space.shapes
+            ):
                 raise ValueError("operators on different parameters cannot be added")
 
     def _columns(self, columns: list[Tensor]) -> list[Tensor]:
@@ -300,5 +310,7 @@ class WeightedSum(LinearOperator):
 def _common(what: str, values: list[Any]) -> Any:
     known = {v for v in values if v is not None}
     if len(known) > 1:
-        raise ValueError(f"operators of different {what} cannot be added: {sorted(map(str, known))}")
+        raise ValueError(
+            f"operators of different {what} cannot be added: {sorted(map(str, known))}"
+        )
     return known.pop() if known else None
