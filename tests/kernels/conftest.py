@@ -1,0 +1,40 @@
+"""Devices and instruction sets that every kernel test runs on."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from curvext import _extension
+
+LEVELS = _extension.module.cpu.simd_levels() if _extension.module else ["reference"]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=LEVELS)
+def simd(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the CPU kernels on one instruction set, and gives back the best one afterwards."""
+    if _extension.module is None:
+        yield request.param
+        return
+    before = _extension.build_info()["simd"]
+    _extension.module.cpu.use_simd(request.param)
+    yield request.param
+    _extension.module.cpu.use_simd(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
