@@ -1,0 +1,1 @@
+"""Each kernel beside the PyTorch operation that bounds it."""
