@@ -1,0 +1,28 @@
+"""What every test shares: two threads and a device. That warnings are errors stands in pyproject.toml."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device once; a test on an absent one is skipped, and so counted."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _global_state_is_left_alone():
+    """Fixed seeds before a test, and the global switches of PyTorch as they were after it."""
+    torch.manual_seed(0)
+    before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads())
+    yield
+    after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads())
+    assert after == before, f"(default dtype, grad mode, threads) were {before}, are {after}"

@@ -1,0 +1,230 @@
+"""The page and the tree cannot drift apart: who imports whom, and every kernel whole."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "curvext"
+
+#: bottom to top; the same level are strangers, but a package is one unit
+LEVELS = [
+    {"errors", "_C", "memory"},
+    {"_extension", "reference", "space", "data", "cache", "results"},
+    {"kernels"},
+    {"losses"},
+    {"linearise"},
+    {"problem"},
+    {"operators"},
+    {"risk"},
+    {"__main__"},
+]
+#: algorithms see only shape, dtype, device and matvec; they and the operators are strangers
+ALGORITHMS_MAY_IMPORT = {"errors", "kernels", "results"}
+#: third-party packages that are optional, so that they may be imported where they are used
+OPTIONAL = {"scipy", "numpy", "tqdm", "transformers", "matplotlib"}
+
+
+def unit_of(path: Path) -> str:
+    """The unit of the import table a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py"))
+UNITS = sorted({unit_of(p) for p in FILES} - {"__init__"})  # the door may import all
+
+
+def imports(path: Path, source: str | None = None) -> list[tuple[str, int, bool]]:
+    """(module, line, whether at the top level) of every import that happens at run time."""
+    tree = ast.parse(path.read_text() if source is None else source)
+    found: list[tuple[str, int, bool]] = []
+
+    def walk(node: ast.AST, top: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, child.lineno, top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                module = absolute(path, child)
+                if module == "curvext":
+                    found.extend(
+                        (f"curvext.{alias.name}", child.lineno, top) for alias in child.names
+                    )
+                else:
+                    found.append((module, child.lineno, top))
+            inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            walk(child, top and not inside)
+
+    walk(tree, True)
+    return found
+
+
+def absolute(path: Path, node: ast.ImportFrom) -> str:
+    """The module a ``from ... import`` reads, without leading dots."""
+    if node.level == 0:
+        return node.module or ""
+    package = ("curvext", *path.relative_to(PACKAGE).parts[:-1])
+    return ".".join(
+        [*package[: len(package) - node.level + 1], *([node.module] if node.module else [])]
+    )
+
+
+def level_of(unit: str) -> int:
+    for level, units in enumerate(LEVELS):
+        if unit in units:
+            return level
+    raise AssertionError(
+        f"curvext.{unit} has no place in the import table of this test; give it one"
+    )
+
+
+def forbidden(unit: str, target: str) -> str | None:
+    """Why ``unit`` may not import ``target``, or None where it may."""
+    if unit == target or unit == "__init__":
+        return None
+    if unit == "algorithms":
+        return (
+            None
+            if target in ALGORITHMS_MAY_IMPORT
+            else "algorithms see only shape, dtype, device, matvec"
+        )
+    if target == "algorithms":
+        return (
+            None
+            if unit in ("risk", "__main__")
+            else "only the user puts algorithms and operators together"
+        )
+    if unit == "reference":
+        return "reference is the truth and imports torch only"
+    if target == "__init__" or target not in {u for level in LEVELS for u in level} | set(UNITS):
+        return f"{target} is no unit of the package"
+    if level_of(target) >= level_of(unit):
+        return f"{target} is not below {unit}"
+    return None
+
+
+def violations(path: Path, unit: str, source: str | None = None) -> list[str]:
+    found = []
+    for module, line, top in imports(path, source):
+        first, *rest = module.split(".")
+        if first == "curvext" and rest and (why := forbidden(unit, rest[0])):
+            found.append(f"{path.name}:{line}: {unit} imports {module}: {why}")
+        if not top and first not in OPTIONAL:
+            found.append(f"{path.name}:{line}: {module} is imported inside a function")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    assert violations(path, unit_of(path)) == []
+
+
+@pytest.mark.parametrize("unit", [u for u in UNITS if u != "algorithms"])
+def test_every_unit_has_a_place_in_the_import_table(unit):
+    assert 0 <= level_of(unit) < len(LEVELS)
+
+
+@pytest.mark.parametrize(
+    "unit, source, count",
+    [
+        ("losses", "from curvext.linearise.tape import Tape", 1),
+        ("space", "import curvext.data", 1),
+        ("reference", "from curvext.errors import NoClosedFormError", 1),
+        ("algorithms", "from curvext.operators import GGNOperator", 1),
+        ("operators", "from curvext.algorithms import cg", 1),
+        ("data", "def f():\n    import json", 1),
+        ("data", "def f():\n    from curvext.risk import EmpiricalRisk", 2),
+        ("data", "from .problem import Problem", 1),
+        ("data", "from . import risk", 1),
+        ("operators", "def f():\n    import scipy.sparse", 0),
+        ("risk", "from curvext.operators import GGNOperator", 0),
+        (
+            "losses",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from curvext.risk import EmpiricalRisk",
+            0,
+        ),
+    ],
+)
+def test_a_planted_import_is_seen(unit, source, count):
+    assert len(violations(PACKAGE / "planted.py", unit, source)) == count
+
+
+def test_reference_imports_torch_only():
+    for path in (PACKAGE / "reference").glob("*.py"):
+        outside = {m.split(".")[0] for m, _, _ in imports(path)} - {
+            "torch",
+            "__future__",
+            "math",
+            "typing",
+            "collections",
+            "curvext",
+        }
+        inside = {
+            m
+            for m, _, _ in imports(path)
+            if m.startswith("curvext") and not m.startswith("curvext.reference")
+        }
+        assert not outside and not inside, f"{path.name}: {outside | inside}"
+
+
+def test_nothing_is_called_utils():
+    assert not [p for p in FILES if re.search(r"util|helper|common|misc", p.stem)]
+
+
+# ---------------------------------------------------------------------- kernels
+
+
+KERNELS = sorted(
+    m.name for m in pkgutil.iter_modules([str(PACKAGE / "kernels")]) if not m.name.startswith("_")
+)
+PLACES = {
+    "CPU source": "csrc/cpu/{k}.cpp",
+    "CUDA source": "csrc/cuda/{k}.cu",
+    "Python door": "curvext/kernels/{k}.py",
+    "reference": "curvext/reference/{k}.py",
+    "test": "tests/kernels/test_{k}.py",
+    "benchmark": "benchmarks/kernels/{k}.py",
+}
+
+
+def test_there_are_kernels():
+    assert KERNELS, "curvext/kernels has no kernel"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_is_whole(kernel, place):
+    assert (ROOT / PLACES[place].format(k=kernel)).is_file(), PLACES[place].format(k=kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_is_declared_and_documented(kernel):
+    assert re.search(rf"\b{kernel}\b", (ROOT / "csrc/kernels.h").read_text()), "csrc/kernels.h"
+    assert re.search(rf"^#+ .*\b{kernel}\b", (ROOT / "docs/kernels.md").read_text(), re.M), (
+        "docs/kernels.md"
+    )
+
+
+@pytest.mark.parametrize(
+    "folder, pattern",
+    [
+        ("csrc/cpu", "*.cpp"),
+        ("csrc/cuda", "*.cu"),
+        ("curvext/reference", "*.py"),
+        ("tests/kernels", "test_*.py"),
+        ("benchmarks/kernels", "*.py"),
+    ],
+)
+def test_no_part_of_a_kernel_stands_alone(folder, pattern):
+    strays = []
+    for path in (ROOT / folder).glob(pattern):
+        name = path.stem.removeprefix("test_") if folder == "tests/kernels" else path.stem
+        if name not in KERNELS and not name.startswith("_") and name not in ("isa", "bounds"):
+            strays.append(path.name)
+    assert not strays, f"{folder}: {strays}"
