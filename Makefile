@@ -1,0 +1,64 @@
+# Everything a developer does here. `make` lists the targets; CI runs `make test` and `make check`.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# where the virtual environment's own tools are found first (ninja for the build)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+NATIVE := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+OUT    ?= benchmarks/results
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench gpu cuda-check docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.built ## train a small network on digits and compare H, G, F and the empirical Fisher
+	$(BIN)/python examples/digits.py
+
+test: $(VENV)/.built ## run every test, doctest and code block of the documentation
+	$(BIN)/python -m pytest --doctest-modules curvext tests $(PYTEST_ARGS)
+
+check: $(VENV)/.built ## lint, formatting, types, and the import law
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/mypy curvext
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(VENV)/.built ## time the kernels on this machine, beside plain PyTorch
+	$(BIN)/python -m benchmarks.kernels
+
+gpu: ## on a machine with CUDA: build in place, test, sanitize and time the kernels there
+	OUT=$(OUT) bash tools/gpu.sh
+
+cuda-check: ## compile the CUDA sources for every architecture, without a GPU; fails where nvcc is absent
+	$(PYTHON) tools/cuda_check.py
+
+docs: $(VENV)/.docs ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+	@echo 'site/index.html'
+
+clean: ## remove everything that was built, and the virtual environment
+	rm -rf $(VENV) build site dist *.egg-info curvext/_C*.so demo.png .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment: remade when a dependency changes. Torch must be there before the extension is built
+# against it, hence --no-build-isolation.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "curvext needs Python 3.10 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel ninja numpy torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[demo,test,dev]'
+	@touch $@
+
+# The editable install has just compiled the extension; after a change of a source it is compiled in place.
+$(VENV)/.built: $(NATIVE) $(VENV)/.ready
+	test -z "$$(find $(NATIVE) -newer $(VENV)/.ready)" || $(BIN)/python setup.py build_ext --inplace
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[docs]'
+	@touch $@
