@@ -15,9 +15,6 @@ struct Float16 {
   uint16_t bits;
 };
 
-// What the panels of an outer-product kernel hold of their source.
-enum class Fill { value, square, add_square };
-
 // A register tile is `rows` x `columns` of the result. Panels are [panel][k][rows] and [panel][k][columns].
 template <class T>
 struct TileOps {
@@ -34,8 +31,8 @@ struct TileOps {
 // panel is zero.
 template <class S, class T>
 struct PackOps {
-  using Pack = void (*)(Fill fill, int64_t count, int64_t extent, const S* source, int64_t row_stride,
-                        int64_t panel_stride, T* panels);
+  using Pack = void (*)(int64_t count, int64_t extent, const S* source, int64_t row_stride, int64_t panel_stride,
+                        T* panels);
   Pack left, right;  // panels as wide as a tile has rows, columns
 };
 

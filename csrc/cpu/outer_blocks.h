@@ -12,11 +12,11 @@
 // runs of samples, whose partial sums are added in the order of the samples.
 namespace curvext::cpu {
 
-// Rows of one packed panel: 12 columns of it stay in L1, a block's worth of wide panels in L2.
-constexpr int64_t kPanelRows = 256;
-// Largest block of the result; with its panels it fills half a megabyte of float32.
-constexpr int64_t kBlockRows = 144;
-constexpr int64_t kBlockColumns = 256;
+// Rows of one packed panel: a wide and a narrow one fit in L1 together, a block's worth of both in L2.
+constexpr int64_t kPanelRows = 128;
+// Largest block of the result; with its panels it fills a megabyte of float32. Larger blocks are packed less often.
+constexpr int64_t kBlockRows = 288;
+constexpr int64_t kBlockColumns = 512;
 
 // Storage that starts on a cache line: a vector load across two of them costs twice.
 template <class T>

@@ -1,5 +1,8 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -32,7 +35,6 @@ class SquareBlock {
 
   // Adds samples [begin, end).
   void add(int64_t begin, int64_t end) {
-    if (pair_.positions == 1) return add_folded(begin, end);
     if (pair_.positions > kPanelRows) return add_long(begin, end);
     const int64_t group = kPanelRows / pair_.positions;
     for (int64_t n = begin; n < end; n += group) {
@@ -65,19 +67,6 @@ class SquareBlock {
   int64_t left_panels() const { return (block_.rows + ops_.rows - 1) / ops_.rows; }
   int64_t right_panels() const { return (block_.columns + ops_.columns - 1) / ops_.columns; }
 
-  // S = 1: (g a)^2 = g^2 a^2, so the sum over v and n is one product of squares, contracted over n.
-  void add_folded(int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; n += kPanelRows) {
-      const int64_t samples = std::min(kPanelRows, end - n);
-      pack_right(n, 0, samples, 1, Fill::square);
-      for (int64_t v = 0; v < pair_.vectors; ++v)
-        pack_left(v, n, 0, samples, 1, v == 0 ? Fill::square : Fill::add_square);
-      for_tiles([&](const T* left, const T* right, int64_t tile) {
-        ops_.add_product(samples, left, right, tiles_.data() + tile);
-      });
-    }
-  }
-
   // More positions than a panel holds: the product of one sample is summed in tmp, piece by piece, then squared.
   void add_long(int64_t begin, int64_t end) {
     const int64_t pieces = (pair_.positions + kPanelRows - 1) / kPanelRows;
@@ -98,33 +87,34 @@ class SquareBlock {
   }
 
   // a[n .. n + samples, s .. s + count, columns of the block], samples one after the other in each panel
-  void pack_right(int64_t n, int64_t s, int64_t samples, int64_t count, Fill fill = Fill::value) {
+  void pack_right(int64_t n, int64_t s, int64_t samples, int64_t count) {
     const S* source = pair_.a + n * pair_.a_sample + s * pair_.a_position + block_.column;
     used_ = samples * count;
-    pack_samples(pack_.right, fill, source, pair_.a_sample, pair_.a_position, samples, count, block_.columns,
-                 ops_.columns, right_.data());
+    pack_samples(pack_.right, source, pair_.a_sample, pair_.a_position, samples, count, block_.columns, ops_.columns,
+                 right_.data());
   }
 
   // g[v, n .. n + samples, s .. s + count, rows of the block]
-  void pack_left(int64_t v, int64_t n, int64_t s, int64_t samples, int64_t count, Fill fill = Fill::value) {
+  void pack_left(int64_t v, int64_t n, int64_t s, int64_t samples, int64_t count) {
     const S* source = pair_.g + v * pair_.g_vector + n * pair_.g_sample + s * pair_.g_position + block_.row;
-    pack_samples(pack_.left, fill, source, pair_.g_sample, pair_.g_position, samples, count, block_.rows, ops_.rows,
+    pack_samples(pack_.left, source, pair_.g_sample, pair_.g_position, samples, count, block_.rows, ops_.rows,
                  left_.data());
   }
 
-  void pack_samples(typename PackOps<S, T>::Pack pack, Fill fill, const S* source, int64_t sample_stride,
-                    int64_t position_stride, int64_t samples, int64_t count, int64_t extent, int64_t width, T* panels) {
+  void pack_samples(typename PackOps<S, T>::Pack pack, const S* source, int64_t sample_stride, int64_t position_stride,
+                    int64_t samples, int64_t count, int64_t extent, int64_t width, T* panels) {
     const int64_t panel_stride = used_ * width;
-    if (count == 1) return pack(fill, samples, extent, source, sample_stride, panel_stride, panels);
+    if (count == 1) return pack(samples, extent, source, sample_stride, panel_stride, panels);
     for (int64_t n = 0; n < samples; ++n)
-      pack(fill, count, extent, source + n * sample_stride, position_stride, panel_stride, panels + n * count * width);
+      pack(count, extent, source + n * sample_stride, position_stride, panel_stride, panels + n * count * width);
   }
 
   template <class Visit>
   void for_tiles(Visit visit) {
     const int64_t size = ops_.rows * ops_.columns;
-    for (int64_t o = 0; o < left_panels(); ++o)
-      for (int64_t i = 0; i < right_panels(); ++i)
+    // the wide right panel stays in L1 while the narrow left ones stream by
+    for (int64_t i = 0; i < right_panels(); ++i)
+      for (int64_t o = 0; o < left_panels(); ++o)
         visit(left_.data() + o * used_ * ops_.rows, right_.data() + i * used_ * ops_.columns,
               (o * right_panels() + i) * size);
   }
@@ -159,10 +149,34 @@ at::Tensor square(const at::Tensor& a, const at::Tensor& g, const TileOps<T>& op
   return plan.splits == 1 ? parts[0] : parts.sum(0);
 }
 
+// S = 1: (g a)^2 = g^2 a^2, so the sum over v and n is one product of squares contracted over n, and that is the
+// library GEMM's own ground. The squares are taken of as many samples as fit the workspace.
+at::Tensor square_folded(const at::Tensor& a, const at::Tensor& g) {
+  constexpr int64_t kWorkspace = int64_t(4) << 20;  // stays in the last-level cache
+  const int64_t N = a.size(0), I = a.size(2), O = g.size(3);
+  const auto type = accumulation_type(a.scalar_type());
+  const int64_t row_bytes = (I + O * std::min<int64_t>(g.size(0), 2)) * at::elementSize(type);
+  const int64_t step = std::max<int64_t>(1, kWorkspace / std::max<int64_t>(1, row_bytes));
+  at::Tensor result = at::zeros({O, I}, a.options().dtype(type));
+  for (int64_t n = 0; n < N; n += step) {
+    const int64_t count = std::min(step, N - n);
+    const at::Tensor x = a.narrow(0, n, count).select(1, 0).to(type);
+    at::Tensor y2;
+    for (int64_t v = 0; v < g.size(0); ++v) {
+      const at::Tensor y = g.select(0, v).narrow(0, n, count).select(1, 0).to(type);
+      if (v == 0) y2 = at::mul(y, y);
+      else y2.addcmul_(y, y);
+    }
+    if (y2.defined()) result.addmm_(y2.t(), at::mul(x, x));
+  }
+  return result;
+}
+
 }  // namespace
 
 at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g) {
   check_outer_pair("outer_square", a, g);
+  if (a.size(1) == 1) return square_folded(a, g);
   const Primitives& level = primitives();
   const at::Tensor x = unit_columns(a), y = unit_columns(g);
   switch (a.scalar_type()) {

@@ -72,38 +72,21 @@ static void add_squared(int64_t count, const T* tmp, T* tile) {
   }
 }
 
-template <Fill F, class T>
-CURVEXT_INLINE T filled(T x, T before) {
-  if (F == Fill::value) return x;
-  return F == Fill::square ? x * x : before + x * x;
-}
-
 // One row of a block into its panels; whole panels have a width known here, so that they are a few vector moves.
-template <Fill F, int Width, class S, class T>
+template <int Width, class S, class T>
 CURVEXT_INLINE void pack_row(int64_t extent, const S* source, int64_t panel_stride, T* panel) {
   for (; extent >= Width; extent -= Width, source += Width, panel += panel_stride)
-    for (int c = 0; c < Width; ++c) panel[c] = filled<F>(T(scalar(source + c)), panel[c]);
+    for (int c = 0; c < Width; ++c) panel[c] = T(scalar(source + c));
   if (extent == 0) return;
-  for (int c = 0; c < extent; ++c) panel[c] = filled<F>(T(scalar(source + c)), panel[c]);
+  for (int c = 0; c < extent; ++c) panel[c] = T(scalar(source + c));
   for (int c = int(extent); c < Width; ++c) panel[c] = 0;
 }
 
 // Row by row, because the rows of a large layer stand on pages of their own.
-template <Fill F, int Width, class S, class T>
-static void pack_rows(int64_t count, int64_t extent, const S* source, int64_t row_stride, int64_t panel_stride,
-                      T* panels) {
-  for (int64_t k = 0; k < count; ++k)
-    pack_row<F, Width>(extent, source + k * row_stride, panel_stride, panels + k * Width);
-}
-
 template <int Width, class S, class T>
-static void pack(Fill fill, int64_t count, int64_t extent, const S* source, int64_t row_stride, int64_t panel_stride,
-                 T* panels) {
-  switch (fill) {
-    case Fill::value: return pack_rows<Fill::value, Width>(count, extent, source, row_stride, panel_stride, panels);
-    case Fill::square: return pack_rows<Fill::square, Width>(count, extent, source, row_stride, panel_stride, panels);
-    default: return pack_rows<Fill::add_square, Width>(count, extent, source, row_stride, panel_stride, panels);
-  }
+static void pack(int64_t count, int64_t extent, const S* source, int64_t row_stride, int64_t panel_stride, T* panels) {
+  for (int64_t k = 0; k < count; ++k)
+    pack_row<Width>(extent, source + k * row_stride, panel_stride, panels + k * Width);
 }
 
 }  // namespace curvext::cpu::CURVEXT_ISA
