@@ -104,10 +104,11 @@ class Problem:
 
     # ------------------------------------------------------------------ scale
 
+    # A pass checks that nothing changed, and a scale belongs to the pass before it: it does not look again.
+
     @property
     def totals(self) -> Totals:
-        """Number of samples, divisor and unnormalised value, at the current parameters."""
-        self._refresh()
+        """Number of samples, divisor and unnormalised value, as the last pass found them."""
         if self._totals is None:
             self.visit(lambda _: None)
         assert self._totals is not None
@@ -210,7 +211,7 @@ class Problem:
 
     def _pass(self, one: Callable[[_Seat], _Share]) -> None:
         """One pass over all batches that are not empty, each inside the borrowed model."""
-        self._refresh()
+        self.refresh()
         shares: list[_Share] = []
         content = 0
         for number, batch in enumerate(self._shown(self._batches)):
@@ -259,7 +260,7 @@ class Problem:
 
     # ------------------------------------------------------------------ freshness
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Forgets what was kept if parameters, buffers, modes or resident data changed since."""
         state = self._current_state()
         if state != self._state:

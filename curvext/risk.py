@@ -53,8 +53,8 @@ class EmpiricalRisk(Problem):
 
     def value(self) -> float:
         """L(θ)."""
-        totals = self.totals
-        return totals.value * self.mean_scale()
+        self.refresh()
+        return self.totals.value * self.mean_scale()
 
     def gradient(self) -> Tensor:
         """∇L as a flat vector ``[P]``, in the parameters' dtype."""

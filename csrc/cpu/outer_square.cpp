@@ -2,6 +2,7 @@
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
 
@@ -157,17 +158,22 @@ at::Tensor square_folded(const at::Tensor& a, const at::Tensor& g) {
   const auto type = accumulation_type(a.scalar_type());
   const int64_t row_bytes = (I + O * std::min<int64_t>(g.size(0), 2)) * at::elementSize(type);
   const int64_t step = std::max<int64_t>(1, kWorkspace / std::max<int64_t>(1, row_bytes));
-  at::Tensor result = at::zeros({O, I}, a.options().dtype(type));
+  if (N == 0 || g.size(0) == 0) return at::zeros({O, I}, a.options().dtype(type));
+  at::Tensor result = at::empty({O, I}, a.options().dtype(type));
+  at::Tensor a2 = at::empty({std::min(step, N), I}, result.options());
+  at::Tensor g2 = at::empty({std::min(step, N), O}, result.options());
   for (int64_t n = 0; n < N; n += step) {
     const int64_t count = std::min(step, N - n);
+    at::Tensor x2 = a2.narrow(0, 0, count), y2 = g2.narrow(0, 0, count);
     const at::Tensor x = a.narrow(0, n, count).select(1, 0).to(type);
-    at::Tensor y2;
+    at::mul_out(x2, x, x);
     for (int64_t v = 0; v < g.size(0); ++v) {
       const at::Tensor y = g.select(0, v).narrow(0, n, count).select(1, 0).to(type);
-      if (v == 0) y2 = at::mul(y, y);
+      if (v == 0) at::mul_out(y2, y, y);
       else y2.addcmul_(y, y);
     }
-    if (y2.defined()) result.addmm_(y2.t(), at::mul(x, x));
+    if (n == 0) at::mm_out(result, y2.t(), x2);
+    else result.addmm_(y2.t(), x2);
   }
   return result;
 }

@@ -24,23 +24,37 @@ class SquareSum:
         self._space = space
         dtype = dtype_of_sums(space.dtype)
         with torch.inference_mode(False):  # they are added to where that is off
-            self._sums = [
-                torch.zeros(s, dtype=dtype, device=space.device) for s in space.shapes.values()
-            ]
+            self._flat = torch.empty(space.size, dtype=dtype, device=space.device)
+            self._sums = space.blocks(self._flat)
+        self._untouched = set(range(len(self._sums)))
 
     def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
         """Adds the squares of a use."""
         here = arrange(self._sums[parameter])
-        here.add_(use.square().reshape(here.shape), alpha=self.sign)
+        self._add(parameter, here, use.square().reshape(here.shape))
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
         """Adds one sample's squares."""
         total = self._sums[parameter]
-        total.add_(gradient.to(total.dtype).square(), alpha=self.sign)
+        self._add(parameter, total, gradient.to(total.dtype).square())
+
+    def _add(self, parameter: int, here: Tensor, squares: Tensor) -> None:
+        """The first to come needs no zeros beneath it, if it covers the parameter."""
+        first = parameter in self._untouched
+        self._untouched.discard(parameter)
+        if first and self.sign == 1 and here.numel() == self._sums[parameter].numel():
+            here.copy_(squares)
+            return
+        if first:
+            self._sums[parameter].zero_()
+        here.add_(squares, alpha=self.sign)
 
     def flat(self, scale: float) -> Tensor:
-        """The sums times ``scale`` as a flat vector ``[P]``."""
-        return torch.cat([s.reshape(-1) for s in self._sums]).mul_(scale).to(self._space.dtype)
+        """The sums times ``scale`` as a flat vector ``[P]``; ends the summation."""
+        for parameter in self._untouched:
+            self._sums[parameter].zero_()
+        self._untouched.clear()
+        return self._flat.mul_(scale).to(self._space.dtype)
 
 
 class SquaredNorms:

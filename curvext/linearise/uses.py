@@ -16,7 +16,7 @@ from torch import Tensor
 
 from curvext.kernels.outer_square import outer_square
 
-_CHUNK_BYTES = 32 << 20  # workspace for whatever must be unfolded or formed
+_CHUNK_BYTES = 8 << 20  # workspace for whatever must be unfolded or formed; about a CPU's cache
 
 
 class Use(ABC):
@@ -230,11 +230,11 @@ class ConvolutionUse(Use):
             )
             total = part if total is None else total.add_(part)
         assert total is not None
-        return total.view(self._shape)
+        return self._natural(total)
 
     def sample(self, n: int) -> Tensor:
         a, g = self._unfold(n, n + 1)
-        return (g[:, 0].mT @ a[:, 0]).view(self._shape)
+        return self._natural(g[:, 0].mT @ a[:, 0])
 
     def norm(self) -> Tensor:
         parts = [
@@ -301,29 +301,38 @@ class ConvolutionUse(Use):
             yield self._unfold(start, min(start + step, samples))
 
     def _unfold(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """a [groups, n, S, I/groups·window] and g [groups, n, S, O/groups] of some samples."""
-        inner = self._inner[start:stop].flatten(0, 1)
+        """a [groups, n, S, window·I/groups] and g [groups, n, S, O/groups] of some samples.
+
+        Channels come last, so that unfolding copies runs of neighbours: kernel width times channels.
+        """
+        inner = self._inner[start:stop].flatten(0, 1).movedim(1, -1)
         outer = self._outer[start:stop].flatten(0, 1)
-        n, images = stop - start, self._inner.shape[1]
-        pads = [p for padding in reversed(self._padding) for p in (padding, padding)]
-        x = F.pad(inner, pads) if any(pads) else inner.contiguous()
-        kernel, positions = self._shape[2:], outer.shape[2:]
-        spatial = x.stride()[2:]
-        groups = self._groups
-        # [B, groups, I/groups, *kernel, *positions] as a view of the padded input
+        n, images, groups = stop - start, self._inner.shape[1], self._groups
+        size = [s + 2 * p for s, p in zip(inner.shape[1:-1], self._padding, strict=True)]
+        x = inner.new_zeros(inner.shape[0], *size, inner.shape[-1])
+        middle = [slice(p, p + s) for s, p in zip(inner.shape[1:-1], self._padding, strict=True)]
+        where = (slice(None), *middle)
+        x[where] = inner
+        spatial = x.stride()[1:-1]
+        # [B, *positions, *kernel, I] as a view of the padded input
         view = x.as_strided(
-            (x.shape[0], x.shape[1], *kernel, *positions),
+            (x.shape[0], *outer.shape[2:], *self._shape[2:], x.shape[-1]),
             (
                 x.stride(0),
-                x.stride(1),
-                *(s * d for s, d in zip(spatial, self._dilation, strict=True)),
                 *(s * t for s, t in zip(spatial, self._stride, strict=True)),
+                *(s * d for s, d in zip(spatial, self._dilation, strict=True)),
+                1,
             ),
         )
-        features = x.shape[1] // groups * math.prod(kernel)
-        a = view.reshape(n, images, groups, features, -1).permute(2, 0, 1, 4, 3)
+        window = math.prod(self._shape[2:])
+        a = view.reshape(n, -1, window, groups, x.shape[-1] // groups).permute(3, 0, 1, 2, 4)
         g = outer.reshape(n, images, groups, outer.shape[1] // groups, -1).permute(2, 0, 1, 4, 3)
-        return a.reshape(groups, n, -1, features), g.reshape(groups, n, -1, g.shape[-1])
+        return a.flatten(3), g.reshape(groups, n, -1, g.shape[-1])
+
+    def _natural(self, product: Tensor) -> Tensor:
+        """[groups, O/groups, window·I/groups] as D."""
+        fan_out = product.shape[0] * product.shape[1]
+        return product.reshape(fan_out, *self._shape[2:], -1).movedim(-1, 1)
 
 
 class SumUse(Use):

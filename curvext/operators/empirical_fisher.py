@@ -207,8 +207,9 @@ class EmpiricalFisherOperator(CurvatureOperator):
             ValueError: ``k`` exceeds the numerical rank of F_emp, which is at most N.
         """
         self._samples_only("eigh")
+        gram = self._gram().double()
         scale = self._problem.outer_scale()
-        values, vectors = torch.linalg.eigh(self._gram().double().mul_(scale))
+        values, vectors = torch.linalg.eigh(gram.mul_(scale))
         floor = (
             max(float(values[-1]), 0.0) * len(values) * torch.finfo(self._problem.space.dtype).eps
         )
