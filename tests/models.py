@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,9 +147,11 @@ def windows(s: Any, x: Tensor) -> Tensor:
 
 
 def gpt2() -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    transformers = pytest.importorskip(
+        "transformers"
+    )  # absent on a bare GPU machine: skipped, and counted
 
-    config = GPT2Config(
+    config = transformers.GPT2Config(
         vocab_size=6,
         n_positions=8,
         n_embd=4,
@@ -158,13 +161,13 @@ def gpt2() -> nn.Module:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    return GPT2LMHeadModel(config)
+    return transformers.GPT2LMHeadModel(config)
 
 
 def bert() -> nn.Module:
-    from transformers import BertConfig, BertForSequenceClassification
+    transformers = pytest.importorskip("transformers")
 
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=6,
         hidden_size=4,
         num_hidden_layers=1,
@@ -173,7 +176,7 @@ def bert() -> nn.Module:
         max_position_embeddings=8,
         num_labels=3,
     )
-    return BertForSequenceClassification(config)
+    return transformers.BertForSequenceClassification(config)
 
 
 def _bert_inputs(n: int) -> dict[str, Tensor]:
