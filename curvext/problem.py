@@ -193,7 +193,7 @@ class Problem:
             if tape.written_out(summands=True) > _WRITTEN_OUT_LIMIT:
                 self._by_linearisation = True
                 return self._linearisation(seat)
-            records = Records(tape.samples, self._leaves)
+            records = Records(tape.samples, self.space)
             tape.play(records, point.residual, summands=True)
             kept = _Kept(share, records)
             self._cache.offer((Records, seat.number), seat.key, kept)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from curvext.linearise.selections import Arrangement
+from curvext.linearise.sums import BlockSum
 from curvext.linearise.uses import Use
+from curvext.space import ParameterSpace
 
 
 class Records:
@@ -19,12 +21,13 @@ class Records:
 
     Args:
         samples: N.
-        parameters: the leaves θ, for their shapes.
+        space: the parameters θ.
     """
 
-    def __init__(self, samples: int, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, samples: int, space: ParameterSpace) -> None:
         self.samples = samples
-        self._parameters = list(parameters)
+        self._space = space
+        self._parameters = list(space.parameters.values())
         self._uses: list[tuple[int, Arrangement, Use]] = []
         self._rows: dict[int, Tensor] = {}
 
@@ -47,17 +50,16 @@ class Records:
             total += rows @ torch.stack([v[parameter].reshape(-1) for v in columns]).T
         return total
 
-    def weighted_sum(self, c: Tensor) -> list[list[Tensor]]:
-        """Rᵀ c for c ``[K, N]``: for each k one tensor per parameter."""
-        totals = [[torch.zeros_like(p) for p in self._parameters] for _ in c]
+    def weighted_sum(self, c: Tensor) -> list[Tensor]:
+        """Rᵀ c for c ``[K, N]``: K flat vectors ``[P]``."""
+        totals = [BlockSum(self._space, c.dtype) for _ in c]
         for parameter, arrange, use in self._uses:
             for total, part in zip(totals, use.weighted_sum(c), strict=True):
-                here = arrange(total[parameter])
-                here += part.reshape(here.shape)
+                total.add(parameter, part, arrange)
         for parameter, rows in self._rows.items():
             for total, part in zip(totals, c @ rows, strict=True):
-                total[parameter] += part.view_as(total[parameter])
-        return totals
+                total.add(parameter, part)
+        return [total.flat() for total in totals]
 
     def gram(self, other: Records) -> Tensor:
         """R R'ᵀ with the records of another batch: ⟨r_n, r'_m⟩, ``[N, N']``."""

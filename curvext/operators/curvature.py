@@ -63,8 +63,8 @@ class CurvatureOperator(LinearOperator):
         self._problem.visit(visitor)
 
     @abstractmethod
-    def _block(self, at: Any, columns: list[Blocks]) -> list[Blocks]:
-        """The unnormalised product of one batch with each column; ``at`` is its linearisation or records."""
+    def _block(self, at: Any, columns: list[Blocks]) -> list[Tensor]:
+        """The unnormalised product of one batch with each column, flat ``[P]``; ``at`` is what it was recorded as."""
 
     def _scale(self) -> float:
         """The factor on the sum over batches."""
@@ -77,7 +77,7 @@ class CurvatureOperator(LinearOperator):
 
         def add(at: Any) -> None:
             nonlocal totals
-            parts = [_flat(p).to(dtype_of_sums(space.dtype)) for p in self._block(at, blocks)]
+            parts = [p.to(dtype_of_sums(space.dtype)) for p in self._block(at, blocks)]
             if totals is None:
                 totals = parts
             else:
@@ -93,5 +93,6 @@ class CurvatureOperator(LinearOperator):
         return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
 
 
-def _flat(blocks: Blocks) -> Tensor:
+def flat(blocks: Blocks) -> Tensor:
+    """The blocks of a vector as one, ``[P]``."""
     return torch.cat([b.reshape(-1) for b in blocks])

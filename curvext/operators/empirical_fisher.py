@@ -13,7 +13,7 @@ from curvext.linearise.records import Records
 from curvext.linearise.sums import SquaredNorms, SquareSum
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
-from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.operators.curvature import Blocks, CurvatureOperator, flat
 from curvext.operators.linear import Vector
 from curvext.problem import Problem
 from curvext.results import EigenResult
@@ -75,7 +75,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         else:
             self._problem.visit_records(lambda batch, number: visitor(batch))
 
-    def _block(self, at: Linearisation | Records, columns: list[Blocks]) -> list[Blocks]:
+    def _block(self, at: Linearisation | Records, columns: list[Blocks]) -> list[Tensor]:
         if isinstance(at, Records):
             return at.weighted_sum(at.dot(columns).T)
         residual = at.point.residual
@@ -86,7 +86,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 inner = at.point.position_sum(slope)
             else:
                 inner = slope.flatten(1).sum(1).view([-1] + [1] * (residual.ndim - 1))
-            products.append(at.vjp(residual * inner))
+            products.append(flat(at.vjp(residual * inner)))
         return products
 
     def _scale(self) -> float:
@@ -249,8 +249,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
             nonlocal start
             records = _recorded(batch)
             products = records.weighted_sum(c[start : start + records.samples].T.contiguous())
-            for k, blocks in enumerate(products):
-                total[:, k] += torch.cat([block.reshape(-1) for block in blocks])
+            total.add_(torch.stack(products, 1))
             start += records.samples
 
         self._problem.visit_records(add)

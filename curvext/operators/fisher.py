@@ -12,7 +12,7 @@ from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.sums import SquareSum
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
-from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.operators.curvature import Blocks, CurvatureOperator, flat
 from curvext.operators.ggn import GGNOperator
 from curvext.problem import Problem
 from curvext.space import Selection
@@ -103,7 +103,7 @@ class MCFisherOperator(CurvatureOperator):
         self._samples = samples
         self._seed = seed
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Blocks]:
+    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
         tangents = [at.jvp(v) for v in columns]
         products = [torch.zeros_like(t) for t in tangents]
         for draw in range(self._samples):
@@ -111,7 +111,7 @@ class MCFisherOperator(CurvatureOperator):
             for product, tangent in zip(products, tangents, strict=True):
                 inner = (score * tangent).flatten(1).sum(1)
                 product += score * inner.view([-1] + [1] * (score.ndim - 1))
-        return [at.vjp(u) for u in products]
+        return [flat(at.vjp(u)) for u in products]
 
     def _scale(self) -> float:
         return self._problem.mean_scale() / self._samples

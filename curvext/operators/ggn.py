@@ -9,7 +9,7 @@ from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.sums import SquareSum
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
-from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.operators.curvature import Blocks, CurvatureOperator, flat
 
 
 class GGNOperator(CurvatureOperator):
@@ -30,9 +30,9 @@ class GGNOperator(CurvatureOperator):
         tensor([1., 2.])
     """
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Blocks]:
+    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
         tangents = torch.stack([at.jvp(v) for v in columns])
-        return [at.vjp(u) for u in at.point.hessian_mm(tangents)]
+        return [flat(at.vjp(u)) for u in at.point.hessian_mm(tangents)]
 
     def diagonal(self) -> Tensor:
         """diag G, ``[P]``, exact: Σ_n Σ_k ± (Jᵀ s_k)² over the columns of a root of H_ℓ.

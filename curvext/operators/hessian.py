@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from curvext.linearise.jacobian import Linearisation
-from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.operators.curvature import Blocks, CurvatureOperator, flat
 
 
 class HessianOperator(CurvatureOperator):
@@ -27,8 +29,8 @@ class HessianOperator(CurvatureOperator):
         tensor([1., 2.])
     """
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Blocks]:
-        return [at.hvp(v) for v in columns]
+    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
+        return [flat(at.hvp(v)) for v in columns]
 
 
 class ModelCurvatureOperator(CurvatureOperator):
@@ -39,5 +41,5 @@ class ModelCurvatureOperator(CurvatureOperator):
     network is linear in its parameters (last layer alone, say). Always by autograd.
     """
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Blocks]:
-        return [at.model_curvature_vp(v) for v in columns]
+    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
+        return [flat(at.model_curvature_vp(v)) for v in columns]
