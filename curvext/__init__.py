@@ -4,6 +4,7 @@ Hessian, generalized Gauss-Newton and Fisher matrices of an empirical risk, exac
 on fused C++ and CUDA kernels.
 """
 
+from curvext._version import __version__
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -19,8 +20,7 @@ from curvext.operators import (
     per_sample_gradient_norms,
 )
 from curvext.risk import EmpiricalRisk
-
-__version__ = "0.1.0"
+from curvext.storage import load_diagonal, save_diagonal
 
 __all__ = [
     "CausalLMLoss",
@@ -33,7 +33,10 @@ __all__ = [
     "LinearOperator",
     "MCFisherOperator",
     "ModelCurvatureOperator",
+    "__version__",
     "fisher_diagonal",
     "ggn_diagonal",
+    "load_diagonal",
     "per_sample_gradient_norms",
+    "save_diagonal",
 ]

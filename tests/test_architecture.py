@@ -14,8 +14,8 @@ PACKAGE = ROOT / "curvext"
 
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
-    {"errors", "_C", "memory"},
-    {"_extension", "reference", "space", "data", "cache", "results"},
+    {"errors", "_C", "_version", "memory"},
+    {"_extension", "reference", "space", "data", "cache", "results", "storage"},
     {"kernels"},
     {"losses"},
     {"linearise"},
@@ -27,7 +27,7 @@ LEVELS = [
 #: algorithms see only shape, dtype, device and matvec; they and the operators are strangers
 ALGORITHMS_MAY_IMPORT = {"errors", "kernels", "results"}
 #: third-party packages that are optional, so that they may be imported where they are used
-OPTIONAL = {"scipy", "numpy", "tqdm", "transformers", "matplotlib"}
+OPTIONAL = {"scipy", "numpy", "tqdm", "transformers", "matplotlib", "safetensors"}
 
 
 def unit_of(path: Path) -> str:

@@ -31,7 +31,13 @@ def test_the_code_on_the_page_runs(page: Path) -> None:
 
 def test_the_pages_that_teach_have_code() -> None:
     with_code = {page.name for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))}
-    assert {"README.md", "which_matrix.md", "conventions.md", "how_it_works.md"} <= with_code
+    assert {
+        "README.md",
+        "which_matrix.md",
+        "conventions.md",
+        "how_it_works.md",
+        "recipes.md",
+    } <= with_code
 
 
 def test_a_wrong_block_is_caught(tmp_path: Path) -> None:
