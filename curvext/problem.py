@@ -254,9 +254,7 @@ class Problem:
             return batches
         from tqdm.auto import tqdm
 
-        return tqdm(
-            batches, total=batches.count, unit="batch", desc=type(self.loss).__name__, leave=False
-        )
+        return tqdm(batches, total=batches.count, unit="batch", desc="curvext", leave=False)
 
     # ------------------------------------------------------------------ freshness
 
