@@ -8,11 +8,17 @@
 //
 // Letters: N data, V backpropagated vectors per datum, S shared positions of a layer, I fan-in, O fan-out,
 // K columns of a block of vectors, C classes, M positions of the output. The gradient of datum n along vector v is
-// G_vn = sum_s g[v,n,s,:] a[n,s,:]^T, an O x I matrix that no kernel here ever stores for more than one tile.
+// G_vn = sum_s g[v,n,s,:] a[n,s,:]^T, an O x I matrix that exists in registers or in a small workspace only, for a few
+// data at a time.
 //
 // Types: float64, float32, bfloat16, float16. Products are accumulated in float32, for float64 inputs in float64;
 // sums over data have that accumulation type. Every sum has a fixed order for a given number of threads.
 #define CURVEXT_DECLARE_KERNELS                                                                           \
+  /* outer_norm: [V,N] = |G_vn|^2.                                                                        \
+     Cost: S = 1 N (I + V O), else the cheaper of 2 S^2 N (I + V O) and 2 V N S O I flops.                \
+     Source: Goodfellow, "Efficient per-example gradient computations", 2015; S > 1: Rochette, Manoel,    \
+     Tramel, "Efficient per-example gradient computations in convolutional networks", 2019. */            \
+  at::Tensor outer_norm(const at::Tensor& a, const at::Tensor& g);                                        \
   /* outer_square: [O,I] = sum_v sum_n (sum_s g[v,n,s,o] a[n,s,i])^2.                                     \
      Cost: 2 V N S O I flops, the floor of the plain product; S = 1 folds v first: 2 N O I.               \
      Source: diagonal of the empirical Fisher, Dangel, Kunstner, Hennig, "BackPACK", 2020, section 3. */  \

@@ -8,6 +8,7 @@
 
 #include "../checks.h"
 #include "../kernels.h"
+#include "../outer_norm.h"
 #include "../softmax_layout.h"
 #include "launch.h"
 
@@ -35,7 +36,36 @@ at::Tensor unit_columns(const at::Tensor& tensor) {
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : tensor.contiguous();
 }
 
+// A piece of a plain product: large enough to fill the device.
+constexpr int64_t kPieceBytes = int64_t(32) << 20;
+
+// One row as long as the two tensors allow: positions that follow each other in both become features.
+DotsLaunch dots(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+  const int64_t positions = x.size(1), features = x.size(2);
+  const bool joined = x.stride(1) == features && y.stride(1) == features;
+  return {x.const_data_ptr(),
+          y.const_data_ptr(),
+          out.data_ptr(),
+          x.size(0),
+          joined ? 1 : positions,
+          joined ? positions * features : features,
+          x.stride(0),
+          x.stride(1),
+          y.stride(0),
+          y.stride(1),
+          out.stride(0),
+          type_of(y)};
+}
+
 }  // namespace
+
+at::Tensor outer_norm(const at::Tensor& a, const at::Tensor& g) {
+  check_outer_pair("outer_norm", a, g);
+  const c10::cuda::CUDAGuard guard(a.device());
+  return outer_norm_by(a, g, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+    C10_CUDA_CHECK(outer_norm(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
+  });
+}
 
 at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g) {
   check_outer_pair("outer_square", a, g);

@@ -30,6 +30,18 @@ int64_t outer_square_splits(int64_t V, int64_t N, int64_t S, int64_t I, int64_t 
                             int processors);
 cudaError_t outer_square(const OuterSquareLaunch& launch, cudaStream_t stream);
 
+// out[r] += sum_sc x[r,s,c] y[r,s,c]
+struct DotsLaunch {
+  const void* x;  // [rows, positions, features] of the accumulation type, unit stride over features
+  const void* y;  // likewise, of `type`
+  void* out;      // [rows] of the accumulation type
+  int64_t rows, positions, features;
+  int64_t x_row, x_position, y_row, y_position, out_row;
+  Type type;
+};
+
+cudaError_t outer_norm(const DotsLaunch& launch, cudaStream_t stream);
+
 struct SoftmaxLaunch {
   const void* z;
   const void* u;

@@ -1,6 +1,7 @@
 """The truth of each kernel, in a few lines of PyTorch; what the native kernels are tested against."""
 
+from .outer_norm import outer_norm
 from .outer_square import outer_square
 from .softmax_hessian_mm import softmax_hessian_mm
 
-__all__ = ["outer_square", "softmax_hessian_mm"]
+__all__ = ["outer_norm", "outer_square", "softmax_hessian_mm"]
