@@ -14,6 +14,10 @@
 // Types: float64, float32, bfloat16, float16. Products are accumulated in float32, for float64 inputs in float64;
 // sums over data have that accumulation type. Every sum has a fixed order for a given number of threads.
 #define CURVEXT_DECLARE_KERNELS                                                                           \
+  /* outer_dot: [V,N,K] = <G_vn, W_k> = sum_s g[v,n,s,:]^T W_k a[n,s,:], W [K,O,I].                       \
+     Cost: the cheaper of 2 K N S O (I + V) flops and, with G formed, 2 V N (S + K) O I.                  \
+     Source: first half of F v; Schraudolph, "Fast curvature matrix-vector products", 2002. */            \
+  at::Tensor outer_dot(const at::Tensor& a, const at::Tensor& g, const at::Tensor& W);                    \
   /* outer_norm: [V,N] = |G_vn|^2.                                                                        \
      Cost: S = 1 N (I + V O), else the cheaper of 2 S^2 N (I + V O) and 2 V N S O I flops.                \
      Source: Goodfellow, "Efficient per-example gradient computations", 2015; S > 1: Rochette, Manoel,    \

@@ -26,7 +26,8 @@ at::Tensor outer_norm_by(const at::Tensor& a, const at::Tensor& g, int64_t bytes
       }
     });
   } else if (S * (I + V * O) < V * O * I && 2 * S * S <= values) {  // sum_st <a_s, a_t> <g_s, g_t>
-    for_pieces(N, values / (S * (2 * S + I + O)), [&](int64_t n, int64_t count) {
+    const int64_t widened = a.scalar_type() == result.scalar_type() ? 0 : I + O;
+    for_pieces(N, values / (S * (2 * S + widened)), [&](int64_t n, int64_t count) {
       const at::Tensor x = wide(a.narrow(0, n, count)), products = x.bmm(x.mT());
       for (int64_t v = 0; v < V; ++v) {
         const at::Tensor y = some_g(v, n, count);

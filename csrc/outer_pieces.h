@@ -30,6 +30,23 @@ inline int64_t piece_values(int64_t bytes, const at::Tensor& tensor) {
   return bytes / (accumulation_type(tensor.scalar_type()) == at::kDouble ? 8 : 4);
 }
 
+// Calls visit(n, count, s, positions) for runs of at most `rows` pairs (n, s): several whole samples, or where one is
+// longer than that, parts of it.
+template <class Visit>
+void for_positions(int64_t N, int64_t S, int64_t rows, Visit visit) {
+  for_pieces(N, rows / S, [&](int64_t n, int64_t count) {
+    for_pieces(S, rows, [&](int64_t s, int64_t positions) { visit(n, count, s, positions); });
+  });
+}
+
+// Rows of W or of the result that one product takes: enough for a GEMM, few enough that its piece has many positions.
+constexpr int64_t kBandRows = 1024;
+// Features of the gradients that one product with K vectors takes at least.
+constexpr int64_t kBandFeatures = 8192;
+
+// Whether K products with G_vn cost less when it is formed, V N (S + K) O I, than position by position, K N S O I.
+inline bool forms_gradients(int64_t V, int64_t S, int64_t K) { return V * (S + K) < K * S; }
+
 // G_n = sum_s g_ns a_ns^T of every n for a [N,S,I] and g [N,S,O]; a and g are widened piece by piece of s.
 inline at::Tensor form_gradients(const at::Tensor& a, const at::Tensor& g, int64_t values) {
   const int64_t S = a.size(1), I = a.size(2), O = g.size(2);

@@ -8,6 +8,7 @@
 
 #include "../checks.h"
 #include "../kernels.h"
+#include "../outer_dot.h"
 #include "../outer_norm.h"
 #include "../softmax_layout.h"
 #include "launch.h"
@@ -58,6 +59,14 @@ DotsLaunch dots(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out)
 }
 
 }  // namespace
+
+at::Tensor outer_dot(const at::Tensor& a, const at::Tensor& g, const at::Tensor& W) {
+  check_outer_dot("outer_dot", a, g, W);
+  const c10::cuda::CUDAGuard guard(a.device());
+  return outer_dot_by(a, g, W, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+    C10_CUDA_CHECK(outer_dot(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
+  });
+}
 
 at::Tensor outer_norm(const at::Tensor& a, const at::Tensor& g) {
   check_outer_pair("outer_norm", a, g);

@@ -40,6 +40,7 @@ struct DotsLaunch {
   Type type;
 };
 
+cudaError_t outer_dot(const DotsLaunch& launch, cudaStream_t stream);
 cudaError_t outer_norm(const DotsLaunch& launch, cudaStream_t stream);
 
 struct SoftmaxLaunch {

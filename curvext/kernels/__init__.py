@@ -2,12 +2,14 @@
 
 from .._extension import ReferenceFallbackWarning
 from ._registry import use_reference
+from .outer_dot import outer_dot
 from .outer_norm import outer_norm
 from .outer_square import outer_square
 from .softmax_hessian_mm import softmax_hessian_mm
 
 __all__ = [
     "ReferenceFallbackWarning",
+    "outer_dot",
     "outer_norm",
     "outer_square",
     "softmax_hessian_mm",

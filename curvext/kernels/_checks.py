@@ -56,6 +56,29 @@ def check_outer_pair(function: str, a: Tensor, g: Tensor) -> None:
     check_alike(function, "g", g, "a", a)
 
 
+def check_alike_or_accumulated(
+    function: str, argument: str, tensor: Tensor, other_argument: str, other: Tensor
+) -> None:
+    accumulated = accumulation_dtype(other.dtype)
+    if tensor.dtype not in (other.dtype, accumulated):
+        raise TypeError(
+            f"{function}: {argument} has dtype {tensor.dtype}, expected {other.dtype} as {other_argument} "
+            f"or {accumulated}"
+        )
+    check_device(function, argument, tensor, other_argument, other)
+
+
+def check_outer_dot(function: str, a: Tensor, g: Tensor, W: Tensor) -> None:
+    """The pair, and K matrices W [K,O,I] of the shape of its gradients."""
+    check_outer_pair(function, a, g)
+    if W.dim() != 3 or W.shape[1] != g.shape[3] or W.shape[2] != a.shape[2]:
+        raise ValueError(
+            f"{function}: W has shape {list(W.shape)}, expected [K, {g.shape[3]}, {a.shape[2]}] "
+            f"beside a of shape {list(a.shape)} and g of shape {list(g.shape)}"
+        )
+    check_alike_or_accumulated(function, "W", W, "a", a)
+
+
 def check_softmax(function: str, z: Tensor, u: Tensor, w: Tensor, dim: int) -> None:
     """z with a class dimension, u [K, *z.shape], w of z's shape without the class dimension."""
     if z.dim() < 1:
@@ -77,8 +100,4 @@ def check_softmax(function: str, z: Tensor, u: Tensor, w: Tensor, dim: int) -> N
         )
     check_dtype(function, "z", z)
     check_alike(function, "u", u, "z", z)
-    if w.dtype not in (z.dtype, accumulation_dtype(z.dtype)):
-        raise TypeError(
-            f"{function}: w has dtype {w.dtype}, expected {z.dtype} as z or {accumulation_dtype(z.dtype)}"
-        )
-    check_device(function, "w", w, "z", z)
+    check_alike_or_accumulated(function, "w", w, "z", z)

@@ -1,7 +1,8 @@
 """The truth of each kernel, in a few lines of PyTorch; what the native kernels are tested against."""
 
+from .outer_dot import outer_dot
 from .outer_norm import outer_norm
 from .outer_square import outer_square
 from .softmax_hessian_mm import softmax_hessian_mm
 
-__all__ = ["outer_norm", "outer_square", "softmax_hessian_mm"]
+__all__ = ["outer_dot", "outer_norm", "outer_square", "softmax_hessian_mm"]
