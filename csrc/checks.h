@@ -62,6 +62,15 @@ inline void check_outer_dot(const char* function, const at::Tensor& a, const at:
   check_same_device(function, "W", W, "a", a);
 }
 
+// The pair, and K weights c [K,V,N] of each of its gradients.
+inline void check_outer_sum(const char* function, const at::Tensor& a, const at::Tensor& g, const at::Tensor& c) {
+  check_outer_pair(function, a, g);
+  TORCH_CHECK_VALUE(c.dim() == 3 && c.size(1) == g.size(0) && c.size(2) == g.size(1), function, ": c has shape ",
+                    c.sizes(), ", expected [K, ", g.size(0), ", ", g.size(1), "] beside g of shape ", g.sizes());
+  check_same_or_accumulation_dtype(function, "c", c, "a", a);
+  check_same_device(function, "c", c, "a", a);
+}
+
 // z of any shape with a class dimension, u [K, *z.shape], w of z's shape without that dimension.
 // Returns the class dimension counted from the front.
 inline int64_t check_softmax(const char* function, const at::Tensor& z, const at::Tensor& u, const at::Tensor& w,

@@ -27,6 +27,10 @@
      Cost: 2 V N S O I flops, the floor of the plain product; S = 1 folds v first: 2 N O I.               \
      Source: diagonal of the empirical Fisher, Dangel, Kunstner, Hennig, "BackPACK", 2020, section 3. */  \
   at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g);                                      \
+  /* outer_sum: [K,O,I] = sum_vn c[k,v,n] G_vn.                                                           \
+     Cost: the cheaper of K N S O (2 I + V) flops and, with G formed, 2 V N (S + K) O I.                  \
+     Source: second half of F v; Schraudolph, "Fast curvature matrix-vector products", 2002. */           \
+  at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor& c);                    \
   /* softmax_hessian_mm: [K,*z] = w p (u - <p,u>), p = softmax(z) along dim: H_l u for the cross-entropy. \
      Cost: reads z and u once, writes once; 2 exponentials per logit at most.                             \
      Source: Schraudolph, "Fast curvature matrix-vector products", 2002, table 1. */                      \

@@ -43,6 +43,8 @@ struct PackOps {
 template <class S, class T>
 struct RowOps {
   T (*dot)(int64_t count, const T* x, const S* y);
+  // y += c x, or y = c x
+  void (*scale)(bool add, int64_t count, T c, const S* x, T* y);
 };
 
 // z [outer,C,inner], u and out [K,outer,C,inner], w [outer,inner]; inner strides are 1, and for inner = 1 so are the

@@ -1,20 +1,13 @@
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "launch.h"
+#include "widen.h"
 
 // out[r] += sum_sc x[r,s,c] y[r,s,c]: one block for each row, summed in a fixed order.
 namespace curvext::cuda {
 namespace {
 
 constexpr int kDotThreads = 256;
-
-__device__ inline float widened(float x) { return x; }
-__device__ inline double widened(double x) { return x; }
-__device__ inline float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline float widened(__half x) { return __half2float(x); }
 
 template <class S, class T>
 __global__ void __launch_bounds__(kDotThreads) add_dots_kernel(DotsLaunch l) {

@@ -43,6 +43,19 @@ struct DotsLaunch {
 cudaError_t outer_dot(const DotsLaunch& launch, cudaStream_t stream);
 cudaError_t outer_norm(const DotsLaunch& launch, cudaStream_t stream);
 
+// h[n,s,o] = sum_v c[v,n] g[v,n,s,o]
+struct WeighLaunch {
+  const void* c;  // [V,N] of the accumulation type
+  const void* g;  // [V,N,S,O] of `type`
+  void* h;        // [N,S,O] of the accumulation type, contiguous
+  int64_t V, N, S, O;
+  int64_t c_vector, c_sample;
+  int64_t g_vector, g_sample, g_position, g_feature;
+  Type type;
+};
+
+cudaError_t outer_sum(const WeighLaunch& launch, cudaStream_t stream);
+
 struct SoftmaxLaunch {
   const void* z;
   const void* u;

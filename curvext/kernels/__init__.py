@@ -5,6 +5,7 @@ from ._registry import use_reference
 from .outer_dot import outer_dot
 from .outer_norm import outer_norm
 from .outer_square import outer_square
+from .outer_sum import outer_sum
 from .softmax_hessian_mm import softmax_hessian_mm
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "outer_dot",
     "outer_norm",
     "outer_square",
+    "outer_sum",
     "softmax_hessian_mm",
     "use_reference",
 ]

@@ -79,6 +79,17 @@ def check_outer_dot(function: str, a: Tensor, g: Tensor, W: Tensor) -> None:
     check_alike_or_accumulated(function, "W", W, "a", a)
 
 
+def check_outer_sum(function: str, a: Tensor, g: Tensor, c: Tensor) -> None:
+    """The pair, and K weights c [K,V,N] of each of its gradients."""
+    check_outer_pair(function, a, g)
+    if c.dim() != 3 or c.shape[1:] != g.shape[:2]:
+        raise ValueError(
+            f"{function}: c has shape {list(c.shape)}, expected [K, {g.shape[0]}, {g.shape[1]}] "
+            f"beside g of shape {list(g.shape)}"
+        )
+    check_alike_or_accumulated(function, "c", c, "a", a)
+
+
 def check_softmax(function: str, z: Tensor, u: Tensor, w: Tensor, dim: int) -> None:
     """z with a class dimension, u [K, *z.shape], w of z's shape without the class dimension."""
     if z.dim() < 1:

@@ -26,7 +26,7 @@ static constexpr PackOps<S, T> pack_ops() {
 
 template <class S, class T>
 static constexpr RowOps<S, T> row_ops() {
-  return {dot<S, T>};
+  return {dot<S, T>, scale<S, T>};
 }
 
 template <class S, class T>
