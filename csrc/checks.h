@@ -62,6 +62,26 @@ inline void check_outer_dot(const char* function, const at::Tensor& a, const at:
   check_same_device(function, "W", W, "a", a);
 }
 
+// a [N,S,I] and g [N,S,O] with a2 [N',S',I] and g2 [N',S',O]: one vector for each datum.
+inline void check_outer_gram(const char* function, const at::Tensor& a, const at::Tensor& g, const at::Tensor& a2,
+                             const at::Tensor& g2) {
+  TORCH_CHECK_VALUE(a.dim() == 3, function, ": a has shape ", a.sizes(), ", expected [N, S, I]");
+  TORCH_CHECK_VALUE(g.dim() == 3 && g.size(0) == a.size(0) && g.size(1) == a.size(1), function, ": g has shape ",
+                    g.sizes(), ", expected [", a.size(0), ", ", a.size(1), ", O] beside a of shape ", a.sizes());
+  TORCH_CHECK_VALUE(a2.dim() == 3 && a2.size(2) == a.size(2), function, ": a2 has shape ", a2.sizes(),
+                    ", expected [N', S', ", a.size(2), "] beside a of shape ", a.sizes());
+  TORCH_CHECK_VALUE(g2.dim() == 3 && g2.size(0) == a2.size(0) && g2.size(1) == a2.size(1) && g2.size(2) == g.size(2),
+                    function, ": g2 has shape ", g2.sizes(), ", expected [", a2.size(0), ", ", a2.size(1), ", ",
+                    g.size(2), "] beside a2 of shape ", a2.sizes(), " and g of shape ", g.sizes());
+  check_dtype(function, "a", a);
+  check_same_dtype(function, "g", g, "a", a);
+  check_same_dtype(function, "a2", a2, "a", a);
+  check_same_dtype(function, "g2", g2, "a", a);
+  check_same_device(function, "g", g, "a", a);
+  check_same_device(function, "a2", a2, "a", a);
+  check_same_device(function, "g2", g2, "a", a);
+}
+
 // The pair, and K weights c [K,V,N] of each of its gradients.
 inline void check_outer_sum(const char* function, const at::Tensor& a, const at::Tensor& g, const at::Tensor& c) {
   check_outer_pair(function, a, g);

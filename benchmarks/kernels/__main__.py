@@ -8,11 +8,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernels import outer_dot, outer_norm, outer_square, outer_sum, softmax_hessian_mm
+from benchmarks.kernels import (
+    outer_dot,
+    outer_gram,
+    outer_norm,
+    outer_square,
+    outer_sum,
+    softmax_hessian_mm,
+)
 from benchmarks.timing import environment
 
 KERNELS = {
     "outer_dot": outer_dot,
+    "outer_gram": outer_gram,
     "outer_norm": outer_norm,
     "outer_square": outer_square,
     "outer_sum": outer_sum,

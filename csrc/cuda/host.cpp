@@ -9,6 +9,7 @@
 #include "../checks.h"
 #include "../kernels.h"
 #include "../outer_dot.h"
+#include "../outer_gram.h"
 #include "../outer_norm.h"
 #include "../outer_sum.h"
 #include "../softmax_layout.h"
@@ -66,6 +67,16 @@ at::Tensor outer_dot(const at::Tensor& a, const at::Tensor& g, const at::Tensor&
   const c10::cuda::CUDAGuard guard(a.device());
   return outer_dot_by(a, g, W, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
     C10_CUDA_CHECK(outer_dot(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
+  });
+}
+
+at::Tensor outer_gram(const at::Tensor& a, const at::Tensor& g, const at::Tensor& a2, const at::Tensor& g2) {
+  check_outer_gram("outer_gram", a, g, a2, g2);
+  const c10::cuda::CUDAGuard guard(a.device());
+  return outer_gram_by(a, g, a2, g2, kPieceBytes, [](const at::Tensor& p, const at::Tensor& q, const at::Tensor& out) {
+    const PairsLaunch launch{p.const_data_ptr(), q.const_data_ptr(), out.data_ptr(), p.size(0),     p.size(1),
+                             p.size(2),          p.size(3),          out.stride(0),  out.stride(1), type_of(p)};
+    C10_CUDA_CHECK(outer_gram(launch, c10::cuda::getCurrentCUDAStream()));
   });
 }
 

@@ -43,6 +43,18 @@ struct DotsLaunch {
 cudaError_t outer_dot(const DotsLaunch& launch, cudaStream_t stream);
 cudaError_t outer_norm(const DotsLaunch& launch, cudaStream_t stream);
 
+// out[n,m] += sum_st p[n,s,m,t] q[n,s,m,t], all of the accumulation type
+struct PairsLaunch {
+  const void* p;  // [N,S,M,R], contiguous
+  const void* q;  // likewise
+  void* out;      // [N,M]
+  int64_t N, S, M, R;
+  int64_t out_row, out_column;
+  Type type;
+};
+
+cudaError_t outer_gram(const PairsLaunch& launch, cudaStream_t stream);
+
 // h[n,s,o] = sum_v c[v,n] g[v,n,s,o]
 struct WeighLaunch {
   const void* c;  // [V,N] of the accumulation type

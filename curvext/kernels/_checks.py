@@ -79,6 +79,30 @@ def check_outer_dot(function: str, a: Tensor, g: Tensor, W: Tensor) -> None:
     check_alike_or_accumulated(function, "W", W, "a", a)
 
 
+def check_outer_gram(function: str, a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> None:
+    """a [N,S,I] and g [N,S,O] with a2 [N',S',I] and g2 [N',S',O]: one vector for each datum."""
+    if a.dim() != 3:
+        raise ValueError(f"{function}: a has shape {list(a.shape)}, expected [N, S, I]")
+    if g.dim() != 3 or g.shape[:2] != a.shape[:2]:
+        raise ValueError(
+            f"{function}: g has shape {list(g.shape)}, expected [{a.shape[0]}, {a.shape[1]}, O] "
+            f"beside a of shape {list(a.shape)}"
+        )
+    if a2.dim() != 3 or a2.shape[2] != a.shape[2]:
+        raise ValueError(
+            f"{function}: a2 has shape {list(a2.shape)}, expected [N', S', {a.shape[2]}] "
+            f"beside a of shape {list(a.shape)}"
+        )
+    if g2.dim() != 3 or g2.shape[:2] != a2.shape[:2] or g2.shape[2] != g.shape[2]:
+        raise ValueError(
+            f"{function}: g2 has shape {list(g2.shape)}, expected [{a2.shape[0]}, {a2.shape[1]}, {g.shape[2]}] "
+            f"beside a2 of shape {list(a2.shape)} and g of shape {list(g.shape)}"
+        )
+    check_dtype(function, "a", a)
+    for name, tensor in (("g", g), ("a2", a2), ("g2", g2)):
+        check_alike(function, name, tensor, "a", a)
+
+
 def check_outer_sum(function: str, a: Tensor, g: Tensor, c: Tensor) -> None:
     """The pair, and K weights c [K,V,N] of each of its gradients."""
     check_outer_pair(function, a, g)
