@@ -44,6 +44,53 @@ inline void check_outer_pair(const char* function, const at::Tensor& a, const at
   check_same_device(function, "g", g, "a", a);
 }
 
+inline void check_same_or_accumulation_dtype(const char* function, const char* argument, const at::Tensor& tensor,
+                                             const char* other_argument, const at::Tensor& other) {
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == other.scalar_type() || tensor.scalar_type() == accumulation_type(other.scalar_type()),
+      function, ": ", argument, " has dtype ", tensor.scalar_type(), ", expected ", other.scalar_type(), " as ",
+      other_argument, " or ", accumulation_type(other.scalar_type()));
+}
+
+// The pair, and K matrices W [K,O,I] of the shape of its gradients.
+inline void check_outer_dot(const char* function, const at::Tensor& a, const at::Tensor& g, const at::Tensor& W) {
+  check_outer_pair(function, a, g);
+  TORCH_CHECK_VALUE(W.dim() == 3 && W.size(1) == g.size(3) && W.size(2) == a.size(2), function, ": W has shape ",
+                    W.sizes(), ", expected [K, ", g.size(3), ", ", a.size(2), "] beside a of shape ", a.sizes(),
+                    " and g of shape ", g.sizes());
+  check_same_or_accumulation_dtype(function, "W", W, "a", a);
+  check_same_device(function, "W", W, "a", a);
+}
+
+// a [N,S,I] and g [N,S,O] with a2 [N',S',I] and g2 [N',S',O]: one vector for each datum.
+inline void check_outer_gram(const char* function, const at::Tensor& a, const at::Tensor& g, const at::Tensor& a2,
+                             const at::Tensor& g2) {
+  TORCH_CHECK_VALUE(a.dim() == 3, function, ": a has shape ", a.sizes(), ", expected [N, S, I]");
+  TORCH_CHECK_VALUE(g.dim() == 3 && g.size(0) == a.size(0) && g.size(1) == a.size(1), function, ": g has shape ",
+                    g.sizes(), ", expected [", a.size(0), ", ", a.size(1), ", O] beside a of shape ", a.sizes());
+  TORCH_CHECK_VALUE(a2.dim() == 3 && a2.size(2) == a.size(2), function, ": a2 has shape ", a2.sizes(),
+                    ", expected [N', S', ", a.size(2), "] beside a of shape ", a.sizes());
+  TORCH_CHECK_VALUE(g2.dim() == 3 && g2.size(0) == a2.size(0) && g2.size(1) == a2.size(1) && g2.size(2) == g.size(2),
+                    function, ": g2 has shape ", g2.sizes(), ", expected [", a2.size(0), ", ", a2.size(1), ", ",
+                    g.size(2), "] beside a2 of shape ", a2.sizes(), " and g of shape ", g.sizes());
+  check_dtype(function, "a", a);
+  check_same_dtype(function, "g", g, "a", a);
+  check_same_dtype(function, "a2", a2, "a", a);
+  check_same_dtype(function, "g2", g2, "a", a);
+  check_same_device(function, "g", g, "a", a);
+  check_same_device(function, "a2", a2, "a", a);
+  check_same_device(function, "g2", g2, "a", a);
+}
+
+// The pair, and K weights c [K,V,N] of each of its gradients.
+inline void check_outer_sum(const char* function, const at::Tensor& a, const at::Tensor& g, const at::Tensor& c) {
+  check_outer_pair(function, a, g);
+  TORCH_CHECK_VALUE(c.dim() == 3 && c.size(1) == g.size(0) && c.size(2) == g.size(1), function, ": c has shape ",
+                    c.sizes(), ", expected [K, ", g.size(0), ", ", g.size(1), "] beside g of shape ", g.sizes());
+  check_same_or_accumulation_dtype(function, "c", c, "a", a);
+  check_same_device(function, "c", c, "a", a);
+}
+
 // z of any shape with a class dimension, u [K, *z.shape], w of z's shape without that dimension.
 // Returns the class dimension counted from the front.
 inline int64_t check_softmax(const char* function, const at::Tensor& z, const at::Tensor& u, const at::Tensor& w,
@@ -60,9 +107,7 @@ inline int64_t check_softmax(const char* function, const at::Tensor& z, const at
                     at::IntArrayRef(positions), ", the shape of z without its class dimension");
   check_dtype(function, "z", z);
   check_same_dtype(function, "u", u, "z", z);
-  TORCH_CHECK_TYPE(w.scalar_type() == z.scalar_type() || w.scalar_type() == accumulation_type(z.scalar_type()),
-                   function, ": w has dtype ", w.scalar_type(), ", expected ", z.scalar_type(), " as z or ",
-                   accumulation_type(z.scalar_type()));
+  check_same_or_accumulation_dtype(function, "w", w, "z", z);
   check_same_device(function, "u", u, "z", z);
   check_same_device(function, "w", w, "z", z);
   return classes_at;

@@ -8,18 +8,36 @@
 //
 // Letters: N data, V backpropagated vectors per datum, S shared positions of a layer, I fan-in, O fan-out,
 // K columns of a block of vectors, C classes, M positions of the output. The gradient of datum n along vector v is
-// G_vn = sum_s g[v,n,s,:] a[n,s,:]^T, an O x I matrix that no kernel here ever stores for more than one tile.
+// G_vn = sum_s g[v,n,s,:] a[n,s,:]^T, an O x I matrix that exists in registers or in a small workspace only, for a few
+// data at a time.
 //
 // Types: float64, float32, bfloat16, float16. Products are accumulated in float32, for float64 inputs in float64;
 // sums over data have that accumulation type. Every sum has a fixed order for a given number of threads.
-#define CURVEXT_DECLARE_KERNELS                                                                           \
-  /* outer_square: [O,I] = sum_v sum_n (sum_s g[v,n,s,o] a[n,s,i])^2.                                     \
-     Cost: 2 V N S O I flops, the floor of the plain product; S = 1 folds v first: 2 N O I.               \
-     Source: diagonal of the empirical Fisher, Dangel, Kunstner, Hennig, "BackPACK", 2020, section 3. */  \
-  at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g);                                      \
-  /* softmax_hessian_mm: [K,*z] = w p (u - <p,u>), p = softmax(z) along dim: H_l u for the cross-entropy. \
-     Cost: reads z and u once, writes once; 2 exponentials per logit at most.                             \
-     Source: Schraudolph, "Fast curvature matrix-vector products", 2002, table 1. */                      \
+#define CURVEXT_DECLARE_KERNELS                                                                                \
+  /* outer_dot: [V,N,K] = <G_vn, W_k> = sum_s g[v,n,s,:]^T W_k a[n,s,:], W [K,O,I].                            \
+     Cost: the cheaper of 2 K N S O (I + V) flops and, with G formed, 2 V N (S + K) O I.                       \
+     Source: first half of F v; Schraudolph, "Fast curvature matrix-vector products", 2002. */                 \
+  at::Tensor outer_dot(const at::Tensor& a, const at::Tensor& g, const at::Tensor& W);                         \
+  /* outer_gram: [N,N'] = <G_n, G'_m> of a [N,S,I], g [N,S,O] with a2 [N',S',I], g2 [N',S',O].                 \
+     Cost: the cheaper of 2 N S N' S' (I + O) and 2 (N S + N' S' + N N') O I flops.                            \
+     Source: the kernel trick for the spectrum of F, e.g. Dangel, Tatzel, Hennig, "ViViT", 2022, section 3. */ \
+  at::Tensor outer_gram(const at::Tensor& a, const at::Tensor& g, const at::Tensor& a2, const at::Tensor& g2); \
+  /* outer_norm: [V,N] = |G_vn|^2.                                                                             \
+     Cost: S = 1 N (I + V O), else the cheaper of 2 S^2 N (I + V O) and 2 V N S O I flops.                     \
+     Source: Goodfellow, "Efficient per-example gradient computations", 2015; S > 1: Rochette, Manoel,         \
+     Tramel, "Efficient per-example gradient computations in convolutional networks", 2019. */                 \
+  at::Tensor outer_norm(const at::Tensor& a, const at::Tensor& g);                                             \
+  /* outer_square: [O,I] = sum_v sum_n (sum_s g[v,n,s,o] a[n,s,i])^2.                                          \
+     Cost: 2 V N S O I flops, the floor of the plain product; S = 1 folds v first: 2 N O I.                    \
+     Source: diagonal of the empirical Fisher, Dangel, Kunstner, Hennig, "BackPACK", 2020, section 3. */       \
+  at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g);                                           \
+  /* outer_sum: [K,O,I] = sum_vn c[k,v,n] G_vn.                                                                \
+     Cost: the cheaper of K N S O (2 I + V) flops and, with G formed, 2 V N (S + K) O I.                       \
+     Source: second half of F v; Schraudolph, "Fast curvature matrix-vector products", 2002. */                \
+  at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor& c);                         \
+  /* softmax_hessian_mm: [K,*z] = w p (u - <p,u>), p = softmax(z) along dim: H_l u for the cross-entropy.      \
+     Cost: reads z and u once, writes once; 2 exponentials per logit at most.                                  \
+     Source: Schraudolph, "Fast curvature matrix-vector products", 2002, table 1. */                           \
   at::Tensor softmax_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim);
 
 namespace curvext::cpu {

@@ -8,10 +8,24 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernels import outer_square, softmax_hessian_mm
+from benchmarks.kernels import (
+    outer_dot,
+    outer_gram,
+    outer_norm,
+    outer_square,
+    outer_sum,
+    softmax_hessian_mm,
+)
 from benchmarks.timing import environment
 
-KERNELS = {"outer_square": outer_square, "softmax_hessian_mm": softmax_hessian_mm}
+KERNELS = {
+    "outer_dot": outer_dot,
+    "outer_gram": outer_gram,
+    "outer_norm": outer_norm,
+    "outer_square": outer_square,
+    "outer_sum": outer_sum,
+    "softmax_hessian_mm": softmax_hessian_mm,
+}
 
 
 def cell(value: object) -> str:

@@ -36,6 +36,14 @@ struct PackOps {
   Pack left, right;  // panels as wide as a tile has rows, columns
 };
 
+// Rows of contiguous values.
+template <class S, class T>
+struct RowOps {
+  T (*dot)(int64_t count, const T* x, const S* y);
+  // y += c x, or y = c x
+  void (*scale)(bool add, int64_t count, T c, const S* x, T* y);
+};
+
 // z [outer,C,inner], u and out [K,outer,C,inner], w [outer,inner]; inner strides are 1, and for inner = 1 so are the
 // class strides.
 template <class S, class T>
@@ -67,6 +75,10 @@ struct Primitives {
   PackOps<float, float> pack_float;
   PackOps<BFloat16, float> pack_bfloat16;
   PackOps<Float16, float> pack_float16;
+  RowOps<double, double> rows_double;
+  RowOps<float, float> rows_float;
+  RowOps<BFloat16, float> rows_bfloat16;
+  RowOps<Float16, float> rows_float16;
   SoftmaxOps<double, double> softmax_double;
   SoftmaxOps<float, float> softmax_float;
   SoftmaxOps<BFloat16, float> softmax_bfloat16;

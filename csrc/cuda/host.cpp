@@ -8,6 +8,10 @@
 
 #include "../checks.h"
 #include "../kernels.h"
+#include "../outer_dot.h"
+#include "../outer_gram.h"
+#include "../outer_norm.h"
+#include "../outer_sum.h"
 #include "../softmax_layout.h"
 #include "launch.h"
 
@@ -35,7 +39,54 @@ at::Tensor unit_columns(const at::Tensor& tensor) {
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : tensor.contiguous();
 }
 
+// A piece of a plain product: large enough to fill the device.
+constexpr int64_t kPieceBytes = int64_t(32) << 20;
+
+// One row as long as the two tensors allow: positions that follow each other in both become features.
+DotsLaunch dots(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+  const int64_t positions = x.size(1), features = x.size(2);
+  const bool joined = x.stride(1) == features && y.stride(1) == features;
+  return {x.const_data_ptr(),
+          y.const_data_ptr(),
+          out.data_ptr(),
+          x.size(0),
+          joined ? 1 : positions,
+          joined ? positions * features : features,
+          x.stride(0),
+          x.stride(1),
+          y.stride(0),
+          y.stride(1),
+          out.stride(0),
+          type_of(y)};
+}
+
 }  // namespace
+
+at::Tensor outer_dot(const at::Tensor& a, const at::Tensor& g, const at::Tensor& W) {
+  check_outer_dot("outer_dot", a, g, W);
+  const c10::cuda::CUDAGuard guard(a.device());
+  return outer_dot_by(a, g, W, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+    C10_CUDA_CHECK(outer_dot(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
+  });
+}
+
+at::Tensor outer_gram(const at::Tensor& a, const at::Tensor& g, const at::Tensor& a2, const at::Tensor& g2) {
+  check_outer_gram("outer_gram", a, g, a2, g2);
+  const c10::cuda::CUDAGuard guard(a.device());
+  return outer_gram_by(a, g, a2, g2, kPieceBytes, [](const at::Tensor& p, const at::Tensor& q, const at::Tensor& out) {
+    const PairsLaunch launch{p.const_data_ptr(), q.const_data_ptr(), out.data_ptr(), p.size(0),     p.size(1),
+                             p.size(2),          p.size(3),          out.stride(0),  out.stride(1), type_of(p)};
+    C10_CUDA_CHECK(outer_gram(launch, c10::cuda::getCurrentCUDAStream()));
+  });
+}
+
+at::Tensor outer_norm(const at::Tensor& a, const at::Tensor& g) {
+  check_outer_pair("outer_norm", a, g);
+  const c10::cuda::CUDAGuard guard(a.device());
+  return outer_norm_by(a, g, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+    C10_CUDA_CHECK(outer_norm(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
+  });
+}
 
 at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g) {
   check_outer_pair("outer_square", a, g);
@@ -54,6 +105,17 @@ at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g) {
       result.data_ptr(),  type_of(a),         mode};
   C10_CUDA_CHECK(outer_square(launch, c10::cuda::getCurrentCUDAStream()));
   return result;
+}
+
+at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor& c) {
+  check_outer_sum("outer_sum", a, g, c);
+  const c10::cuda::CUDAGuard guard(a.device());
+  return outer_sum_by(a, g, c, kPieceBytes, [](const at::Tensor& c, const at::Tensor& g, const at::Tensor& h) {
+    const WeighLaunch launch{c.const_data_ptr(), g.const_data_ptr(), h.data_ptr(), g.size(0),   g.size(1),
+                             g.size(2),          g.size(3),          c.stride(0),  c.stride(1), g.stride(0),
+                             g.stride(1),        g.stride(2),        g.stride(3),  type_of(g)};
+    C10_CUDA_CHECK(outer_sum(launch, c10::cuda::getCurrentCUDAStream()));
+  });
 }
 
 at::Tensor softmax_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim) {

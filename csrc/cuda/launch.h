@@ -30,6 +30,44 @@ int64_t outer_square_splits(int64_t V, int64_t N, int64_t S, int64_t I, int64_t 
                             int processors);
 cudaError_t outer_square(const OuterSquareLaunch& launch, cudaStream_t stream);
 
+// out[r] += sum_sc x[r,s,c] y[r,s,c]
+struct DotsLaunch {
+  const void* x;  // [rows, positions, features] of the accumulation type, unit stride over features
+  const void* y;  // likewise, of `type`
+  void* out;      // [rows] of the accumulation type
+  int64_t rows, positions, features;
+  int64_t x_row, x_position, y_row, y_position, out_row;
+  Type type;
+};
+
+cudaError_t outer_dot(const DotsLaunch& launch, cudaStream_t stream);
+cudaError_t outer_norm(const DotsLaunch& launch, cudaStream_t stream);
+
+// out[n,m] += sum_st p[n,s,m,t] q[n,s,m,t], all of the accumulation type
+struct PairsLaunch {
+  const void* p;  // [N,S,M,R], contiguous
+  const void* q;  // likewise
+  void* out;      // [N,M]
+  int64_t N, S, M, R;
+  int64_t out_row, out_column;
+  Type type;
+};
+
+cudaError_t outer_gram(const PairsLaunch& launch, cudaStream_t stream);
+
+// h[n,s,o] = sum_v c[v,n] g[v,n,s,o]
+struct WeighLaunch {
+  const void* c;  // [V,N] of the accumulation type
+  const void* g;  // [V,N,S,O] of `type`
+  void* h;        // [N,S,O] of the accumulation type, contiguous
+  int64_t V, N, S, O;
+  int64_t c_vector, c_sample;
+  int64_t g_vector, g_sample, g_position, g_feature;
+  Type type;
+};
+
+cudaError_t outer_sum(const WeighLaunch& launch, cudaStream_t stream);
+
 struct SoftmaxLaunch {
   const void* z;
   const void* u;

@@ -56,6 +56,64 @@ def check_outer_pair(function: str, a: Tensor, g: Tensor) -> None:
     check_alike(function, "g", g, "a", a)
 
 
+def check_alike_or_accumulated(
+    function: str, argument: str, tensor: Tensor, other_argument: str, other: Tensor
+) -> None:
+    accumulated = accumulation_dtype(other.dtype)
+    if tensor.dtype not in (other.dtype, accumulated):
+        raise TypeError(
+            f"{function}: {argument} has dtype {tensor.dtype}, expected {other.dtype} as {other_argument} "
+            f"or {accumulated}"
+        )
+    check_device(function, argument, tensor, other_argument, other)
+
+
+def check_outer_dot(function: str, a: Tensor, g: Tensor, W: Tensor) -> None:
+    """The pair, and K matrices W [K,O,I] of the shape of its gradients."""
+    check_outer_pair(function, a, g)
+    if W.dim() != 3 or W.shape[1] != g.shape[3] or W.shape[2] != a.shape[2]:
+        raise ValueError(
+            f"{function}: W has shape {list(W.shape)}, expected [K, {g.shape[3]}, {a.shape[2]}] "
+            f"beside a of shape {list(a.shape)} and g of shape {list(g.shape)}"
+        )
+    check_alike_or_accumulated(function, "W", W, "a", a)
+
+
+def check_outer_gram(function: str, a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> None:
+    """a [N,S,I] and g [N,S,O] with a2 [N',S',I] and g2 [N',S',O]: one vector for each datum."""
+    if a.dim() != 3:
+        raise ValueError(f"{function}: a has shape {list(a.shape)}, expected [N, S, I]")
+    if g.dim() != 3 or g.shape[:2] != a.shape[:2]:
+        raise ValueError(
+            f"{function}: g has shape {list(g.shape)}, expected [{a.shape[0]}, {a.shape[1]}, O] "
+            f"beside a of shape {list(a.shape)}"
+        )
+    if a2.dim() != 3 or a2.shape[2] != a.shape[2]:
+        raise ValueError(
+            f"{function}: a2 has shape {list(a2.shape)}, expected [N', S', {a.shape[2]}] "
+            f"beside a of shape {list(a.shape)}"
+        )
+    if g2.dim() != 3 or g2.shape[:2] != a2.shape[:2] or g2.shape[2] != g.shape[2]:
+        raise ValueError(
+            f"{function}: g2 has shape {list(g2.shape)}, expected [{a2.shape[0]}, {a2.shape[1]}, {g.shape[2]}] "
+            f"beside a2 of shape {list(a2.shape)} and g of shape {list(g.shape)}"
+        )
+    check_dtype(function, "a", a)
+    for name, tensor in (("g", g), ("a2", a2), ("g2", g2)):
+        check_alike(function, name, tensor, "a", a)
+
+
+def check_outer_sum(function: str, a: Tensor, g: Tensor, c: Tensor) -> None:
+    """The pair, and K weights c [K,V,N] of each of its gradients."""
+    check_outer_pair(function, a, g)
+    if c.dim() != 3 or c.shape[1:] != g.shape[:2]:
+        raise ValueError(
+            f"{function}: c has shape {list(c.shape)}, expected [K, {g.shape[0]}, {g.shape[1]}] "
+            f"beside g of shape {list(g.shape)}"
+        )
+    check_alike_or_accumulated(function, "c", c, "a", a)
+
+
 def check_softmax(function: str, z: Tensor, u: Tensor, w: Tensor, dim: int) -> None:
     """z with a class dimension, u [K, *z.shape], w of z's shape without the class dimension."""
     if z.dim() < 1:
@@ -77,8 +135,4 @@ def check_softmax(function: str, z: Tensor, u: Tensor, w: Tensor, dim: int) -> N
         )
     check_dtype(function, "z", z)
     check_alike(function, "u", u, "z", z)
-    if w.dtype not in (z.dtype, accumulation_dtype(z.dtype)):
-        raise TypeError(
-            f"{function}: w has dtype {w.dtype}, expected {z.dtype} as z or {accumulation_dtype(z.dtype)}"
-        )
-    check_device(function, "w", w, "z", z)
+    check_alike_or_accumulated(function, "w", w, "z", z)

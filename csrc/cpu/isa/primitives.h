@@ -6,6 +6,7 @@
 #include "vector.h"
 
 #include "outer_square.h"
+#include "rows.h"
 #include "softmax_hessian_mm.h"
 
 namespace curvext::cpu::CURVEXT_ISA {
@@ -24,6 +25,11 @@ static constexpr PackOps<S, T> pack_ops() {
 }
 
 template <class S, class T>
+static constexpr RowOps<S, T> row_ops() {
+  return {dot<S, T>, scale<S, T>};
+}
+
+template <class S, class T>
 static constexpr SoftmaxOps<S, T> softmax_ops() {
   return {SoftmaxColumns<S, T>::block, softmax_rows<S, T>, softmax_columns<S, T>};
 }
@@ -32,7 +38,9 @@ const Primitives& primitives() {
   static constexpr Primitives table{CURVEXT_NAME(CURVEXT_ISA),    tile_ops<float>(),
                                     tile_ops<double>(),           pack_ops<double, double>(),
                                     pack_ops<float, float>(),     pack_ops<BFloat16, float>(),
-                                    pack_ops<Float16, float>(),   softmax_ops<double, double>(),
+                                    pack_ops<Float16, float>(),   row_ops<double, double>(),
+                                    row_ops<float, float>(),      row_ops<BFloat16, float>(),
+                                    row_ops<Float16, float>(),    softmax_ops<double, double>(),
                                     softmax_ops<float, float>(),  softmax_ops<BFloat16, float>(),
                                     softmax_ops<Float16, float>()};
   return table;
