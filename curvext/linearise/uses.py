@@ -14,7 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from curvext.kernels.outer_dot import outer_dot
+from curvext.kernels.outer_gram import outer_gram
+from curvext.kernels.outer_norm import outer_norm
 from curvext.kernels.outer_square import outer_square
+from curvext.kernels.outer_sum import outer_sum
 
 _CHUNK_BYTES = 8 << 20  # workspace for whatever must be unfolded or formed; about a CPU's cache
 
@@ -115,16 +119,15 @@ class OuterUse(Use):
         return self._turned(self.g[n].mT @ self.a[n])
 
     def norm(self) -> Tensor:
-        return _outer_norm(self.a, self.g)
+        return outer_norm(self.a, self.g.unsqueeze(0))[0]
 
     def dot(self, W: Tensor) -> Tensor:
-        W = W.reshape(
-            W.shape[0], *W.shape[-2:]
-        )  # einsum puts a dimension of size 1 before the matrix
-        return _outer_dot(self.a, self.g.unsqueeze(0), self._turned(W))[0]
+        # einsum puts a dimension of size 1 before the matrix
+        W = W.reshape(W.shape[0], *W.shape[-2:])
+        return outer_dot(self.a, self.g.unsqueeze(0), self._turned(W))[0]
 
     def weighted_sum(self, c: Tensor) -> Tensor:
-        return self._turned(_outer_sum(self.a, self.g.unsqueeze(0), c.unsqueeze(1)))
+        return self._turned(outer_sum(self.a, self.g.unsqueeze(0), c.unsqueeze(1)))
 
     def rows(self) -> Tensor:
         return self._turned(self.g.mT @ self.a).flatten(1)
@@ -132,7 +135,7 @@ class OuterUse(Use):
     def gram(self, other: Use) -> Tensor:
         if not isinstance(other, OuterUse) or other.transposed != self.transposed:
             return super().gram(other)
-        return _outer_gram(self.a, self.g, other.a, other.g)
+        return outer_gram(self.a, self.g, other.a, other.g)
 
     def kept(self) -> Sequence[Tensor]:
         return (self.a, self.g)
@@ -238,7 +241,9 @@ class ConvolutionUse(Use):
 
     def norm(self) -> Tensor:
         parts = [
-            torch.stack([_outer_norm(ag, gg) for ag, gg in zip(a, g, strict=True)]).sum(0)
+            torch.stack(
+                [outer_norm(ag, gg.unsqueeze(0))[0] for ag, gg in zip(a, g, strict=True)]
+            ).sum(0)
             for a, g in self._chunks()
         ]
         return torch.cat(parts)
@@ -395,40 +400,6 @@ def join(uses: Sequence[Use], samples: int) -> Use:
 
 def _turn(use: Use) -> bool:
     return isinstance(use, OuterUse) and use.transposed
-
-
-def _outer_norm(a: Tensor, g: Tensor) -> Tensor:
-    """‖Σ_s g_ns a_nsᵀ‖² by the S×S Gram pair or by forming G_n, whichever is cheaper; [N]."""
-    samples, positions, fan_in = a.shape
-    fan_out = g.shape[2]
-    wide_a, wide_g = _wide(a), _wide(g)
-    if positions == 1:
-        return (wide_a.square().sum(2) * wide_g.square().sum(2)).squeeze(1)
-    by_gram = positions * positions * (fan_in + fan_out) < positions * fan_in * fan_out
-    size = positions * positions * 2 if by_gram else fan_in * fan_out
-    step = max(1, _CHUNK_BYTES // max(1, size * wide_a.element_size()))
-    parts = []
-    for start in range(0, samples, step):
-        some_a, some_g = wide_a[start : start + step], wide_g[start : start + step]
-        if by_gram:
-            terms = (some_a @ some_a.mT).mul_(some_g @ some_g.mT)
-            parts.append(terms.flatten(1).sum(1))
-        else:
-            parts.append((some_g.mT @ some_a).square_().flatten(1).sum(1))
-    return torch.cat(parts) if parts else wide_a.new_zeros(0)
-
-
-def _outer_dot(a: Tensor, g: Tensor, W: Tensor) -> Tensor:
-    return torch.stack([((a @ w.T) * g[0]).sum((1, 2)) for w in W], 1).unsqueeze(0)
-
-
-def _outer_sum(a: Tensor, g: Tensor, c: Tensor) -> Tensor:
-    flat = a.flatten(0, 1)
-    return torch.stack([(g[0] * w[0].view(-1, 1, 1)).flatten(0, 1).T @ flat for w in c])
-
-
-def _outer_gram(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
-    return (g.mT @ a).flatten(1) @ (g2.mT @ a2).flatten(1).T
 
 
 def _wide(t: Tensor) -> Tensor:
