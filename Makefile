@@ -28,8 +28,9 @@ check: $(VENV)/.built ## lint, formatting, types, and the import law
 	$(BIN)/mypy curvext
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(VENV)/.built ## time the kernels on this machine, beside plain PyTorch
+bench: $(VENV)/.built ## time kernels and whole networks on this machine, beside plain PyTorch
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.models
 
 gpu: ## on a machine with CUDA: build in place, test, sanitize and time the kernels there
 	OUT=$(OUT) bash tools/gpu.sh

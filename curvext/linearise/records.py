@@ -45,7 +45,9 @@ class Records:
         """R v for K vectors in blocks, one tensor per parameter: ``[N, K]``."""
         total = self._parameters[0].new_zeros(self.samples, len(columns))
         for parameter, arrange, use in self._uses:
-            total += use.dot(torch.stack([arrange(v[parameter]) for v in columns]))
+            blocks = [arrange(v[parameter]) for v in columns]
+            # one vector needs no copy
+            total += use.dot(blocks[0][None] if len(blocks) == 1 else torch.stack(blocks))
         for parameter, rows in self._rows.items():
             total += rows @ torch.stack([v[parameter].reshape(-1) for v in columns]).T
         return total

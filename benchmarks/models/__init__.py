@@ -1,0 +1,1 @@
+"""Whole networks: what each quantity costs in gradients, beside its error."""
