@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -52,3 +53,17 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         for target in link.findall(page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_the_readme_quotes_the_figures_of_the_committed_benchmark():
+    kept = json.loads((ROOT / "benchmarks/results/cpu-2core-cascade-lake/models.json").read_text())
+    ratio = {(row["network"], row["quantity"]): row["gradients"] for row in kept["rows"]}
+    table = re.findall(
+        r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert len(table) == 8
+    for label, *cells in table:
+        quantity = label.replace("per-sample gradient norms", "norms").replace(", kept", " kept")
+        quantity = quantity.replace(", from scratch", "")
+        for network, cell in zip(("mlp", "cnn", "gpt"), cells, strict=True):
+            assert cell == f"{ratio[network, quantity]:.2f}", (label, network)
