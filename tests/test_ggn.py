@@ -79,5 +79,5 @@ def test_a_summary_without_closed_form_raises_and_names_what_to_use(method, devi
 
     posed = pose("mlp", device=device)
     H = cx.HessianOperator(posed.model, posed.loss, posed.data)
-    with pytest.raises(NoClosedFormError, match=f"curvext.{method}"):
+    with pytest.raises(NoClosedFormError, match=f"{method}: .*Hutchinson"):
         getattr(H, method)()

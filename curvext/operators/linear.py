@@ -116,7 +116,7 @@ class LinearOperator(ABC):
         """
         raise NoClosedFormError(
             f"{type(self).__name__}.diagonal: no closed form that costs less than P products. Use "
-            "an estimator on products, E[z ∘ A z] with random signs z (curvext.diagonal), or "
+            "Hutchinson's estimator, the mean of z * (A @ z) over random signs z, or "
             "to_dense().diagonal() for a small model"
         )
 
@@ -128,7 +128,7 @@ class LinearOperator(ABC):
         """
         raise NoClosedFormError(
             f"{type(self).__name__}.trace: no closed form that costs less than P products. Use "
-            "an estimator on products, E[zᵀ A z] with random signs z (curvext.trace), or "
+            "Hutchinson's estimator, the mean of z @ (A @ z) over random signs z, or "
             "to_dense().trace() for a small model"
         )
 
