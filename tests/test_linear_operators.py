@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import scipy.sparse.linalg
 import torch
 from compare import assert_close
 from problems import pose
@@ -207,11 +206,12 @@ def test_the_dense_form_is_refused_beyond_a_size_that_is_said():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scipy_sees_the_same_operator(kind, posed):
+    linalg = pytest.importorskip("scipy.sparse.linalg")
     A = getattr(risk_of(posed), kind)()
     S = A.to_scipy()
     V = posed.vectors(2)
     v = V.cpu().numpy()
-    assert isinstance(S, scipy.sparse.linalg.LinearOperator)
+    assert isinstance(S, linalg.LinearOperator)
     assert S.shape == A.shape and S.dtype == np.float64
     expected = (A @ V).cpu().numpy()
     for got in (S @ v, S.matmat(v), S.T @ v, S.rmatmat(v)):
@@ -225,11 +225,10 @@ def test_scipy_sees_the_same_operator(kind, posed):
 
 
 def test_scipy_finds_the_largest_eigenvalue(posed):
+    linalg = pytest.importorskip("scipy.sparse.linalg")
     H = risk_of(posed).hessian()
     start = np.ones(H.shape[0])
-    (largest,) = scipy.sparse.linalg.eigsh(
-        H.to_scipy(), k=1, which="LA", v0=start, return_eigenvectors=False
-    )
+    (largest,) = linalg.eigsh(H.to_scipy(), k=1, which="LA", v0=start, return_eigenvectors=False)
     expected = torch.linalg.eigvalsh(H.to_dense())[-1]
     assert_close(torch.tensor([largest]), expected.view(1).cpu())
 
@@ -238,6 +237,7 @@ def test_scipy_finds_the_largest_eigenvalue(posed):
     "dtype, outside", [(torch.float32, np.float32), (torch.bfloat16, np.float32)]
 )
 def test_scipy_gets_a_dtype_that_numpy_has(dtype, outside):
+    pytest.importorskip("scipy.sparse.linalg")
     posed = pose("linear", "mse", dtype=dtype)
     S = risk_of(posed).ggn().to_scipy()
     product = S @ np.ones(S.shape[0])
