@@ -2,4 +2,7 @@
 
 
 class NoClosedFormError(NotImplementedError):
-    """The quantity has no closed form cheaper than P products; the message names what to use instead."""
+    """The quantity has no closed form cheaper than P products; the message names what to use instead.
+
+    A NotImplementedError, so that it is caught by who catches that: nothing is missing, nothing cheaper exists.
+    """

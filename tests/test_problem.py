@@ -1,4 +1,4 @@
-"""The problem: batches, cache, freshness, determinism, the model left as found, and errors that name their cause."""
+"""The problem: batches, cache, freshness, determinism, and errors that name their cause."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
+from answers import assert_all_close, assert_same, everything, risk_of
 from compare import assert_close
 from models import Model, make
 from oracles import Oracle
@@ -16,35 +16,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import curvext as cx
 
-KINDS = ["hessian", "ggn", "model_curvature", "empirical_fisher"]
-
 
 @pytest.fixture
 def posed(device):
     return pose("cnn", "ce", device=device)
-
-
-def risk_of(posed, data=None, **options):
-    return cx.EmpiricalRisk(
-        posed.model, posed.loss, posed.data if data is None else data, **options
-    )
-
-
-def everything(risk, V):
-    """All that a risk answers, in one list."""
-    E = risk.empirical_fisher()
-    products = [getattr(risk, kind)() @ V for kind in KINDS]
-    return [*products, risk.gradient(), E.diagonal(), E.gradient_norms(), E.trace()]
-
-
-def assert_same(a, b):
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x, y)
-
-
-def assert_all_close(a, b):
-    for i, (x, y) in enumerate(zip(a, b, strict=True)):
-        assert_close(x, y, f"answer {i}")
 
 
 # ---------------------------------------------------------------------- value, gradient, batches
@@ -321,239 +296,6 @@ def test_identical_calls_give_identical_bits(name, device):
     assert_same(everything(risk_of(posed), V), first)
     other = pose(name, device=device, dtype=torch.float32)
     assert_same(everything(risk_of(other), V), first)
-
-
-# ---------------------------------------------------------------------- the model is left as found
-
-
-def snapshot(model):
-    def copied(t):
-        return None if t is None else t.detach().clone()
-
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {
-        "values": {n: copied(t) for n, t in tensors},
-        "grads": {n: copied(p.grad) for n, p in model.named_parameters()},
-        "flags": {n: p.requires_grad for n, p in model.named_parameters()},
-        "ids": {n: id(t) for n, t in tensors},
-        "versions": {n: t._version for n, t in tensors},
-        "modes": [m.training for m in model.modules()],
-        "hooks": [
-            (list(m._forward_hooks), list(m._forward_pre_hooks), list(m._backward_hooks))
-            for m in model.modules()
-        ],
-        "parameter_hooks": {n: list(p._backward_hooks or ()) for n, p in model.named_parameters()},
-        "rng": torch.get_rng_state(),
-        "grad_mode": torch.is_grad_enabled(),
-        "mkldnn": torch.backends.mkldnn.enabled,
-        "sdp": (
-            torch.backends.cuda.flash_sdp_enabled(),
-            torch.backends.cuda.mem_efficient_sdp_enabled(),
-        ),
-    }
-
-
-def assert_as_found(before, after):
-    assert before.keys() == after.keys()
-    for key, old in before.items():
-        new = after[key]
-        if key in ("values", "grads"):
-            for name, t in old.items():
-                same = new[name] is None if t is None else torch.equal(t, new[name])
-                assert same, f"{key} of {name} changed"
-        elif key == "rng":
-            assert torch.equal(old, new), "the generator moved"
-        else:
-            assert old == new, f"{key} changed"
-
-
-def lived_in(name, device):
-    """A model with grads, a frozen parameter and hooks of the user's."""
-    posed = pose(name, device=device)
-    posed.oracle.value()
-    posed.loss(Oracle(posed.model, posed.loss, posed.x, posed.y).output, posed.y).backward()
-    parameters = list(posed.model.parameters())
-    parameters[0].requires_grad_(False)
-    parameters[1].register_hook(lambda g: g * 100)
-    posed.model.register_forward_hook(lambda *_: None)
-    return posed
-
-
-@pytest.mark.parametrize(
-    "name", ["cnn", "encoder_layer", "lstm", "weight_norm", "bilinear", "tied", "spectral_norm"]
-)
-def test_the_model_is_left_as_found(name, device):
-    posed = lived_in(name, device)
-    before = snapshot(posed.model)
-    names = [name for name, _ in posed.model.named_parameters()]
-    # the frozen first one is asked for, a trainable one is not
-    risk = risk_of(posed, params=lambda name, p: name != names[-1])
-    V = torch.randn(risk.space.size, 1).to(posed.oracle.output)
-    before["rng"] = torch.get_rng_state()
-    everything(risk, V)
-    risk.explain()
-    assert_as_found(before, snapshot(posed.model))
-
-
-def test_hooks_of_the_user_do_not_change_the_answer(device):
-    plain = pose("mlp", device=device)
-    hooked = pose("mlp", device=device)
-    for p in hooked.model.parameters():
-        p.register_hook(lambda g: g * 100)
-    V = plain.vectors()
-    assert_same(everything(risk_of(hooked), V), everything(risk_of(plain), V))
-
-
-class Stumbling(nn.Module):
-    """Fails in its n-th forward pass."""
-
-    def __init__(self, model, at):
-        super().__init__()
-        self.model, self.at, self.count = model, at, 0
-
-    def forward(self, x):
-        self.count += 1
-        y = self.model(x)
-        if self.count == self.at:
-            raise KeyboardInterrupt
-        return y
-
-
-@pytest.mark.parametrize("at", [1, 2])
-def test_the_model_is_left_as_found_after_an_error_in_its_forward_pass(at, device):
-    posed = lived_in("cnn", device)
-    model = Stumbling(posed.model, at)
-    before = snapshot(posed.model)
-    everything_asked = cx.EmpiricalRisk(model, posed.loss, posed.cut(2, 3), params="*")
-    with pytest.raises(KeyboardInterrupt):
-        everything_asked.gradient()
-    assert_as_found(before, snapshot(posed.model))
-    model.at = None
-    risk = cx.EmpiricalRisk(model, posed.loss, posed.cut(2, 3))
-    unhooked = pose("cnn", device=device)
-    next(unhooked.model.parameters()).requires_grad_(False)
-    assert_close(
-        risk.gradient(), Oracle(unhooked.model, unhooked.loss, unhooked.x, unhooked.y).gradient()
-    )
-
-
-def test_the_model_is_left_as_found_after_an_error_in_the_loss(device):
-    posed = lived_in("cnn", device)
-    before = snapshot(posed.model)
-
-    def loss(f, y):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        cx.EmpiricalRisk(posed.model, loss, posed.data, reduction="sum").gradient()
-    assert_as_found(before, snapshot(posed.model))
-
-
-def test_a_forward_pass_that_writes_a_buffer_is_refused_and_undone():
-    model = Model(lambda s, x: s.a(x) + 0 * s.count.add_(1), a=nn.Linear(4, 3))
-    model.register_buffer("count", torch.zeros(()))
-    x, y = torch.randn(5, 4), torch.randint(3, (5,))
-    with pytest.raises(RuntimeError, match="writes to the buffer 'count'"):
-        cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y)).gradient()
-    assert model.count == 0
-
-
-def test_the_answer_is_that_of_a_model_under_no_grad_and_inference_mode(posed):
-    V = posed.vectors()
-    expected = everything(risk_of(posed), V)
-    with torch.no_grad():
-        assert_same(everything(risk_of(posed), V), expected)
-    with torch.inference_mode():
-        got = everything(risk_of(posed), V)
-    for a, b in zip(got, expected, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_training_step_works_after_products_were_asked_for(posed):
-    risk = risk_of(posed, cache=True)
-    everything(risk, posed.vectors())
-    posed.model.train()
-    posed.loss(posed.model(posed.x), posed.y).backward()
-    assert all(p.grad is not None for p in posed.model.parameters())
-
-
-# ---------------------------------------------------------------------- what makes a risk ill-defined
-
-
-@pytest.mark.parametrize(
-    "layer, message",
-    [
-        (nn.Dropout(0.5), "'1' .Dropout. is in training mode"),
-        (nn.AlphaDropout(0.1), "AlphaDropout"),
-        (nn.BatchNorm1d(4), "BatchNorm1d.*statistics of the batch"),
-        (nn.LSTM(4, 4, 2, dropout=0.5), "random|training"),
-    ],
-    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
-)
-@pytest.mark.parametrize("kind", ["gradient", "diagonal"])
-def test_random_or_coupled_layers_in_training_mode_are_refused(kind, layer, message):
-    if isinstance(layer, nn.LSTM):
-        model = Model(lambda s, x: s.l(x)[0], l=layer)
-    else:
-        model = nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 4))
-    risk = cx.EmpiricalRisk(model.train(), nn.MSELoss(), (torch.randn(5, 4), torch.randn(5, 4)))
-    with pytest.raises(RuntimeError, match=message):
-        risk.gradient() if kind == "gradient" else risk.empirical_fisher().diagonal()
-    model.eval()
-    assert risk.gradient().isfinite().all()
-
-
-def test_dropout_of_probability_zero_is_no_dropout():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0)).train()
-    assert (
-        cx.EmpiricalRisk(model, nn.MSELoss(), (torch.randn(5, 4), torch.randn(5, 4)))
-        .gradient()
-        .any()
-    )
-
-
-def test_functional_dropout_is_found_by_the_generator_that_moved():
-    model = Model(lambda s, x: F.dropout(s.a(x), 0.5, training=True), a=nn.Linear(4, 3)).eval()
-    state = torch.get_rng_state()
-    risk = cx.EmpiricalRisk(model, nn.MSELoss(), (torch.zeros(5, 4), torch.zeros(5, 3)))
-    with pytest.raises(RuntimeError, match="drew random numbers"):
-        risk.gradient()
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_batch_norm_without_running_statistics_is_refused():
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
-    with pytest.raises(RuntimeError, match="no running statistics"):
-        cx.EmpiricalRisk(model, nn.MSELoss(), (torch.randn(5, 4), torch.randn(5, 3))).gradient()
-
-
-@pytest.mark.parametrize("option", ["max_norm", "scale_grad_by_freq"])
-def test_an_embedding_whose_gradient_is_no_derivative_is_refused(option):
-    value = 1.0 if option == "max_norm" else True
-    model = nn.Sequential(nn.Embedding(6, 4, **{option: value}), nn.Flatten())
-    with pytest.raises(RuntimeError, match=option):
-        cx.EmpiricalRisk(
-            model, nn.MSELoss(), (torch.randint(6, (5, 1)), torch.randn(5, 4))
-        ).gradient()
-
-
-def test_sparse_embedding_gradients_are_handled(device):
-    sparse = (
-        nn.Sequential(nn.Embedding(6, 4, sparse=True), nn.Flatten(), nn.Tanh(), nn.Linear(12, 3))
-        .double()
-        .to(device)
-    )
-    dense = copy.deepcopy(sparse)
-    dense[0].sparse = False
-    x, y = torch.randint(6, (5, 3)).to(device), torch.randint(3, (5,)).to(device)
-    loss = nn.CrossEntropyLoss()
-    oracle = Oracle(dense, loss, x, y)
-    risk = cx.EmpiricalRisk(sparse, loss, (x, y))
-    assert_close(risk.gradient(), oracle.gradient())
-    assert_close(risk.empirical_fisher().diagonal(), oracle.empirical_fisher().diagonal())
-    V = torch.randn(oracle.size, 2).to(oracle.output)
-    assert_close(risk.ggn() @ V, oracle.ggn() @ V)
-    assert_close(risk.hessian() @ V, oracle.hvp(V))
 
 
 # ---------------------------------------------------------------------- errors that name their cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -106,3 +107,40 @@ def register(
     torch.library.register_fake(qualified, fake, lib=_library)
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
     return getattr(torch.ops.curvext, name).default
+
+
+def register_without_gradient(
+    schema: str,
+    *,
+    check: Callable[..., None],
+    reference: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    instead: str,
+) -> Callable[..., Tensor]:
+    """:func:`register` for a kernel that refuses to be differentiated.
+
+    Args:
+        schema, check, reference, fake: as there.
+        instead: the PyTorch expression to differentiate in its place, for the message.
+    """
+    name = schema.partition("(")[0]
+    *most, last = re.findall(r"Tensor (\w+)", schema)
+    arguments = f"{', '.join(most)} or {last}"
+
+    def refuse(ctx: object, grad: Tensor) -> None:
+        raise RuntimeError(
+            f"{name}: has no gradient with respect to {arguments}. Detach them, or differentiate "
+            f"{instead} instead."
+        )
+
+    def keep_nothing(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
+        """There is no gradient to form."""
+
+    return register(
+        schema,
+        check=check,
+        reference=reference,
+        fake=fake,
+        backward=refuse,
+        setup_context=keep_nothing,
+    )

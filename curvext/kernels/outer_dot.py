@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .. import reference
 from ._checks import accumulation_dtype, check_outer_dot
-from ._registry import register
+from ._registry import register_without_gradient
 
 
 def _check(a: Tensor, g: Tensor, W: Tensor) -> None:
@@ -20,24 +18,12 @@ def _fake(a: Tensor, g: Tensor, W: Tensor) -> Tensor:
     return a.new_empty((*g.shape[:2], W.shape[0]), dtype=accumulation_dtype(a.dtype))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Nothing is kept: there is no gradient to form."""
-
-
-def _backward(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError(
-        "outer_dot: has no gradient with respect to a, g or W. Detach them, or differentiate "
-        "torch.einsum('vnso,nsi,koi->vnk', g, a, W) instead."
-    )
-
-
-_op = register(
+_op = register_without_gradient(
     "outer_dot(Tensor a, Tensor g, Tensor W) -> Tensor",
     check=_check,
     reference=reference.outer_dot,
     fake=_fake,
-    backward=_backward,
-    setup_context=_setup_context,
+    instead="torch.einsum('vnso,nsi,koi->vnk', g, a, W)",
 )
 
 

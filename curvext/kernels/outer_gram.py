@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .. import reference
 from ._checks import accumulation_dtype, check_outer_gram
-from ._registry import register
+from ._registry import register_without_gradient
 
 
 def _check(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> None:
@@ -20,24 +18,12 @@ def _fake(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
     return a.new_empty((a.shape[0], a2.shape[0]), dtype=accumulation_dtype(a.dtype))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Nothing is kept: there is no gradient to form."""
-
-
-def _backward(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError(
-        "outer_gram: has no gradient with respect to a, g, a2 or g2. Detach them, or differentiate "
-        "(g.mT @ a).flatten(1) @ (g2.mT @ a2).flatten(1).T instead."
-    )
-
-
-_op = register(
+_op = register_without_gradient(
     "outer_gram(Tensor a, Tensor g, Tensor a2, Tensor g2) -> Tensor",
     check=_check,
     reference=reference.outer_gram,
     fake=_fake,
-    backward=_backward,
-    setup_context=_setup_context,
+    instead="(g.mT @ a).flatten(1) @ (g2.mT @ a2).flatten(1).T",
 )
 
 

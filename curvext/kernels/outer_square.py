@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .. import reference
 from ._checks import accumulation_dtype, check_outer_pair
-from ._registry import register
+from ._registry import register_without_gradient
 
 
 def _check(a: Tensor, g: Tensor) -> None:
@@ -20,24 +18,12 @@ def _fake(a: Tensor, g: Tensor) -> Tensor:
     return a.new_empty((g.shape[3], a.shape[2]), dtype=accumulation_dtype(a.dtype))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Nothing is kept: there is no gradient to form."""
-
-
-def _backward(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError(
-        "outer_square: has no gradient with respect to a or g. Detach them, or differentiate "
-        "torch.einsum('vnso,nsi->vnoi', g, a).square().sum((0, 1)) instead."
-    )
-
-
-_op = register(
+_op = register_without_gradient(
     "outer_square(Tensor a, Tensor g) -> Tensor",
     check=_check,
     reference=reference.outer_square,
     fake=_fake,
-    backward=_backward,
-    setup_context=_setup_context,
+    instead="torch.einsum('vnso,nsi->vnoi', g, a).square().sum((0, 1))",
 )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .. import reference
 from ._checks import accumulation_dtype, check_outer_sum
-from ._registry import register
+from ._registry import register_without_gradient
 
 
 def _check(a: Tensor, g: Tensor, c: Tensor) -> None:
@@ -20,24 +18,12 @@ def _fake(a: Tensor, g: Tensor, c: Tensor) -> Tensor:
     return a.new_empty((c.shape[0], g.shape[3], a.shape[2]), dtype=accumulation_dtype(a.dtype))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Nothing is kept: there is no gradient to form."""
-
-
-def _backward(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError(
-        "outer_sum: has no gradient with respect to a, g or c. Detach them, or differentiate "
-        "torch.einsum('kvn,vnso,nsi->koi', c, g, a) instead."
-    )
-
-
-_op = register(
+_op = register_without_gradient(
     "outer_sum(Tensor a, Tensor g, Tensor c) -> Tensor",
     check=_check,
     reference=reference.outer_sum,
     fake=_fake,
-    backward=_backward,
-    setup_context=_setup_context,
+    instead="torch.einsum('kvn,vnso,nsi->koi', c, g, a)",
 )
 
 
