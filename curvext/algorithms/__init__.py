@@ -1,0 +1,1 @@
+"""What products answer: solvers, spectra, estimators. They see only shape, dtype, device and matvec."""
