@@ -9,23 +9,29 @@
 
 namespace {
 
-using OfPair = at::Tensor (*)(const at::Tensor&, const at::Tensor&);
-
-using OfTriple = at::Tensor (*)(const at::Tensor&, const at::Tensor&, const at::Tensor&);
-
-using OfPairs = at::Tensor (*)(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&);
-
-void bind_kernels(py::module_& m, OfTriple outer_dot, OfPairs outer_gram, OfPair outer_norm, OfPair outer_square,
-                  OfTriple outer_sum,
-                  at::Tensor (*softmax_hessian_mm)(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)) {
-  const auto unlocked = py::call_guard<py::gil_scoped_release>();
-  m.def("outer_dot", outer_dot, py::arg("a"), py::arg("g"), py::arg("W"), unlocked);
-  m.def("outer_gram", outer_gram, py::arg("a"), py::arg("g"), py::arg("a2"), py::arg("g2"), unlocked);
-  m.def("outer_norm", outer_norm, py::arg("a"), py::arg("g"), unlocked);
-  m.def("outer_square", outer_square, py::arg("a"), py::arg("g"), unlocked);
-  m.def("outer_sum", outer_sum, py::arg("a"), py::arg("g"), py::arg("c"), unlocked);
-  m.def("softmax_hessian_mm", softmax_hessian_mm, py::arg("z"), py::arg("u"), py::arg("w"), py::arg("dim"), unlocked);
-}
+// The same names for every device; `where` is the namespace that implements them.
+#define CURVEXT_BIND_KERNELS(m, where)                                                                              \
+  m.def("outer_dot", &where::outer_dot, py::arg("a"), py::arg("g"), py::arg("W"), unlocked);                        \
+  m.def("outer_gram", &where::outer_gram, py::arg("a"), py::arg("g"), py::arg("a2"), py::arg("g2"), unlocked);      \
+  m.def("outer_norm", &where::outer_norm, py::arg("a"), py::arg("g"), unlocked);                                    \
+  m.def("outer_square", &where::outer_square, py::arg("a"), py::arg("g"), unlocked);                                \
+  m.def("outer_sum", &where::outer_sum, py::arg("a"), py::arg("g"), py::arg("c"), unlocked);                        \
+  m.def("mse_hessian_mm", &where::mse_hessian_mm, py::arg("z"), py::arg("u"), py::arg("w"), unlocked);              \
+  m.def("mse_sample", &where::mse_sample, py::arg("z"), py::arg("w"), py::arg("seed"), py::arg("draw"),             \
+        py::arg("first"), unlocked);                                                                                \
+  m.def("sigmoid_hessian_mm", &where::sigmoid_hessian_mm, py::arg("z"), py::arg("u"), py::arg("w"), unlocked);      \
+  m.def("sigmoid_sample", &where::sigmoid_sample, py::arg("z"), py::arg("w"), py::arg("seed"), py::arg("draw"),     \
+        py::arg("first"), unlocked);                                                                                \
+  m.def("softmax_hessian_mm", &where::softmax_hessian_mm, py::arg("z"), py::arg("u"), py::arg("w"), py::arg("dim"), \
+        unlocked);                                                                                                  \
+  m.def("softmax_residual", &where::softmax_residual, py::arg("z"), py::arg("target"), py::arg("w"),                \
+        py::arg("spread"), py::arg("dim"), unlocked);                                                               \
+  m.def("softmax_root_mm", &where::softmax_root_mm, py::arg("z"), py::arg("v"), py::arg("w"), py::arg("dim"),       \
+        unlocked);                                                                                                  \
+  m.def("softmax_root_t_mm", &where::softmax_root_t_mm, py::arg("z"), py::arg("u"), py::arg("w"), py::arg("dim"),   \
+        unlocked);                                                                                                  \
+  m.def("softmax_sample", &where::softmax_sample, py::arg("z"), py::arg("w"), py::arg("seed"), py::arg("draw"),     \
+        py::arg("first"), py::arg("dim"), unlocked);
 
 py::dict build_info() {
   py::dict info;
@@ -70,14 +76,13 @@ void translate_errors() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   translate_errors();
   m.def("build_info", &build_info, "How this extension was built, and the instruction set in use.");
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
   auto cpu = m.def_submodule("cpu");
-  bind_kernels(cpu, &curvext::cpu::outer_dot, &curvext::cpu::outer_gram, &curvext::cpu::outer_norm,
-               &curvext::cpu::outer_square, &curvext::cpu::outer_sum, &curvext::cpu::softmax_hessian_mm);
+  CURVEXT_BIND_KERNELS(cpu, curvext::cpu)
   cpu.def("simd_levels", &curvext::cpu::simd_levels);
   cpu.def("use_simd", &curvext::cpu::use_simd, py::arg("level"));
 #ifdef CURVEXT_CUDA
   auto cuda = m.def_submodule("cuda");
-  bind_kernels(cuda, &curvext::cuda::outer_dot, &curvext::cuda::outer_gram, &curvext::cuda::outer_norm,
-               &curvext::cuda::outer_square, &curvext::cuda::outer_sum, &curvext::cuda::softmax_hessian_mm);
+  CURVEXT_BIND_KERNELS(cuda, curvext::cuda)
 #endif
 }

@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <optional>
 
 // Argument checks shared by the CPU and CUDA hosts. Each message names the function, the argument, what came and what
 // was wanted; bindings.cpp turns them into ValueError and TypeError.
@@ -91,26 +92,70 @@ inline void check_outer_sum(const char* function, const at::Tensor& a, const at:
   check_same_device(function, "c", c, "a", a);
 }
 
-// z of any shape with a class dimension, u [K, *z.shape], w of z's shape without that dimension.
-// Returns the class dimension counted from the front.
-inline int64_t check_softmax(const char* function, const at::Tensor& z, const at::Tensor& u, const at::Tensor& w,
-                             int64_t dim) {
+// z of any shape with a class dimension, w of z's shape without it. Returns the class dimension counted from the front.
+inline int64_t check_softmax(const char* function, const at::Tensor& z, const at::Tensor& w, int64_t dim) {
   TORCH_CHECK_VALUE(z.dim() >= 1, function, ": z is a scalar, expected logits with a class dimension");
   TORCH_CHECK_VALUE(dim >= -z.dim() && dim < z.dim(), function, ": dim is ", dim,
                     ", expected a dimension of z of shape ", z.sizes());
   const int64_t classes_at = dim < 0 ? dim + z.dim() : dim;
-  TORCH_CHECK_VALUE(u.dim() == z.dim() + 1 && u.sizes().slice(1) == z.sizes(), function, ": u has shape ", u.sizes(),
-                    ", expected [K, *z.shape] with z.shape = ", z.sizes());
   auto positions = z.sizes().vec();
   positions.erase(positions.begin() + classes_at);
   TORCH_CHECK_VALUE(w.sizes() == at::IntArrayRef(positions), function, ": w has shape ", w.sizes(), ", expected ",
                     at::IntArrayRef(positions), ", the shape of z without its class dimension");
   check_dtype(function, "z", z);
-  check_same_dtype(function, "u", u, "z", z);
   check_same_or_accumulation_dtype(function, "w", w, "z", z);
-  check_same_device(function, "u", u, "z", z);
   check_same_device(function, "w", w, "z", z);
   return classes_at;
+}
+
+// Vectors [K, *z.shape] beside z.
+inline void check_vectors(const char* function, const at::Tensor& z, const char* argument, const at::Tensor& u) {
+  TORCH_CHECK_VALUE(u.dim() == z.dim() + 1 && u.sizes().slice(1) == z.sizes(), function, ": ", argument, " has shape ",
+                    u.sizes(), ", expected [K, *z.shape] with z.shape = ", z.sizes());
+  check_same_dtype(function, argument, u, "z", z);
+  check_same_device(function, argument, u, "z", z);
+}
+
+// A target of class indices [*w.shape], or of the mass of each class [*z.shape], and the mass that every class gets
+// beside an index. Returns whether it is of indices.
+inline bool check_target(const char* function, const at::Tensor& z, const at::Tensor& target, const at::Tensor& w,
+                         const std::optional<at::Tensor>& spread, int64_t dim) {
+  const bool indices = target.scalar_type() == at::kLong;
+  TORCH_CHECK_TYPE(indices || target.scalar_type() == z.scalar_type(), function, ": target has dtype ",
+                   target.scalar_type(), ", expected class indices of int64 or the mass of each class in ",
+                   z.scalar_type(), " as z");
+  TORCH_CHECK_VALUE(target.sizes() == (indices ? w : z).sizes(), function, ": target has shape ", target.sizes(),
+                    ", expected ", (indices ? w : z).sizes(), indices ? ", an index for each position" : " as z");
+  check_same_device(function, "target", target, "z", z);
+  if (!spread) return indices;
+  TORCH_CHECK_VALUE(indices, function, ": spread is given beside the mass of each class, expected it beside indices");
+  TORCH_CHECK_VALUE(spread->dim() == 1 && spread->size(0) == z.size(dim), function, ": spread has shape ",
+                    spread->sizes(), ", expected [", z.size(dim), "], one value for each class");
+  check_same_or_accumulation_dtype(function, "spread", *spread, "z", z);
+  check_same_device(function, "spread", *spread, "z", z);
+  return indices;
+}
+
+// A datum is an index of the first dimension; its positions are counted over the others.
+inline int64_t positions_of_datum(const at::Tensor& positions) {
+  int64_t count = 1;
+  for (int64_t d = 1; d < positions.dim(); ++d) count *= positions.size(d);
+  return count;
+}
+
+// Whether a tensor is one value, expanded.
+inline bool is_one_value(const at::Tensor& tensor) {
+  for (int64_t d = 0; d < tensor.dim(); ++d)
+    if (tensor.stride(d) != 0 && tensor.size(d) != 1) return false;
+  return true;
+}
+
+// Losses that act on each output alone: w has z's shape.
+inline void check_elements(const char* function, const at::Tensor& z, const at::Tensor& w) {
+  TORCH_CHECK_VALUE(w.sizes() == z.sizes(), function, ": w has shape ", w.sizes(), ", expected ", z.sizes(), " as z");
+  check_dtype(function, "z", z);
+  check_same_or_accumulation_dtype(function, "w", w, "z", z);
+  check_same_device(function, "w", w, "z", z);
 }
 
 }  // namespace curvext

@@ -52,18 +52,23 @@ inline std::optional<Folded> fold(const at::Tensor& tensor, int64_t first, int64
 
 // z, u and the result as the kernels walk them; whatever does not fold is made contiguous first.
 struct SoftmaxLayout {
-  at::Tensor z, u, out;
-  int64_t dim;  // class dimension of z
+  at::Tensor z, u, out;  // u is undefined where there are no vectors, and then `out` has K = 1
+  int64_t dim;           // class dimension of z
+  int64_t asked;         // class dimension of the caller's z
   Folded zf, uf, outf;
+
+  // The result [K, *z] with the classes where the caller has them.
+  at::Tensor answer() const { return dim == asked ? out : at::movedim(out, dim + 1, asked + 1); }
 };
 
-inline SoftmaxLayout softmax_layout(at::Tensor z, at::Tensor u, int64_t dim) {
-  const int64_t last = z.dim() - 1;
+inline SoftmaxLayout softmax_layout(at::Tensor z, std::optional<at::Tensor> vectors, int64_t dim) {
+  const int64_t last = z.dim() - 1, asked = dim;
+  at::Tensor u = vectors.value_or(at::Tensor());
   // Logits [N,T,C] seen as [N,C,T] are rows of contiguous classes: walk them as such.
-  const bool rows = dim != last && z.stride(dim) == 1 && z.size(dim) > 1 && u.stride(dim + 1) == 1;
+  const bool rows = dim != last && z.stride(dim) == 1 && z.size(dim) > 1 && (!u.defined() || u.stride(dim + 1) == 1);
   if (rows) {
     z = at::movedim(z, dim, last);
-    u = at::movedim(u, dim + 1, last + 1);
+    if (u.defined()) u = at::movedim(u, dim + 1, last + 1);
     dim = last;
   }
   auto zf = fold(z, 0, dim);
@@ -71,13 +76,14 @@ inline SoftmaxLayout softmax_layout(at::Tensor z, at::Tensor u, int64_t dim) {
     z = z.contiguous();
     zf = fold(z, 0, dim);
   }
-  auto uf = fold(u, 1, dim + 1);
-  if (!uf) {
+  auto uf = u.defined() ? fold(u, 1, dim + 1) : zf;
+  if (!uf && u.defined()) {
     u = u.contiguous();
     uf = fold(u, 1, dim + 1);
   }
-  at::Tensor out = at::empty_like(u, at::MemoryFormat::Contiguous);
-  return {z, u, out, dim, *zf, *uf, *fold(out, 1, dim + 1)};
+  at::Tensor out = at::empty_like(u.defined() ? u : z.unsqueeze(0), at::MemoryFormat::Contiguous);
+  if (out.numel() == 0) return {z, u, out, dim, asked, {}, {}, {}};  // nothing to walk
+  return {z, u, out, dim, asked, *zf, *uf, *fold(out, 1, dim + 1)};
 }
 
 }  // namespace curvext

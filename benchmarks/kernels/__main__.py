@@ -9,22 +9,38 @@ from pathlib import Path
 import torch
 
 from benchmarks.kernels import (
+    mse_hessian_mm,
+    mse_sample,
     outer_dot,
     outer_gram,
     outer_norm,
     outer_square,
     outer_sum,
+    sigmoid_hessian_mm,
+    sigmoid_sample,
     softmax_hessian_mm,
+    softmax_residual,
+    softmax_root_mm,
+    softmax_root_t_mm,
+    softmax_sample,
 )
 from benchmarks.timing import environment
 
 KERNELS = {
+    "mse_hessian_mm": mse_hessian_mm,
+    "mse_sample": mse_sample,
     "outer_dot": outer_dot,
     "outer_gram": outer_gram,
     "outer_norm": outer_norm,
     "outer_square": outer_square,
     "outer_sum": outer_sum,
+    "sigmoid_hessian_mm": sigmoid_hessian_mm,
+    "sigmoid_sample": sigmoid_sample,
     "softmax_hessian_mm": softmax_hessian_mm,
+    "softmax_residual": softmax_residual,
+    "softmax_root_mm": softmax_root_mm,
+    "softmax_root_t_mm": softmax_root_t_mm,
+    "softmax_sample": softmax_sample,
 }
 
 

@@ -1,8 +1,14 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
+
+#include "../draw.h"
+#include "../softmax_kinds.h"
 
 // Run-time choice of the instruction set. Each level is the same source (csrc/cpu/isa/*.h) compiled for other vector
 // registers; the best one that this processor has is used unless use_simd names a lower one.
@@ -45,26 +51,59 @@ struct RowOps {
 };
 
 // z [outer,C,inner], u and out [K,outer,C,inner], w [outer,inner]; inner strides are 1, and for inner = 1 so are the
-// class strides.
+// class strides. Positions are numbered outer x inner.
 template <class S, class T>
 struct SoftmaxProblem {
   const S* z;
-  const S* u;
+  const S* u;  // the vectors; for mass_residual the mass of the target; else unused
   const T* w;
   S* out;
+  const int64_t* label;  // [outer,inner] for residual
+  const T* spread;       // [C] or null for residual
+  T spread_sum;
+  Draw draw;  // for sample
   int64_t vectors, outer, classes, inner;
   int64_t z_outer, z_class;
   int64_t u_vector, u_outer, u_class;
   int64_t out_vector, out_outer, out_class;
+  int64_t panel;  // inner positions that one task of `columns` takes, at most kSoftmaxPanelBytes of S
+};
+
+constexpr int64_t kSoftmaxPanelBytes = 512;
+// Vectors that one sweep takes at a time.
+constexpr int64_t kSoftmaxVectors = 4;
+
+// Three walks over one problem; each takes tasks [begin, end).
+template <class S, class T>
+struct SoftmaxWalks {
+  using Walk = void (*)(const SoftmaxProblem<S, T>& problem, int64_t begin, int64_t end, T* scratch);
+  Walk rows;     // a task is a position, its classes contiguous; scratch holds C values
+  Walk tiles;    // a task is `lanes` positions, gathered to stand side by side; scratch holds (1 + 2 vectors) C lanes
+  Walk columns;  // a task is a panel of neighbouring inner positions of one outer index
 };
 
 template <class S, class T>
 struct SoftmaxOps {
-  int64_t block;  // inner positions that one call of `columns` takes
-  // rows [begin, end), classes contiguous; scratch holds C values
-  void (*rows)(const SoftmaxProblem<S, T>& problem, int64_t begin, int64_t end, T* scratch);
-  // blocks [begin, end) of outer x ceil(inner / block); scratch holds 2 C block values
-  void (*columns)(const SoftmaxProblem<S, T>& problem, int64_t begin, int64_t end, T* scratch);
+  int64_t lanes;  // positions of a tile
+  SoftmaxWalks<S, T> hessian, root, root_t, residual, mass_residual, sample;
+};
+
+// out[k] = h u[k] with h = w l''(z), elementwise; and s = sqrt(w) dl/dz at a drawn target.
+template <class S, class T>
+struct ElementProblem {
+  const S* z;
+  const S* u;  // [K, count]
+  const T* w;
+  int64_t w_step;  // 1, or 0 for one weight
+  S* out;
+  int64_t count, vectors;
+  Draw draw;
+};
+
+template <class S, class T>
+struct ElementOps {
+  using Run = void (*)(const ElementProblem<S, T>& problem, int64_t begin, int64_t end);
+  Run mse_hessian, mse_sample, sigmoid_hessian, sigmoid_sample;
 };
 
 struct Primitives {
@@ -83,6 +122,10 @@ struct Primitives {
   SoftmaxOps<float, float> softmax_float;
   SoftmaxOps<BFloat16, float> softmax_bfloat16;
   SoftmaxOps<Float16, float> softmax_float16;
+  ElementOps<double, double> element_double;
+  ElementOps<float, float> element_float;
+  ElementOps<BFloat16, float> element_bfloat16;
+  ElementOps<Float16, float> element_float16;
 };
 
 const Primitives& primitives();

@@ -1,6 +1,6 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/movedim.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -58,6 +58,72 @@ DotsLaunch dots(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out)
           y.stride(1),
           out.stride(0),
           type_of(y)};
+}
+
+// What a sweep may need beside z, its vectors and w.
+struct SoftmaxExtras {
+  at::Tensor label, spread, spread_sum;
+  Draw draw{};
+};
+
+template <class T>
+const T* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+
+// Launches a sweep over the classes of every position; gives the result [K, *z].
+at::Tensor swept(const at::Tensor& z, const std::optional<at::Tensor>& vectors, const at::Tensor& w, int64_t dim,
+                 const SoftmaxExtras& extras, cudaError_t (*launch_sweep)(const SoftmaxLaunch&, cudaStream_t)) {
+  const c10::cuda::CUDAGuard guard(z.device());
+  const SoftmaxLayout layout = softmax_layout(z, vectors, dim);
+  if (layout.out.numel() == 0) return layout.answer();
+  const at::Tensor weights = w.to(accumulation_type(z.scalar_type())).contiguous();
+  const Folded &zf = layout.zf, &uf = layout.uf, &out = layout.outf;
+  const SoftmaxLaunch launch{layout.z.const_data_ptr(),
+                             data_or_null<void>(layout.u),
+                             weights.const_data_ptr(),
+                             layout.out.data_ptr(),
+                             data_or_null<int64_t>(extras.label),
+                             data_or_null<void>(extras.spread),
+                             data_or_null<void>(extras.spread_sum),
+                             extras.draw,
+                             layout.out.size(0),
+                             zf.outer,
+                             zf.classes,
+                             zf.inner,
+                             zf.outer_stride,
+                             zf.class_stride,
+                             layout.u.defined() ? layout.u.stride(0) : 0,
+                             uf.outer_stride,
+                             uf.class_stride,
+                             layout.out.stride(0),
+                             out.outer_stride,
+                             out.class_stride,
+                             type_of(z)};
+  C10_CUDA_CHECK(launch_sweep(launch, c10::cuda::getCurrentCUDAStream()));
+  return layout.answer();
+}
+
+// Launches one pass over z and its vectors u, if any; gives the result, contiguous.
+at::Tensor each_element(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, const Draw& draw,
+                        cudaError_t (*launch_pass)(const ElementLaunch&, cudaStream_t)) {
+  const c10::cuda::CUDAGuard guard(z.device());
+  const at::Tensor out = at::empty(u.defined() ? u.sizes() : z.sizes(), z.options());
+  if (out.numel() == 0) return out;
+  const at::Tensor values = z.contiguous(), vectors = u.defined() ? u.contiguous() : u;
+  at::Tensor weights = w.to(accumulation_type(z.scalar_type()));
+  if (!is_one_value(weights)) weights = weights.contiguous();
+  const ElementLaunch launch{values.const_data_ptr(),
+                             data_or_null<void>(vectors),
+                             weights.const_data_ptr(),
+                             is_one_value(weights) ? 0 : 1,
+                             out.data_ptr(),
+                             z.numel(),
+                             u.defined() ? u.size(0) : 1,
+                             draw,
+                             type_of(z)};
+  C10_CUDA_CHECK(launch_pass(launch, c10::cuda::getCurrentCUDAStream()));
+  return out;
 }
 
 }  // namespace
@@ -119,31 +185,66 @@ at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor&
 }
 
 at::Tensor softmax_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim) {
-  dim = check_softmax("softmax_hessian_mm", z, u, w, dim);
+  dim = check_softmax("softmax_hessian_mm", z, w, dim);
+  check_vectors("softmax_hessian_mm", z, "u", u);
+  return swept(z, u, w, dim, {}, softmax_hessian_mm);
+}
+
+at::Tensor softmax_root_mm(const at::Tensor& z, const at::Tensor& v, const at::Tensor& w, int64_t dim) {
+  dim = check_softmax("softmax_root_mm", z, w, dim);
+  check_vectors("softmax_root_mm", z, "v", v);
+  return swept(z, v, w, dim, {}, softmax_root_mm);
+}
+
+at::Tensor softmax_root_t_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim) {
+  dim = check_softmax("softmax_root_t_mm", z, w, dim);
+  check_vectors("softmax_root_t_mm", z, "u", u);
+  return swept(z, u, w, dim, {}, softmax_root_t_mm);
+}
+
+at::Tensor softmax_residual(const at::Tensor& z, const at::Tensor& target, const at::Tensor& w,
+                            const std::optional<at::Tensor>& spread, int64_t dim) {
+  dim = check_softmax("softmax_residual", z, w, dim);
+  if (!check_target("softmax_residual", z, target, w, spread, dim))
+    return swept(z, target.unsqueeze(0), w, dim, {}, softmax_residual).select(0, 0);
+  SoftmaxExtras extras;
   const c10::cuda::CUDAGuard guard(z.device());
-  const SoftmaxLayout layout = softmax_layout(z, u, dim);
-  if (layout.out.numel() == 0) return at::movedim(layout.out, layout.dim + 1, dim + 1);
-  const at::Tensor weights = w.to(accumulation_type(z.scalar_type())).contiguous();
-  const Folded &zf = layout.zf, &uf = layout.uf, &out = layout.outf;
-  const SoftmaxLaunch launch{layout.z.const_data_ptr(),
-                             layout.u.const_data_ptr(),
-                             weights.const_data_ptr(),
-                             layout.out.data_ptr(),
-                             layout.u.size(0),
-                             zf.outer,
-                             zf.classes,
-                             zf.inner,
-                             zf.outer_stride,
-                             zf.class_stride,
-                             layout.u.stride(0),
-                             uf.outer_stride,
-                             uf.class_stride,
-                             layout.out.stride(0),
-                             out.outer_stride,
-                             out.class_stride,
-                             type_of(z)};
-  C10_CUDA_CHECK(softmax_hessian_mm(launch, c10::cuda::getCurrentCUDAStream()));
-  return layout.dim == dim ? layout.out : at::movedim(layout.out, layout.dim + 1, dim + 1);
+  extras.label = target.contiguous();
+  if (spread) {
+    extras.spread = spread->to(accumulation_type(z.scalar_type())).contiguous();
+    extras.spread_sum = extras.spread.sum();
+  }
+  return swept(z, std::nullopt, w, dim, extras, softmax_residual).select(0, 0);
+}
+
+at::Tensor softmax_sample(const at::Tensor& z, const at::Tensor& w, int64_t seed, int64_t draw, int64_t first,
+                          int64_t dim) {
+  dim = check_softmax("softmax_sample", z, w, dim);
+  SoftmaxExtras extras;
+  extras.draw = {seed, draw, first, positions_of_datum(w)};
+  return swept(z, std::nullopt, w, dim, extras, softmax_sample).select(0, 0);
+}
+
+at::Tensor mse_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w) {
+  check_elements("mse_hessian_mm", z, w);
+  check_vectors("mse_hessian_mm", z, "u", u);
+  return each_element(z, u, w, {}, mse_hessian_mm);
+}
+
+at::Tensor mse_sample(const at::Tensor& z, const at::Tensor& w, int64_t seed, int64_t draw, int64_t first) {
+  check_elements("mse_sample", z, w);
+  return each_element(z, at::Tensor(), w, {seed, draw, first, positions_of_datum(z)}, mse_sample);
+}
+
+at::Tensor sigmoid_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w) {
+  check_elements("sigmoid_hessian_mm", z, w);
+  check_vectors("sigmoid_hessian_mm", z, "u", u);
+  return each_element(z, u, w, {}, sigmoid_hessian_mm);
+}
+
+at::Tensor sigmoid_sample(const at::Tensor& z, const at::Tensor& w, int64_t seed, int64_t draw, int64_t first) {
+  check_elements("sigmoid_sample", z, w);
+  return each_element(z, at::Tensor(), w, {seed, draw, first, positions_of_datum(z)}, sigmoid_sample);
 }
 
 }  // namespace curvext::cuda

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../draw.h"
+
 // Launchers on raw pointers, extents and a stream; no torch headers, so that device code compiles in seconds anywhere.
 namespace curvext::cuda {
 
@@ -70,9 +72,13 @@ cudaError_t outer_sum(const WeighLaunch& launch, cudaStream_t stream);
 
 struct SoftmaxLaunch {
   const void* z;
-  const void* u;
+  const void* u;  // the vectors, or the mass of the target; null where there are none
   const void* w;  // [outer, inner], of the accumulation type
   void* out;
+  const int64_t* label;    // [outer, inner]
+  const void* spread;      // [C] of the accumulation type, or null
+  const void* spread_sum;  // its sum
+  Draw draw;
   int64_t vectors, outer, classes, inner;
   int64_t z_outer, z_class;
   int64_t u_vector, u_outer, u_class;
@@ -81,5 +87,25 @@ struct SoftmaxLaunch {
 };
 
 cudaError_t softmax_hessian_mm(const SoftmaxLaunch& launch, cudaStream_t stream);
+cudaError_t softmax_residual(const SoftmaxLaunch& launch, cudaStream_t stream);
+cudaError_t softmax_root_mm(const SoftmaxLaunch& launch, cudaStream_t stream);
+cudaError_t softmax_root_t_mm(const SoftmaxLaunch& launch, cudaStream_t stream);
+cudaError_t softmax_sample(const SoftmaxLaunch& launch, cudaStream_t stream);
+
+struct ElementLaunch {
+  const void* z;
+  const void* u;   // [vectors, count], or null
+  const void* w;   // of the accumulation type
+  int64_t w_step;  // 1, or 0 for one weight
+  void* out;
+  int64_t count, vectors;
+  Draw draw;
+  Type type;
+};
+
+cudaError_t mse_hessian_mm(const ElementLaunch& launch, cudaStream_t stream);
+cudaError_t mse_sample(const ElementLaunch& launch, cudaStream_t stream);
+cudaError_t sigmoid_hessian_mm(const ElementLaunch& launch, cudaStream_t stream);
+cudaError_t sigmoid_sample(const ElementLaunch& launch, cudaStream_t stream);
 
 }  // namespace curvext::cuda

@@ -114,17 +114,19 @@ def check_outer_sum(function: str, a: Tensor, g: Tensor, c: Tensor) -> None:
     check_alike_or_accumulated(function, "c", c, "a", a)
 
 
-def check_softmax(function: str, z: Tensor, u: Tensor, w: Tensor, dim: int) -> None:
-    """z with a class dimension, u [K, *z.shape], w of z's shape without the class dimension."""
+def check_weights(function: str, w: Tensor, z: Tensor) -> None:
+    """The dtypes and devices of z and of its weights w."""
+    check_dtype(function, "z", z)
+    check_alike_or_accumulated(function, "w", w, "z", z)
+
+
+def check_softmax(function: str, z: Tensor, w: Tensor, dim: int) -> None:
+    """z with a class dimension, w of z's shape without it."""
     if z.dim() < 1:
         raise ValueError(f"{function}: z is a scalar, expected logits with a class dimension")
     if not -z.dim() <= dim < z.dim():
         raise ValueError(
             f"{function}: dim is {dim}, expected a dimension of z of shape {list(z.shape)}"
-        )
-    if u.dim() != z.dim() + 1 or u.shape[1:] != z.shape:
-        raise ValueError(
-            f"{function}: u has shape {list(u.shape)}, expected [K, *z.shape] with z.shape = {list(z.shape)}"
         )
     positions = list(z.shape)
     del positions[dim]
@@ -133,6 +135,63 @@ def check_softmax(function: str, z: Tensor, u: Tensor, w: Tensor, dim: int) -> N
             f"{function}: w has shape {list(w.shape)}, expected {positions}, "
             "the shape of z without its class dimension"
         )
-    check_dtype(function, "z", z)
-    check_alike(function, "u", u, "z", z)
-    check_alike_or_accumulated(function, "w", w, "z", z)
+    check_weights(function, w, z)
+
+
+def check_elements(function: str, z: Tensor, w: Tensor) -> None:
+    """Losses that act on each output alone: w has z's shape."""
+    if w.shape != z.shape:
+        raise ValueError(f"{function}: w has shape {list(w.shape)}, expected {list(z.shape)} as z")
+    check_weights(function, w, z)
+
+
+def check_vectors(function: str, z: Tensor, argument: str, u: Tensor) -> None:
+    """Vectors [K, *z.shape] beside z."""
+    if u.dim() != z.dim() + 1 or u.shape[1:] != z.shape:
+        raise ValueError(
+            f"{function}: {argument} has shape {list(u.shape)}, expected [K, *z.shape] "
+            f"with z.shape = {list(z.shape)}"
+        )
+    check_alike(function, argument, u, "z", z)
+
+
+def check_target(
+    function: str, z: Tensor, target: Tensor, w: Tensor, spread: Tensor | None, dim: int
+) -> None:
+    """A target of class indices with a spread, or of the mass of each class."""
+    indices = target.dtype == torch.int64
+    if not indices and target.dtype != z.dtype:
+        raise TypeError(
+            f"{function}: target has dtype {target.dtype}, expected class indices of int64 "
+            f"or the mass of each class in {z.dtype} as z"
+        )
+    expected = list((w if indices else z).shape)
+    if list(target.shape) != expected:
+        hint = ", an index for each position" if indices else " as z"
+        raise ValueError(
+            f"{function}: target has shape {list(target.shape)}, expected {expected}{hint}"
+        )
+    check_device(function, "target", target, "z", z)
+    if spread is None:
+        return
+    if not indices:
+        raise ValueError(
+            f"{function}: spread is given beside the mass of each class, expected it beside indices"
+        )
+    if list(spread.shape) != [z.shape[dim]]:
+        raise ValueError(
+            f"{function}: spread has shape {list(spread.shape)}, expected [{z.shape[dim]}], "
+            "one value for each class"
+        )
+    check_alike_or_accumulated(function, "spread", spread, "z", z)
+
+
+def check_labels(function: str, label: Tensor, w: Tensor, classes: int) -> None:
+    """Indices of classes; any where w is 0."""
+    wrong = ((label < 0) | (label >= classes)) & (w != 0)
+    if bool(wrong.any()):
+        at = int(wrong.flatten().nonzero()[0])
+        raise ValueError(
+            f"{function}: target has the index {int(label.flatten()[at])} at a position of weight "
+            f"{float(w.flatten()[at])}, expected 0 to {classes - 1}"
+        )

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,4 +144,48 @@ def register_without_gradient(
         fake=fake,
         backward=refuse,
         setup_context=keep_nothing,
+    )
+
+
+def register_linear(
+    schema: str,
+    *,
+    transpose: str,
+    check: Callable[..., None],
+    reference: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+) -> Callable[..., Tensor]:
+    """:func:`register` for a matrix of outputs z and weights w that multiplies vectors, its second argument.
+
+    The gradient with respect to the vectors is the transposed product; with respect to z and w it is refused.
+
+    Args:
+        schema: (Tensor z, Tensor <vectors>, Tensor w, ...), the same for both kernels.
+        transpose: name of the kernel that multiplies the transposed matrix.
+        check, reference, fake: as in :func:`register`.
+    """
+    name = schema.partition("(")[0]
+    vectors = re.findall(r"Tensor (\w+)", schema)[1]
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        z, _, w, *ctx.rest = inputs
+        ctx.save_for_backward(z, w)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+            raise RuntimeError(
+                f"{name}: has a gradient with respect to {vectors} alone, but z or w requires one. Detach them: "
+                f"the product is linear in {vectors} at fixed z."
+            )
+        z, w = ctx.saved_tensors
+        product = getattr(torch.ops.curvext, transpose)(z, grad, w, *ctx.rest)
+        return None, product, None, *(None for _ in ctx.rest)
+
+    return register(
+        schema,
+        check=check,
+        reference=reference,
+        fake=fake,
+        backward=backward,
+        setup_context=keep,
     )

@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from .. import reference
-from ._checks import check_softmax
-from ._registry import register
+from ._checks import check_softmax, check_vectors
+from ._layout import like_softmax
+from ._registry import register_linear
 
 
 def _check(z: Tensor, u: Tensor, w: Tensor, dim: int) -> None:
-    check_softmax("softmax_hessian_mm", z, u, w, dim)
+    check_softmax("softmax_hessian_mm", z, w, dim)
+    check_vectors("softmax_hessian_mm", z, "u", u)
 
 
 def _fake(z: Tensor, u: Tensor, w: Tensor, dim: int) -> Tensor:
     _check(z, u, w, dim)
-    # As the kernels lay it out: rows where the classes are neighbours in memory, otherwise as the shape says.
-    dim %= z.dim()
-    if dim != z.dim() - 1 and z.stride(dim) == 1 and z.shape[dim] > 1 and u.stride(dim + 1) == 1:
-        rows = u.movedim(dim + 1, -1)
-        return torch.empty(rows.shape, dtype=u.dtype, device=u.device).movedim(-1, dim + 1)
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    return like_softmax(z, dim, u)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, _, w, ctx.dim = inputs
-    ctx.save_for_backward(z, w)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-        raise RuntimeError(
-            "softmax_hessian_mm: has a gradient with respect to u alone, but z or w requires one. Detach them: "
-            "the product is linear in u at fixed logits."
-        )
-    z, w = ctx.saved_tensors
-    # H_l is symmetric, so the transposed product is the product.
-    return None, _op(z, grad, w, ctx.dim), None, None
-
-
-_op = register(
+_op = register_linear(
     "softmax_hessian_mm(Tensor z, Tensor u, Tensor w, int dim) -> Tensor",
+    transpose="softmax_hessian_mm",
     check=_check,
     reference=reference.softmax_hessian_mm,
     fake=_fake,
-    backward=_backward,
-    setup_context=_setup_context,
 )
 
 

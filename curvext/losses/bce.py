@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curvext.kernels.sigmoid_hessian_mm import sigmoid_hessian_mm
+from curvext.kernels.sigmoid_sample import sigmoid_sample
 from curvext.losses.base import LossPoint, OutputLoss, check_real, check_reduction, check_same_shape
-from curvext.losses.draws import uniform
 
 
 class BinaryCrossEntropy(OutputLoss):
@@ -52,26 +53,22 @@ class _BinaryPoint(LossPoint):
             z, y, weight=weight, pos_weight=pos_weight, reduction="sum"
         )
         self.denominator = float(output.numel())
-        w = torch.ones_like(z) if weight is None else weight.expand_as(z)
+        w = z.new_ones(()).expand_as(z) if weight is None else weight.expand_as(z)
         kappa = w if pos_weight is None else w * (1 + (pos_weight - 1) * y)
-        miss = torch.sigmoid(-z)
-        self.residual = (w * (1 - y) - kappa * miss).to(output.dtype)
-        self._curvature = (kappa * torch.sigmoid(z) * miss).to(output.dtype)
-        self._hit = torch.sigmoid(z)
+        self.residual = (w * (1 - y) - kappa * torch.sigmoid(-z)).to(output.dtype)
+        self._logits = output
         self._kappa = kappa
 
     def hessian_mm(self, u: Tensor) -> Tensor:
-        return self._curvature * u
+        return sigmoid_hessian_mm(self._logits, u, self._kappa)
 
     def root_columns(self) -> Iterator[tuple[Tensor, float]]:
-        root = self._curvature.clamp(min=0).sqrt().flatten(1)
+        curvature = self.hessian_mm(torch.ones_like(self._logits).unsqueeze(0))
+        root = curvature.clamp(min=0).sqrt().view(len(self._logits), -1)
         for j in range(root.shape[1]):
             column = torch.zeros_like(root)
             column[:, j] = root[:, j]
             yield column.view_as(self.residual), 1.0
 
     def sampled(self, seed: int, draw: int, first: int) -> Tensor:
-        shape = self._hit.shape
-        u = uniform(seed, draw, first, shape[0], shape[1:].numel(), self._hit.device).view(shape)
-        label = (u < self._hit).to(self._hit.dtype)
-        return (self._kappa.sqrt() * (self._hit - label)).to(self.residual.dtype)
+        return sigmoid_sample(self._logits, self._kappa, seed, draw, first)

@@ -9,8 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvext.kernels.softmax_hessian_mm import softmax_hessian_mm
+from curvext.kernels.softmax_residual import softmax_residual
+from curvext.kernels.softmax_root_mm import softmax_root_mm
+from curvext.kernels.softmax_sample import softmax_sample
 from curvext.losses.base import LossPoint, OutputLoss, check_reduction
-from curvext.losses.draws import uniform
+
+#: values of a block of root columns that are formed at once
+_ROOT_BLOCK = 1 << 22
 
 
 class CausalLMLoss(nn.Module):
@@ -111,21 +116,18 @@ class SoftmaxCrossEntropy(OutputLoss):
         log_p = torch.log_softmax(output.to(work).contiguous(), dim)
         picked = log_p.gather(dim, label.unsqueeze(dim))
         value = -(on_label * picked.squeeze(dim)).sum()
-        mass = on_label
-        spread = None
+        mass, spread = on_label, None
         if smoothing:
             even = (
                 torch.ones(classes, dtype=work, device=output.device)
                 if class_weight is None
                 else class_weight
             )
-            spread = _along(even * (smoothing / classes), output.ndim, dim) * kept.unsqueeze(dim)
-            value = value - (spread * log_p).sum()
-            mass = on_label + kept * (even.sum() * (smoothing / classes))
-        residual = log_p.exp_().mul_(mass.unsqueeze(dim))
-        _subtract_at(residual, dim, label, on_label)
-        if spread is not None:
-            residual -= spread
+            spread = even * (smoothing / classes)
+            value = value - (_along(spread, output.ndim, dim) * kept.unsqueeze(dim) * log_p).sum()
+            mass = on_label + kept * spread.sum()
+        del log_p  # as large as the output
+        residual = softmax_residual(output, label, mass, spread, dim)
         return _SoftmaxPoint(
             output, dim, value, float(label_weight.sum(dtype=torch.float64)), residual, mass, kept
         )
@@ -141,7 +143,8 @@ class SoftmaxCrossEntropy(OutputLoss):
         log_p = torch.log_softmax(output.to(work), dim)
         value = -(q * log_p).sum()
         mass = q.sum(dim)
-        residual = log_p.exp_().mul_(mass.unsqueeze(dim)).sub_(q)
+        del log_p
+        residual = softmax_residual(output.to(work), q, mass, dim=dim)
         return _SoftmaxPoint(
             output,
             dim,
@@ -202,24 +205,19 @@ class _SoftmaxPoint(LossPoint):
         return softmax_hessian_mm(self._logits, u, self._mass, dim=self._dim)
 
     def root_columns(self) -> Iterator[tuple[Tensor, float]]:
-        p = torch.softmax(self._logits.to(self._mass.dtype), self._dim)
+        classes = self._logits.shape[self._dim]
+        block = max(1, min(classes, _ROOT_BLOCK // max(1, self._logits.numel())))
         for here in self._position_masks():
-            weight = (self._mass * here).unsqueeze(self._dim)
-            for c in range(p.shape[self._dim]):
-                root = (weight * p.select(self._dim, c).unsqueeze(self._dim)).sqrt()
-                column = -root * p
-                column.select(self._dim, c).add_(root.squeeze(self._dim))
-                yield column.to(self.residual.dtype), 1.0
+            for begin in range(0, classes, block):
+                count = min(block, classes - begin)
+                units = self._logits.new_zeros(count, *self._logits.shape)
+                for k in range(count):
+                    units[k].select(self._dim, begin + k).fill_(1.0)
+                for column in softmax_root_mm(self._logits, units, self._mass * here, self._dim):
+                    yield column, 1.0
 
     def sampled(self, seed: int, draw: int, first: int) -> Tensor:
-        p = torch.softmax(self._logits.to(self._mass.dtype), self._dim).movedim(self._dim, -1)
-        samples, positions = p.shape[0], self._mass[0].numel()
-        u = uniform(seed, draw, first, samples, positions, p.device).view(*self._mass.shape, 1)
-        cumulative = p.double().cumsum(-1)
-        label = torch.searchsorted(cumulative, u * cumulative[..., -1:]).clamp(max=p.shape[-1] - 1)
-        score = p.scatter_add(-1, label, -torch.ones_like(label, dtype=p.dtype))
-        score = score * self._mass.sqrt().unsqueeze(-1)
-        return score.movedim(-1, self._dim).to(self.residual.dtype)
+        return softmax_sample(self._logits, self._mass, seed, draw, first, self._dim)
 
     def _position_masks(self) -> Iterator[Tensor]:
         """For each output position a mask over the positions of one sample."""
@@ -239,14 +237,6 @@ class _SoftmaxPoint(LossPoint):
     @property
     def positions(self) -> int:
         return int(self._kept.sum())
-
-
-def _subtract_at(x: Tensor, dim: int, label: Tensor, amount: Tensor) -> None:
-    """x[..., label, ...] −= amount along ``dim`` of a contiguous x; many times faster than scatter_add_."""
-    inner = x.shape[dim + 1 :].numel()
-    position = torch.arange(label.numel(), device=x.device)
-    offset = (position // inner * x.shape[dim] + label.flatten()) * inner + position % inner
-    x.view(-1).index_add_(0, offset, amount.flatten(), alpha=-1)
 
 
 def _accumulation_dtype(x: Tensor) -> torch.dtype:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from curvext.kernels.mse_hessian_mm import mse_hessian_mm
+from curvext.kernels.mse_sample import mse_sample
 from curvext.losses.base import LossPoint, OutputLoss, check_real, check_reduction, check_same_shape
-from curvext.losses.draws import normal
 
 
 class SquaredError(OutputLoss):
@@ -39,9 +40,11 @@ class _SquaredPoint(LossPoint):
         self.value = difference.to(wide).square().sum()
         self.denominator = float(output.numel())
         self.residual = (2 * difference).contiguous()
+        self._output = output
+        self._weight = torch.ones((), dtype=wide, device=output.device).expand_as(output)
 
     def hessian_mm(self, u: Tensor) -> Tensor:
-        return 2 * u
+        return mse_hessian_mm(self._output, u, self._weight)
 
     def root_columns(self) -> Iterator[tuple[Tensor, float]]:
         for j in range(self.residual[0].numel()):
@@ -50,7 +53,4 @@ class _SquaredPoint(LossPoint):
             yield column, 1.0
 
     def sampled(self, seed: int, draw: int, first: int) -> Tensor:
-        # ℓ = (f − y)² is −log of a Gaussian of variance 1/2
-        shape = self.residual.shape
-        noise = normal(seed, draw, first, shape[0], shape[1:].numel(), self.residual.device)
-        return (noise * 2**0.5).to(self.residual.dtype).view(shape)
+        return mse_sample(self._output, self._weight, seed, draw, first)

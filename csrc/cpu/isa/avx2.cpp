@@ -2,6 +2,8 @@
 
 // Everything the standard library brings in stands before the pragma, so that no shared inline function is compiled for
 // instructions that the processor may lack.
+#include <immintrin.h>
+
 #include "../isa.h"
 #include "target_avx2.h"
 

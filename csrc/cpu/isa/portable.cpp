@@ -1,3 +1,7 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "../isa.h"
 
 #define CURVEXT_ISA portable

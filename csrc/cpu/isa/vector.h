@@ -2,6 +2,8 @@
 namespace curvext::cpu::CURVEXT_ISA {
 
 #define CURVEXT_INLINE static inline __attribute__((always_inline))
+#define CURVEXT_INLINE_MEMBER inline __attribute__((always_inline))
+#define CURVEXT_LAMBDA __attribute__((always_inline))
 
 template <class T, int Bytes>
 struct VectorOf {
@@ -14,6 +16,8 @@ using Doubles = typename VectorOf<double, kBytes>::type;
 using Ints = typename VectorOf<int32_t, kBytes>::type;
 using Words = typename VectorOf<uint32_t, kBytes>::type;
 using Longs = typename VectorOf<int64_t, kBytes>::type;
+using Counters = typename VectorOf<uint64_t, kBytes>::type;
+using HalfFloats = typename VectorOf<float, kBytes / 2>::type;
 using Halves = typename VectorOf<uint16_t, kBytes / 2>::type;
 
 template <class T>
@@ -87,6 +91,37 @@ CURVEXT_INLINE void store(Float16* p, Floats v) {
   store_halves(&p->bits, h | sign);
 }
 
+// Whether a comparison holds in any lane, and square roots: the two that the vector extensions lack.
+#if defined(__x86_64__) && CURVEXT_VECTOR_BYTES == 64
+CURVEXT_INLINE bool any(Ints m) { return _mm512_movepi32_mask((__m512i)m) != 0; }
+CURVEXT_INLINE bool any(Longs m) { return _mm512_movepi64_mask((__m512i)m) != 0; }
+CURVEXT_INLINE Floats square_root(Floats x) { return (Floats)_mm512_maskz_sqrt_ps(__mmask16(-1), (__m512)x); }
+CURVEXT_INLINE Doubles square_root(Doubles x) { return (Doubles)_mm512_maskz_sqrt_pd(__mmask8(-1), (__m512d)x); }
+#elif defined(__x86_64__) && CURVEXT_VECTOR_BYTES == 32
+CURVEXT_INLINE bool any(Ints m) { return _mm256_movemask_ps((__m256)m) != 0; }
+CURVEXT_INLINE bool any(Longs m) { return _mm256_movemask_pd((__m256d)m) != 0; }
+CURVEXT_INLINE Floats square_root(Floats x) { return (Floats)_mm256_sqrt_ps((__m256)x); }
+CURVEXT_INLINE Doubles square_root(Doubles x) { return (Doubles)_mm256_sqrt_pd((__m256d)x); }
+#elif defined(__x86_64__)
+CURVEXT_INLINE bool any(Ints m) { return _mm_movemask_ps((__m128)m) != 0; }
+CURVEXT_INLINE bool any(Longs m) { return _mm_movemask_pd((__m128d)m) != 0; }
+CURVEXT_INLINE Floats square_root(Floats x) { return (Floats)_mm_sqrt_ps((__m128)x); }
+CURVEXT_INLINE Doubles square_root(Doubles x) { return (Doubles)_mm_sqrt_pd((__m128d)x); }
+#else
+template <class Mask>
+CURVEXT_INLINE bool any(Mask m) {
+  int64_t bits = 0;
+  for (int i = 0; i < int(sizeof(Mask) / sizeof(m[0])); ++i) bits |= m[i];
+  return bits != 0;
+}
+template <class V>
+CURVEXT_INLINE V square_root(V x) {
+  for (int i = 0; i < int(sizeof(V) / sizeof(x[0])); ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+}
+#endif
+CURVEXT_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
 // The first n lanes from memory, the others zero.
 template <class S>
 CURVEXT_INLINE auto load_part(const S* p, int64_t n) {
@@ -141,12 +176,37 @@ CURVEXT_INLINE float scalar(const Float16* p) {
   return x;
 }
 
-template <class V>
-CURVEXT_INLINE double total(V v) {
-  double sum = 0;
-  for (int i = 0; i < int(sizeof(V) / sizeof(v[0])); ++i) sum += v[i];
-  return sum;
+// Joins all lanes, a half with the other half at a time.
+template <class V, class Join>
+CURVEXT_INLINE auto joined(V v, Join join) {
+  constexpr int lanes = int(sizeof(V) / sizeof(v[0]));
+  std::remove_reference_t<decltype(v[0])> lane[lanes];
+  __builtin_memcpy(lane, &v, sizeof v);
+#pragma GCC unroll 4
+  for (int half = lanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lane[i] = join(lane[i], lane[i + half]);
+  return lane[0];
 }
+
+template <class T>
+constexpr int kHalves = sizeof(T) == 4 ? 2 : 1;  // vectors of double that hold one vector of T
+
+template <class T>
+CURVEXT_INLINE Doubles half(typename Simd<T>::V x, [[maybe_unused]] int h) {
+  if constexpr (sizeof(T) == 8) {
+    return x;
+  } else {
+    HalfFloats part;
+    __builtin_memcpy(&part, reinterpret_cast<const char*>(&x) + h * sizeof part, sizeof part);
+    return __builtin_convertvector(part, Doubles);
+  }
+}
+
+CURVEXT_INLINE double total(Doubles v) {
+  return joined(v, [](double x, double y) CURVEXT_LAMBDA { return x + y; });
+}
+CURVEXT_INLINE double total(Floats v) { return total(half<float>(v, 0) + half<float>(v, 1)); }
 
 // exp(x) for x <= 0 within 1.5 ulp, by x = n ln 2 + r with ln 2 in two parts. Zero where the result would be
 // subnormal; NaN stays NaN.

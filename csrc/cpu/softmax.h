@@ -1,0 +1,94 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+
+#include "../checks.h"
+#include "../softmax_layout.h"
+#include "isa.h"
+
+// One sweep over the classes of every position: how it is cut into tasks, for all kernels that sweep.
+namespace curvext::cpu {
+
+// About this many logits are worth a thread.
+constexpr int64_t kSoftmaxGrain = 16384;
+// Rows of at most this many classes are gathered, so that the lanes are positions.
+constexpr int64_t kFewClasses = 16;
+// Positions that are no whole vector of neighbours are gathered up to this many classes.
+constexpr int64_t kGatheredClasses = 1024;
+// A panel's logits and one vector should fit in this much cache.
+constexpr int64_t kPanelCache = int64_t(4) << 20;
+constexpr int64_t kNarrowestPanel = 128;
+
+// What a kernel may need beside z, its vectors and w.
+struct SoftmaxExtras {
+  const int64_t* label = nullptr;
+  at::Tensor spread;  // of the accumulation type
+  Draw draw{};
+};
+
+template <class S, class T>
+void sweep(const SoftmaxLayout& layout, const at::Tensor& w, const SoftmaxExtras& extras, int64_t lanes,
+           const SoftmaxWalks<S, T>& walks) {
+  const Folded &z = layout.zf, &u = layout.uf, &out = layout.outf;
+  int64_t panel = kSoftmaxPanelBytes;
+  while (panel > kNarrowestPanel && 2 * z.classes * panel > kPanelCache) panel /= 2;
+  const SoftmaxProblem<S, T> problem{static_cast<const S*>(layout.z.const_data_ptr()),
+                                     layout.u.defined() ? static_cast<const S*>(layout.u.const_data_ptr()) : nullptr,
+                                     w.const_data_ptr<T>(),
+                                     static_cast<S*>(layout.out.data_ptr()),
+                                     extras.label,
+                                     extras.spread.defined() ? extras.spread.const_data_ptr<T>() : nullptr,
+                                     extras.spread.defined() ? T(extras.spread.sum().item<double>()) : T(0),
+                                     extras.draw,
+                                     layout.out.size(0),
+                                     z.outer,
+                                     z.classes,
+                                     z.inner,
+                                     z.outer_stride,
+                                     z.class_stride,
+                                     layout.u.defined() ? layout.u.stride(0) : 0,
+                                     u.outer_stride,
+                                     u.class_stride,
+                                     layout.out.stride(0),
+                                     out.outer_stride,
+                                     out.class_stride,
+                                     panel / int64_t(sizeof(S))};
+  const auto run = [&](int64_t tasks, int64_t positions, int64_t scratch, auto walk) {
+    const int64_t work = std::max<int64_t>(1, z.classes * problem.vectors * positions);
+    at::parallel_for(0, tasks, std::max<int64_t>(1, kSoftmaxGrain / work), [&](int64_t begin, int64_t end) {
+      const auto memory = std::unique_ptr<T[]>(new T[scratch]);
+      walk(problem, begin, end, memory.get());
+    });
+  };
+  const int64_t positions = z.outer * z.inner;
+  const int64_t few = z.inner == 1 ? kFewClasses : z.inner < lanes ? kGatheredClasses : 0;
+  if (z.classes <= few)
+    run((positions + lanes - 1) / lanes, lanes, (1 + 2 * kSoftmaxVectors) * z.classes * lanes, walks.tiles);
+  else if (z.inner == 1) run(positions, 1, z.classes, walks.rows);
+  else run(z.outer * ((z.inner + problem.panel - 1) / problem.panel), problem.panel, 0, walks.columns);
+}
+
+// Sweeps by the walks that `choose` takes from the table of a dtype; returns the result [K, *z].
+template <class Choose>
+at::Tensor swept(const at::Tensor& z, const std::optional<at::Tensor>& vectors, const at::Tensor& w, int64_t dim,
+                 const SoftmaxExtras& extras, Choose choose) {
+  const SoftmaxLayout layout = softmax_layout(z, vectors, dim);
+  if (layout.out.numel() == 0) return layout.answer();
+  const at::Tensor weights = w.to(accumulation_type(z.scalar_type())).contiguous();
+  const auto by = [&](const auto& ops) { sweep(layout, weights, extras, ops.lanes, choose(ops)); };
+  const Primitives& level = primitives();
+  switch (z.scalar_type()) {
+    case at::kDouble: by(level.softmax_double); break;
+    case at::kFloat: by(level.softmax_float); break;
+    case at::kBFloat16: by(level.softmax_bfloat16); break;
+    default: by(level.softmax_float16);
+  }
+  return layout.answer();
+}
+
+}  // namespace curvext::cpu

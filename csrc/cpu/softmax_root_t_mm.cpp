@@ -1,0 +1,12 @@
+#include "../kernels.h"
+#include "softmax.h"
+
+namespace curvext::cpu {
+
+at::Tensor softmax_root_t_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim) {
+  dim = check_softmax("softmax_root_t_mm", z, w, dim);
+  check_vectors("softmax_root_t_mm", z, "u", u);
+  return swept(z, u, w, dim, {}, [](const auto& ops) { return ops.root_t; });
+}
+
+}  // namespace curvext::cpu

@@ -1,0 +1,25 @@
+"""How the kernels of the output Hessian lay out their results, for tracing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def like_softmax(z: Tensor, dim: int, u: Tensor | None = None) -> Tensor:
+    """The result beside vectors u [K, *z], or one in the shape of z.
+
+    Rows where the classes are neighbours in memory, otherwise as the shape says.
+    """
+    dim %= z.dim()
+    like, at = (z, dim) if u is None else (u, dim + 1)
+    neighbours = z.stride(dim) == 1 and z.shape[dim] > 1 and like.stride(at) == 1
+    if dim != z.dim() - 1 and neighbours:
+        rows = like.movedim(at, -1)
+        return torch.empty(rows.shape, dtype=like.dtype, device=like.device).movedim(-1, at)
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def wrapped(seed: int) -> int:
+    """Any integer as one of 64 bits."""
+    return (seed + 2**63) % 2**64 - 2**63
