@@ -48,12 +48,16 @@ class Cache:
 
     def offer(self, slot: Hashable, key: int, item: Any) -> None:
         """Keeps ``item``, which tells its size as ``item.nbytes()``, if the budget allows."""
-        self._entries.pop(slot, None)
+        self.drop(slot)
         if self._budget is False or self._budget == 0:
             return
         nbytes = item.nbytes()
         if self._budget is True or nbytes <= self._left():
             self._entries[slot] = Entry(key, item, nbytes)
+
+    def drop(self, slot: Hashable) -> None:
+        """Drops what is kept in ``slot``, if anything is."""
+        self._entries.pop(slot, None)
 
     def _left(self) -> int:
         if self._budget == "auto":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -41,12 +41,15 @@ class _Share:
         return cls(int(output.shape[0]), point.denominator, point.value)
 
 
+Item = TypeVar("Item", Linearisation, Records)
+
+
 @dataclass(frozen=True)
-class _Kept:
+class _Kept(Generic[Item]):
     """A linearisation or records, with the batch's share."""
 
     share: _Share
-    item: Linearisation | Records
+    item: Item
 
     def nbytes(self) -> int:
         return self.item.nbytes()
@@ -135,16 +138,20 @@ class Problem:
 
     # ------------------------------------------------------------------ passes over the data
 
-    def visit(self, visitor: Callable[[Linearisation], None]) -> None:
+    def visit(self, visitor: Callable[[Linearisation], None], twice: bool = False) -> None:
         """Calls ``visitor`` with the linearisation of each batch, kept or made anew.
+
+        Args:
+            visitor: takes it.
+            twice: whether it will ask for second derivatives.
 
         Raises:
             ValueError: the data is empty or not what it was in an earlier pass.
         """
 
         def one(seat: _Seat) -> _Share:
-            kept = self._linearisation(seat)
-            visitor(cast(Linearisation, kept.item))
+            kept = self._linearisation(seat, twice)
+            visitor(kept.item)
             return kept.share
 
         self._pass(one)
@@ -173,19 +180,27 @@ class Problem:
 
         self._pass(one)
 
-    def _linearisation(self, seat: _Seat) -> _Kept:
-        kept = self._cache.get((Linearisation, seat.number), seat.key)
-        if kept is None:
-            output, target = self._forward(seat.batch, twice=True)
+    def _linearisation(self, seat: _Seat, twice: bool = False) -> _Kept[Linearisation]:
+        once, for_twice = ((Linearisation, order, seat.number) for order in (1, 2))
+        kept: _Kept[Linearisation] | None = self._cache.get(for_twice, seat.key)
+        if kept is not None:  # it serves for first derivatives too
+            return kept
+        kept = self._cache.get(once, seat.key)
+        if kept is not None and not twice:
+            return kept
+        if kept is None or not kept.item.twice_differentiable:
+            output, target = self._forward(seat.batch, "twice" if twice else "linearised")
             point = self.loss.at(output.detach(), target)
-            kept = _Kept(
-                _Share.of(output, point), Linearisation(output, point, self._leaves, seat.first)
-            )
-            self._cache.offer((Linearisation, seat.number), seat.key, kept)
+            at = Linearisation(output, point, self._leaves, seat.first)
+            kept = _Kept(_Share.of(output, point), at)
+        if twice:
+            kept.item.keep_gradient()
+            self._cache.drop(once)
+        self._cache.offer(for_twice if twice else once, seat.key, kept)
         return kept
 
-    def _records(self, seat: _Seat) -> _Kept:
-        kept = self._cache.get((Records, seat.number), seat.key)
+    def _records(self, seat: _Seat) -> _Kept[Linearisation] | _Kept[Records]:
+        kept: _Kept[Records] | None = self._cache.get((Records, seat.number), seat.key)
         if kept is None and self._by_linearisation:
             return self._linearisation(seat)
         if kept is None:
@@ -200,11 +215,11 @@ class Problem:
         return kept
 
     def _tape(self, seat: _Seat) -> tuple[_Share, Tape, LossPoint]:
-        output, target = self._forward(seat.batch, twice=False)
+        output, target = self._forward(seat.batch, "backward")
         point = self.loss.at(output.detach(), target)
 
         def rerun(batch: Any) -> Tensor:
-            return self._forward(batch, twice=False)[0]
+            return self._forward(batch, "backward")[0]
 
         tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first)
         return _Share.of(output, point), tape, point

@@ -50,8 +50,10 @@ class Graph:
     """
 
     def __init__(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
-        root = get_gradient_edge(output).node  # a leaf has no grad_fn, but it has a node
-        self.nodes = _collect(root)
+        edge = get_gradient_edge(output)  # a leaf has no grad_fn, but it has a node
+        #: which of the root's outputs the output is
+        self.output_nr = edge.output_nr
+        self.nodes = _collect(edge.node)
         position = {node: i for i, node in enumerate(self.nodes)}
         #: node → (child position or None, which output of the child) per input edge
         self.edges: list[list[tuple[int | None, int]]] = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from curvext import data
 from curvext.linearise import autograd_graph
 from curvext.space import ParameterSpace
+
+GraphUse = Literal["backward", "linearised", "twice"]
 
 
 class Forward:
@@ -64,12 +66,13 @@ class Forward:
                     if had:
                         p._backward_hooks = had
 
-    def __call__(self, batch: Any, twice: bool) -> tuple[Tensor, Any]:
+    def __call__(self, batch: Any, use: GraphUse) -> tuple[Tensor, Any]:
         """Output and target of a batch; call inside :meth:`borrowed`.
 
         Args:
             batch: one batch.
-            twice: whether the graph will be differentiated twice.
+            use: what the graph must allow: "backward" passes alone, being "linearised" (tangents
+                carried up it as well), or being differentiated "twice".
 
         Raises:
             RuntimeError: the forward pass is random or writes to the model, or is not twice
@@ -80,8 +83,8 @@ class Forward:
         self._check_mode()
         self._check_batch(batch)
         while True:
-            output = self._run(batch, twice)
-            needed = self._needed_detours(output, twice)
+            output = self._run(batch, use)
+            needed = self._needed_detours(output, use)
             if needed <= self._detours:
                 break
             self._detours |= needed
@@ -95,13 +98,14 @@ class Forward:
 
     # ------------------------------------------------------------------ one evaluation
 
-    def _run(self, batch: Any, twice: bool) -> Tensor:
+    def _run(self, batch: Any, use: GraphUse) -> Tensor:
         cpu_state = torch.get_rng_state()
         on_cuda = self._space.device.type == "cuda"
         cuda_state = torch.cuda.get_rng_state(self._space.device) if on_cuda else None
         with ExitStack() as stack:
-            if twice:
-                # the fused attention kernels have no second derivative
+            if use == "twice" or (use == "linearised" and on_cuda):
+                # the fused attention kernels have no second derivative; of their tangents only that
+                # of the CPU kernel is known here
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             for detour in sorted(self._detours):
                 stack.enter_context(_DETOURS[detour]())
@@ -149,17 +153,18 @@ class Forward:
             return batch["labels"]
         return _pair(batch)[1]
 
-    def _needed_detours(self, output: Tensor, twice: bool) -> set[str]:
+    def _needed_detours(self, output: Tensor, use: GraphUse) -> set[str]:
         if output.grad_fn is None:
             return set()
         names = autograd_graph.node_names(output.grad_fn)
-        if twice and "EmbeddingBagBackward0" in names:
+        forward_too = use != "backward"
+        if forward_too and "EmbeddingBagBackward0" in names:
             raise RuntimeError(
                 "EmbeddingBag has no second derivative in PyTorch; freeze it with params=, or use "
                 "nn.Embedding followed by sum or mean. (First-order quantities such as "
                 "fisher_diagonal(kind='empirical') work.)"
             )
-        return {name for name in names if name in _DETOURS and (twice or name in _OPAQUE)}
+        return {name for name in names if name in _DETOURS and (forward_too or name in _OPAQUE)}
 
     # ------------------------------------------------------------------ checks
 

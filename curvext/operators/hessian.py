@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from curvext.linearise.jacobian import Linearisation
@@ -29,6 +32,9 @@ class HessianOperator(CurvatureOperator):
         tensor([1., 2.])
     """
 
+    def _visit(self, visitor: Callable[[Any], None]) -> None:
+        self._problem.visit(visitor, twice=True)
+
     def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
         return [flat(at.hvp(v)) for v in columns]
 
@@ -40,6 +46,9 @@ class ModelCurvatureOperator(CurvatureOperator):
     derivatives of the network. It is indefinite and vanishes with the residuals, or where the
     network is linear in its parameters (last layer alone, say). Always by autograd.
     """
+
+    def _visit(self, visitor: Callable[[Any], None]) -> None:
+        self._problem.visit(visitor, twice=True)
 
     def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
         return [flat(at.model_curvature_vp(v)) for v in columns]

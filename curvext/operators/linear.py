@@ -61,7 +61,7 @@ class LinearOperator(ABC):
             ValueError: its shape or device does not fit, or it contains nan or inf.
         """
         self._check(v, "v", ndim=1)
-        return self._columns([v])[0]
+        return self._columns([v.contiguous()])[0]
 
     def matmat(self, V: Tensor) -> Tensor:
         """A V for a matrix ``[P, K]``; columns share the passes over data and network."""

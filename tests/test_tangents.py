@@ -1,0 +1,257 @@
+"""Tangents carried up a kept graph, against the derivative of the gradient by what it is linear in."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import CASES, make
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from curvext.linearise.autograd_graph import Graph
+from curvext.linearise.tangents import _RULES, Tangents
+
+torch.manual_seed(0)
+
+
+def by_double_backward(output, parameters, v):
+    """J v as the derivative of Jᵀu by u, which is another definition of it."""
+    u = torch.zeros_like(output, requires_grad=True)
+    pulled = torch.autograd.grad(output, parameters, u, create_graph=True, allow_unused=True)
+    live = [(p, t) for p, t in zip(pulled, v, strict=True) if p is not None and p.requires_grad]
+    (product,) = torch.autograd.grad(
+        [p for p, _ in live], u, [t for _, t in live], allow_unused=True
+    )
+    return torch.zeros_like(output) if product is None else product
+
+
+def assert_tangent(output, parameters, expected=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    v = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in parameters]
+    graph = Graph(output, parameters)
+    assert not Tangents.missing(graph)
+    got = Tangents(graph)(v)
+    want = by_double_backward(output, parameters, v) if expected is None else expected(v)
+    if got is None:
+        got = torch.zeros_like(want)
+    assert got.shape == want.shape
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    return graph
+
+
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if not c.by_differences])
+def test_a_tangent_is_the_derivative_of_the_pulled_back_gradient(name, device):
+    model, x = make(name, device)
+    with sdpa_kernel(SDPBackend.MATH):
+        output = model(**x) if isinstance(x, dict) else model(x)
+    output = getattr(output, "logits", output)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if Tangents.missing(Graph(output, parameters)):
+        pytest.skip("a function written in Python: this network takes double backward")
+    assert_tangent(output, parameters)
+
+
+X = torch.randn(3, 4, dtype=torch.float64)
+
+ELEMENTWISE = {
+    "abs": torch.abs,
+    "celu": F.celu,
+    "elu": F.elu,
+    "selu": F.selu,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh,
+    "leaky_relu": F.leaky_relu,
+    "log": lambda x: x.abs().log(),
+    "logsigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "neg": torch.neg,
+    "pow": lambda x: x**3,
+    "reciprocal": torch.reciprocal,
+    "relu": torch.relu,
+    "rsqrt": lambda x: (x * x).rsqrt(),
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "softshrink": F.softshrink,
+    "tanh": torch.tanh,
+    "threshold": lambda x: F.threshold(x, 0.1, 2.0),
+}
+OTHERS = {
+    "add a broadcast": lambda x: x + 2 * x[:1],
+    "add a number": lambda x: x + 1,
+    "subtract": lambda x: torch.sub(x[:, :1], x, alpha=3),
+    "subtract from a number": lambda x: 1 - x,
+    "multiply": lambda x: x * x.flip(0),
+    "multiply broadcast": lambda x: x[:1] * x,
+    "multiply by a number": lambda x: 3 * x,
+    "multiply by a constant": lambda x: x * X,
+    "divide": lambda x: x / (2 + x[:1] ** 2),
+    "mean": lambda x: x.mean((0, -1), keepdim=True),
+    "mean of all": lambda x: x.mean(),
+    "sum": lambda x: x.sum(-1),
+    "sum of all": lambda x: x.sum(),
+    "softmax": lambda x: x.softmax(0),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "layer_norm without weight": lambda x: F.layer_norm(x, (4,)),
+    "layer_norm": lambda x: F.layer_norm(x, (4,), x[0], x[1]),
+    "layer_norm with weight alone": lambda x: F.layer_norm(X, (4,), x[0]),
+    "layer_norm with bias alone": lambda x: F.layer_norm(X, (4,), None, x[0]),
+    "rms_norm": lambda x: F.rms_norm(x, (4,), x[0]),
+    "max_pool1d": lambda x: F.max_pool1d(x[None], 2),
+    "max_pool2d": lambda x: F.max_pool2d(x[None, None], 2, padding=1),
+    "max_pool3d": lambda x: F.max_pool3d(x.view(1, 1, 3, 2, 2), 2),
+    "avg_pool": lambda x: F.avg_pool2d(x[None, None], 2),
+    "mm": lambda x: x.mT @ x,
+    "bmm": lambda x: torch.bmm(x.view(3, 2, 2), x.view(3, 2, 2).mT),
+    "addmm": lambda x: torch.addmm(x[0], x, x.mT @ x, alpha=2, beta=3),
+    "addmm without bias": lambda x: torch.addmm(X[0], x, X.mT @ X),
+    "einsum": lambda x: torch.einsum("ij,kj->ik", x, x),
+    "unbind": lambda x: x.unbind(1)[2] * x.unbind(1)[0],
+    "cat": lambda x: torch.cat([x, X, 2 * x], 1),
+    "stack": lambda x: torch.stack([x, x.exp()]),
+    "where": lambda x: torch.where(X > 0, x, x.square()),
+    "gather": lambda x: x.gather(1, torch.tensor([[0, 3], [1, 1], [2, 0]])),
+    "index": lambda x: x[torch.tensor([0, 0, 2])],
+    "cumsum": lambda x: x.cumsum(0),
+    "norm": lambda x: torch.linalg.vector_norm(x, dim=1),
+    "max": lambda x: x.max(1).values,
+    "amax": lambda x: x.amax(0),
+    "logsumexp": lambda x: x.logsumexp(1),
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "expand": lambda x: x[:, None].expand(3, 2, 4),
+    "repeat": lambda x: x.repeat(2, 1),
+    "pad": lambda x: F.pad(x, (1, 2)),
+    "to another dtype": lambda x: (x.float() * 2).double(),
+    "a part in place": lambda x: x.clone().index_fill_(0, torch.tensor([1]), 0.0) * x,
+    "embedding": lambda x: F.embedding(torch.tensor([0, 1, 2, 1]), x),
+    "conv1d": lambda x: F.conv1d(x[None], x.view(2, 3, 2), x[0, :2], padding=1),
+    "conv2d of a constant": lambda x: F.conv2d(X.view(1, 1, 3, 4), x.view(3, 1, 2, 2)),
+    "conv2d by a constant": lambda x: F.conv2d(x.view(1, 1, 3, 4), X.view(3, 1, 2, 2)),
+    "conv2d, bias alone": lambda x: F.conv2d(X.view(1, 1, 3, 4), X.view(3, 1, 2, 2), x[:, 0]),
+    "transposed convolution": lambda x: F.conv_transpose1d(x[None], x.view(3, 2, 2), stride=2),
+    "grouped convolution": lambda x: F.conv1d(x[:2][None], x[:2].view(4, 1, 2), groups=2),
+}
+
+
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *OTHERS])
+def test_the_tangent_of_one_operation_is_its_derivative(name):
+    function = {**ELEMENTWISE, **OTHERS}[name]
+    x = X.clone().requires_grad_()
+    # torch.func's forward mode is a third way to the same derivative, and has its own rules
+    assert_tangent(function(x), [x], lambda v: torch.func.jvp(function, (X,), (v[0],))[1])
+
+
+def test_the_row_of_padding_has_no_tangent_as_it_has_no_gradient():
+    x = X.clone().requires_grad_()
+    assert_tangent(F.embedding(torch.tensor([0, 1, 2, 1]), x, padding_idx=1), [x])
+
+
+def test_every_elementwise_rule_is_for_a_node_that_exists():
+    """A rule under a misspelt name would never be used, and no answer would tell."""
+    made = set()
+    for function in {**ELEMENTWISE, **OTHERS}.values():
+        x = X.clone().requires_grad_()
+        made |= set(Graph(function(x), [x]).names)
+    for function in (torch.acos, torch.asin, torch.atan, torch.cos, torch.cosh, torch.expm1):
+        x = (X / 10).requires_grad_()
+        made.add(function(x).grad_fn.name())
+    for function in (
+        torch.log10,
+        torch.log1p,
+        torch.log2,
+        torch.sin,
+        torch.sinh,
+        torch.sqrt,
+        torch.tan,
+    ):
+        x = X.abs().requires_grad_()
+        made.add(function(x).grad_fn.name())
+    made.add("ScaledDotProductFlashAttentionForCpuBackward0")
+    assert set(_RULES) - made == set()
+
+
+@pytest.mark.parametrize("which", ["qkv", "q", "k", "v"])
+@pytest.mark.parametrize("how", ["plain", "causal", "mask", "boolean mask", "scale", "chunks"])
+def test_the_tangent_of_fused_attention_is_that_of_the_composed_one(how, which, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    q, k, v = normal(3, 2, 5, 4), normal(3, 2, 5, 4), normal(3, 2, 5, 4)
+    options = {
+        "causal": {"is_causal": True},
+        "mask": {"attn_mask": normal(5, 5)},
+        "boolean mask": {"attn_mask": torch.ones(5, 5).tril().bool()},
+        "scale": {"scale": 0.3},
+    }.get(how, {})
+    if how == "chunks":
+        monkeypatch.setattr("curvext.linearise.tangents._ATTENTION_CHUNK", 60)
+    leaves = [t.requires_grad_() for name, t in zip("qkv", (q, k, v), strict=True) if name in which]
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        fused = F.scaled_dot_product_attention(q, k, v, **options)
+    with sdpa_kernel(SDPBackend.MATH):
+        composed = F.scaled_dot_product_attention(q, k, v, **options)
+    graph = assert_tangent(fused, leaves, lambda v: by_double_backward(composed, leaves, v))
+    assert "ScaledDotProductFlashAttentionForCpuBackward0" in graph.names
+
+
+class _Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+def test_a_function_written_in_python_is_said_to_be_missing():
+    x = X.clone().requires_grad_()
+    assert Tangents.missing(Graph(_Cube.apply(x).sum(), [x])) == {"_CubeBackward"}
+
+
+def test_what_does_not_lead_to_a_parameter_is_not_missed():
+    x, constant = X.clone().requires_grad_(), X.clone().requires_grad_()
+    assert Tangents.missing(Graph(x * _Cube.apply(constant), [x])) == set()
+
+
+def test_a_network_of_python_functions_has_products_all_the_same(device):
+    import curvext as cx
+
+    model = nn.Linear(4, 3, dtype=torch.float64, device=device)
+
+    class Cubed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return _Cube.apply(self.inner(x))
+
+    class Composed(Cubed):
+        def forward(self, x):
+            return self.inner(x) ** 3
+
+    data = (X.to(device), torch.tensor([0, 1, 2], device=device))
+    v = torch.randn(15, dtype=torch.float64, device=device)
+    for operator in (cx.GGNOperator, cx.HessianOperator):
+        a = operator(Cubed(), nn.CrossEntropyLoss(), data) @ v
+        b = operator(Composed(), nn.CrossEntropyLoss(), data) @ v
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_an_output_that_is_a_parameter_moves_with_it():
+    x = X.clone().requires_grad_()
+    assert torch.equal(Tangents(Graph(x, [x]))([X]), X)
+
+
+def test_the_second_output_of_the_last_operation_is_taken():
+    x = X.clone().requires_grad_()
+    assert torch.equal(Tangents(Graph(x.unbind(0)[1], [x]))([X]), X[1])
