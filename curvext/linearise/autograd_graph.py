@@ -120,15 +120,19 @@ def _strided(t: Tensor) -> tuple[Tensor, ...]:
     return (t._indices(), t._values()) if t.is_sparse else (t,)
 
 
+def _saved(node: Any) -> list[Any]:
+    """What a node saved for its backward."""
+    if isinstance(node, torch._C._FunctionBase):
+        return list(cast(Any, node).saved_tensors)
+    return [getattr(node, a) for a in dir(node) if a.startswith("_saved_")]
+
+
 def saved_bytes(nodes: Sequence[Node]) -> int:
     """Bytes of the distinct storages saved by ``nodes``, leaf variables not counted."""
     leaves = {leaf_variable(n).untyped_storage().data_ptr() for n in nodes if n.name() == LEAF}
     storages: dict[int, int] = {}
     for node in nodes:
-        for attribute in dir(node):
-            if not attribute.startswith("_saved_"):
-                continue
-            value = getattr(node, attribute)
+        for value in _saved(node):
             for t in value if isinstance(value, (tuple, list)) else (value,):
                 for part in _strided(t) if isinstance(t, Tensor) else ():
                     storage = part.untyped_storage()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from curvext import data
 from curvext.linearise import autograd_graph
+from curvext.linearise.detours import DETOURS, GraphUse, needed
 from curvext.space import ParameterSpace
-
-GraphUse = Literal["backward", "linearised", "twice"]
 
 
 class Forward:
@@ -84,10 +83,10 @@ class Forward:
         self._check_batch(batch)
         while True:
             output = self._run(batch, use)
-            needed = self._needed_detours(output, use)
-            if needed <= self._detours:
+            detours = self._needed_detours(output, use)
+            if detours <= self._detours:
                 break
-            self._detours |= needed
+            self._detours |= detours
         self._check_output(output)
         target = self._get_target(batch)
         if isinstance(target, Tensor) and target.ndim > 0 and target.shape[0] != output.shape[0]:
@@ -108,7 +107,7 @@ class Forward:
                 # of the CPU kernel is known here
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             for detour in sorted(self._detours):
-                stack.enter_context(_DETOURS[detour]())
+                stack.enter_context(DETOURS[detour].taken())
             with self._unwritten_buffers():
                 output = self._call(batch)
         drew = not torch.equal(cpu_state, torch.get_rng_state())
@@ -157,14 +156,13 @@ class Forward:
         if output.grad_fn is None:
             return set()
         names = autograd_graph.node_names(output.grad_fn)
-        forward_too = use != "backward"
-        if forward_too and "EmbeddingBagBackward0" in names:
+        if use != "backward" and "EmbeddingBagBackward0" in names:
             raise RuntimeError(
                 "EmbeddingBag has no second derivative in PyTorch; freeze it with params=, or use "
                 "nn.Embedding followed by sum or mean. (First-order quantities such as "
                 "fisher_diagonal(kind='empirical') work.)"
             )
-        return {name for name in names if name in _DETOURS and (forward_too or name in _OPAQUE)}
+        return needed(names, use)
 
     # ------------------------------------------------------------------ checks
 
@@ -263,56 +261,3 @@ def _pair(batch: Any) -> tuple[Any, Any]:
             "or pass forward= and target="
         )
     return batch[0], batch[1]
-
-
-# ---------------------------------------------------------------------- detours
-# Operations whose derivative PyTorch lacks or has wrong, by the name of their graph node, and the
-# context in which a forward pass takes an equivalent way. Found in the graph, so nothing is slowed
-# down where they do not occur.
-
-
-class _ComposedWeightNorm(torch.overrides.TorchFunctionMode):
-    """``torch._weight_norm`` from elementary operations: the fused one has a wrong second derivative."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch._weight_norm:
-            direction, magnitude, *rest = args
-            dim = (kwargs or {}).get("dim", rest[0] if rest else 0)
-            others = (
-                [d for d in range(direction.ndim) if d != dim % direction.ndim]
-                if dim != -1
-                else None
-            )
-            norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
-            return direction * (magnitude / norm)
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _without(backend: Any) -> Iterator[None]:
-    # backend.flags(...) would also reset TF32 and determinism, and warns where TF32 is unknown
-    before = backend.enabled
-    backend.enabled = False
-    try:
-        yield
-    finally:
-        backend.enabled = before
-
-
-def _without_mkldnn() -> Any:
-    return _without(torch.backends.mkldnn)
-
-
-def _without_cudnn() -> Any:
-    return _without(torch.backends.cudnn)
-
-
-_DETOURS: dict[str, Callable[[], Any]] = {
-    "MkldnnRnnLayerBackward0": _without_mkldnn,
-    "CudnnRnnBackward0": _without_cudnn,
-    "WeightNormInterfaceBackward0": _ComposedWeightNorm,
-}
-# Fused recurrent layers hide the uses of their weights; unrolled, each step is an ordinary product.
-_OPAQUE = {"MkldnnRnnLayerBackward0", "CudnnRnnBackward0"}

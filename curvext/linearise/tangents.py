@@ -351,6 +351,12 @@ def _log_softmax(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) 
     return t - (probability * t).sum(dim, keepdim=True)
 
 
+def _gelu(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:
+    """y = x Φ(x) by the function that second derivatives are taken of."""
+    (t,) = (t for t in inputs if t is not None)
+    return torch.ops.aten.gelu_backward(t, *node.saved_tensors)
+
+
 # ---------------------------------------------------------------------- attention
 
 #: elements of an attention matrix that are formed at a time
@@ -439,5 +445,6 @@ _RULES: dict[str, Rule] = {
     "NativeLayerNormBackward0": _layer_norm,
     "MaxPool2DWithIndicesBackward0": _max_pool,
     "LogSoftmaxBackward0": _log_softmax,
+    "_GeluBackward": _gelu,
     "ScaledDotProductFlashAttentionForCpuBackward0": _flash_attention,
 }
