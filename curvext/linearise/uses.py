@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -295,33 +295,44 @@ class ConvolutionUse(Use):
             (False, True, False),
         )[1]
 
-    def _chunks(self):  # type: ignore[no-untyped-def]
+    def _chunks(self) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+        """a and g of each group of channels for a few samples at a time, as windows where that saves the unfolding."""
         samples = self._inner.shape[0]
-        window = math.prod(self._shape[2:])
-        row = (
-            self._inner.shape[2] * window * math.prod(self._outer.shape[3:]) * self._inner.shape[1]
-        )
-        step = max(1, _CHUNK_BYTES // max(1, row * self._inner.element_size()))
+        in_windows = len(self._stride) == 2 and self._groups == 1 and self._dilation[1] == 1
+        elements = self._inner[0].numel()
+        if not in_windows:
+            positions = math.prod(self._outer.shape[3:])
+            window = math.prod(self._shape[2:])
+            elements = self._inner.shape[1] * self._inner.shape[2] * window * positions
+        step = max(1, _CHUNK_BYTES // max(1, elements * self._inner.element_size()))
         for start in range(0, samples, step):
-            yield self._unfold(start, min(start + step, samples))
+            n = min(start + step, samples) - start
+            if in_windows and self._inner.shape[1] == 1:
+                # [n, P, Q, kernel height, kernel width · I]: neighbours in a row of the window are so in memory
+                g = self._outer[start : start + n, 0].flatten(2).mT
+                yield [self._windows(start, start + n).flatten(4)], [g]
+            else:
+                a, g = self._unfold(start, start + n)
+                yield list(a), list(g)
 
-    def _unfold(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """a [groups, n, S, window·I/groups] and g [groups, n, S, O/groups] of some samples.
+    def _windows(self, start: int, stop: int) -> Tensor:
+        """The windows of some samples' images, [B, *positions, *kernel, I], as a view of their padded copy.
 
-        Channels come last, so that unfolding copies runs of neighbours: kernel width times channels.
+        Channels come last, so that a window's row is a run of neighbours: kernel width times channels.
         """
         inner = self._inner[start:stop].flatten(0, 1).movedim(1, -1)
-        outer = self._outer[start:stop].flatten(0, 1)
-        n, images, groups = stop - start, self._inner.shape[1], self._groups
         size = [s + 2 * p for s, p in zip(inner.shape[1:-1], self._padding, strict=True)]
-        x = inner.new_zeros(inner.shape[0], *size, inner.shape[-1])
-        middle = [slice(p, p + s) for s, p in zip(inner.shape[1:-1], self._padding, strict=True)]
-        where = (slice(None), *middle)
-        x[where] = inner
+        x = inner.contiguous()
+        if any(self._padding):
+            x = inner.new_zeros(inner.shape[0], *size, inner.shape[-1])
+            middle = [
+                slice(p, p + s) for s, p in zip(inner.shape[1:-1], self._padding, strict=True)
+            ]
+            where = (slice(None), *middle)
+            x[where] = inner
         spatial = x.stride()[1:-1]
-        # [B, *positions, *kernel, I] as a view of the padded input
-        view = x.as_strided(
-            (x.shape[0], *outer.shape[2:], *self._shape[2:], x.shape[-1]),
+        return x.as_strided(
+            (x.shape[0], *self._outer.shape[3:], *self._shape[2:], x.shape[-1]),
             (
                 x.stride(0),
                 *(s * t for s, t in zip(spatial, self._stride, strict=True)),
@@ -329,8 +340,14 @@ class ConvolutionUse(Use):
                 1,
             ),
         )
+
+    def _unfold(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """a [groups, n, S, window·I/groups] and g [groups, n, S, O/groups] of some samples."""
+        view = self._windows(start, stop)
+        outer = self._outer[start:stop].flatten(0, 1)
+        n, images, groups = stop - start, self._inner.shape[1], self._groups
         window = math.prod(self._shape[2:])
-        a = view.reshape(n, -1, window, groups, x.shape[-1] // groups).permute(3, 0, 1, 2, 4)
+        a = view.reshape(n, -1, window, groups, view.shape[-1] // groups).permute(3, 0, 1, 2, 4)
         g = outer.reshape(n, images, groups, outer.shape[1] // groups, -1).permute(2, 0, 1, 4, 3)
         return a.flatten(3), g.reshape(groups, n, -1, g.shape[-1])
 
