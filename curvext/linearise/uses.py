@@ -109,6 +109,10 @@ class OuterUse(Use):
         self.g = g
         self.transposed = transposed
 
+    def turned(self) -> OuterUse:
+        """The same gradients as those of the transpose."""
+        return OuterUse(self.a, self.g, not self.transposed)
+
     def _turned(self, x: Tensor) -> Tensor:
         return x.mT if self.transposed else x
 
@@ -397,11 +401,50 @@ class SumUse(Use):
         return [t for use in self._uses for t in use.kept()]
 
 
+class TiedUse(SumUse):
+    """A matrix [R, F] that is also a look-up table of R rows, as of tied embedding and head.
+
+    With A_n the gradient of sample n by the product and B_n by the look-up, which has the rows that n
+    looked up alone, (A_n + B_n)² = A_n² + B_n² + 2 A_n B_n needs of A_n those rows only.
+
+    Args:
+        matrix: the uses in products, of shape (R, F).
+        table: the uses as a table.
+        samples: N.
+    """
+
+    def __init__(self, matrix: OuterUse, table: RowsUse, samples: int) -> None:
+        self._matrix = OuterUse(matrix.g, matrix.a) if matrix.transposed else matrix
+        self._table = table
+        super().__init__([self._matrix, table], samples)
+
+    def square(self) -> Tensor:
+        total = self._matrix.square().add_(self._table.square())
+        for rows, cross in self._cross_terms():
+            total.index_add_(0, rows, cross, alpha=2)
+        return total.clamp_(min=0)  # of opposite uses rounding may leave less than nothing
+
+    def norm(self) -> Tensor:
+        cross = torch.stack([cross.sum() for _, cross in self._cross_terms()])
+        return (self._matrix.norm() + self._table.norm()).add_(cross, alpha=2).clamp_(min=0)
+
+    def _cross_terms(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each sample the distinct rows it looked up, [U], and A_n B_n there, [U, F]."""
+        for n in range(self._samples):
+            rows, place = torch.unique(self._table.index[n], return_inverse=True)
+            by_look_up = _wide(self._table.g[n])
+            merged = by_look_up.new_zeros(len(rows), by_look_up.shape[-1])
+            merged.index_add_(0, place, by_look_up)
+            by_product = _wide(self._matrix.g[n][:, rows]).mT @ _wide(self._matrix.a[n])
+            yield rows, by_product.mul_(merged)
+
+
 def join(uses: Sequence[Use], samples: int) -> Use:
     """Several uses of one tensor as one, cross terms included: their positions side by side."""
     if len(uses) == 1:
         return uses[0]
-    matrices = [u for u in uses if isinstance(u, OuterUse) and u.transposed == _turn(uses[0])]
+    matrices = [u for u in uses if isinstance(u, OuterUse)]
+    matrices = [u for u in matrices if u.transposed == matrices[0].transposed]
     if len(matrices) == len(uses):
         a = torch.cat([u.a for u in matrices], 1)
         return OuterUse(a, torch.cat([u.g for u in matrices], 1), matrices[0].transposed)
@@ -409,14 +452,14 @@ def join(uses: Sequence[Use], samples: int) -> Use:
     if len(tables) == len(uses):
         index = torch.cat([u.index for u in tables], 1)
         return RowsUse(index, torch.cat([u.g for u in tables], 1), tables[0].shape)
+    if matrices and tables and len(matrices) + len(tables) == len(uses):
+        matrix, table = join(matrices, samples), join(tables, samples)
+        assert isinstance(matrix, OuterUse) and isinstance(table, RowsUse)
+        return TiedUse(matrix, table, samples)
     written = [u.gradients for u in uses if isinstance(u, DirectUse)]
     if len(written) == len(uses):
         return DirectUse(torch.stack(written).sum(0))
     return SumUse(uses, samples)
-
-
-def _turn(use: Use) -> bool:
-    return isinstance(use, OuterUse) and use.transposed
 
 
 def _wide(t: Tensor) -> Tensor:
