@@ -253,3 +253,21 @@ def test_sparse_embedding_gradients_are_handled(device):
     V = torch.randn(oracle.size, 2).to(oracle.output)
     assert_close(risk.ggn() @ V, oracle.ggn() @ V)
     assert_close(risk.hessian() @ V, oracle.hvp(V))
+
+
+@pytest.mark.filterwarnings("ignore")  # what the compiler says of itself
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_has_the_curvature_of_the_model_and_all_fast_paths(in_place, device):
+    posed = pose("attention", device=device)
+    V = posed.vectors()
+    expected = posed.oracle.hvp(V), posed.oracle.ggn() @ V
+    model = posed.model
+    if in_place:
+        model.compile(backend="aot_eager")
+    else:
+        model = torch.compile(model, backend="aot_eager")
+    model(posed.x)  # compiled for use outside
+    risk = cx.EmpiricalRisk(model, posed.loss, (posed.x, posed.y))
+    assert_close(risk.hessian() @ V, expected[0])
+    assert_close(risk.ggn() @ V, expected[1])
+    assert "general" not in risk.explain()

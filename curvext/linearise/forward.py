@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ class Forward:
         on_cuda = self._space.device.type == "cuda"
         cuda_state = torch.cuda.get_rng_state(self._space.device) if on_cuda else None
         with ExitStack() as stack:
+            stack.enter_context(_uncompiled())
             if use == "twice" or (use == "linearised" and on_cuda):
                 # the fused attention kernels have no second derivative; of their tangents only that
                 # of the CPU kernel is known here
@@ -238,6 +240,15 @@ class Forward:
                 "differ; call model.eval()"
             )
         self._clean_in_mode = mode
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Compiled code runs as it was written: inside a compiled function neither uses nor second derivatives are seen."""
+    if (
+        "torch._dynamo" not in sys.modules
+    ):  # nothing has been compiled, and importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def is_finite(t: Tensor) -> bool:
