@@ -149,7 +149,7 @@ def test_the_model_is_left_as_found_after_an_error_in_the_loss(device):
     assert_as_found(before, snapshot(posed.model))
 
 
-@pytest.mark.parametrize("allocation", [1, 3, 5])
+@pytest.mark.parametrize("allocation", [1, 2, 4])
 @pytest.mark.parametrize("name", ["cnn", "encoder_layer", "tied"])
 def test_a_failed_allocation_leaves_the_model_as_found_and_the_risk_usable(
     name, allocation, device, monkeypatch
