@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import curvext as cx
+from curvext.linearise.attention import AttentionInClosedForm
 from curvext.linearise.autograd_graph import Graph
 from curvext.linearise.detours import _Gelu
 from curvext.linearise.tangents import _RULES, Tangents
@@ -173,34 +174,102 @@ def test_every_elementwise_rule_is_for_a_node_that_exists():
         x = X.abs().requires_grad_()
         made.add(function(x).grad_fn.name())
     made.add(_Gelu.apply(X.clone().requires_grad_()).grad_fn.name())
+    made.add("_AttentionBackward")  # held by the tests of attention
     made.add("ScaledDotProductFlashAttentionForCpuBackward0")
     assert set(_RULES) - made == set()
 
 
-@pytest.mark.parametrize("which", ["qkv", "q", "k", "v"])
-@pytest.mark.parametrize("how", ["plain", "causal", "mask", "boolean mask", "scale", "chunks"])
-def test_the_tangent_of_fused_attention_is_that_of_the_composed_one(how, which, monkeypatch):
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "mask": {"attn_mask": torch.randn(5, 6, dtype=torch.float64)},
+    "mask for each head": {"attn_mask": torch.randn(3, 2, 5, 6, dtype=torch.float64)},
+    "boolean mask": {"attn_mask": torch.ones(5, 6).tril().bool()},
+    "scale": {"scale": 0.3},
+    "chunks": {},
+}
+
+
+def attention_inputs(device):
     generator = torch.Generator().manual_seed(1)
+    shapes = [(3, 2, 5, 4), (3, 2, 6, 4), (3, 2, 6, 4)]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes
+    ]
 
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    q, k, v = normal(3, 2, 5, 4), normal(3, 2, 5, 4), normal(3, 2, 5, 4)
-    options = {
-        "causal": {"is_causal": True},
-        "mask": {"attn_mask": normal(5, 5)},
-        "boolean mask": {"attn_mask": torch.ones(5, 5).tril().bool()},
-        "scale": {"scale": 0.3},
-    }.get(how, {})
-    if how == "chunks":
-        monkeypatch.setattr("curvext.linearise.tangents._ATTENTION_CHUNK", 60)
-    leaves = [t.requires_grad_() for name, t in zip("qkv", (q, k, v), strict=True) if name in which]
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        fused = F.scaled_dot_product_attention(q, k, v, **options)
+def composed_attention(*inputs, **options):
     with sdpa_kernel(SDPBackend.MATH):
-        composed = F.scaled_dot_product_attention(q, k, v, **options)
+        return F.scaled_dot_product_attention(*inputs, **options)
+
+
+@pytest.fixture(params=ATTENTION)
+def attention_options(request, device, monkeypatch):
+    if request.param == "chunks":
+        monkeypatch.setattr("curvext.linearise.attention._CHUNK", 70)
+    options = ATTENTION[request.param]
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+
+
+@pytest.mark.parametrize("which", ["qkv", "q", "k", "v"])
+def test_the_tangent_of_fused_attention_is_that_of_the_composed_one(which, attention_options):
+    inputs = attention_inputs("cpu")
+    options = {
+        k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in attention_options.items()
+    }
+    leaves = [t.requires_grad_() for name, t in zip("qkv", inputs, strict=True) if name in which]
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        fused = F.scaled_dot_product_attention(*inputs, **options)
+    composed = composed_attention(*inputs, **options)
     graph = assert_tangent(fused, leaves, lambda v: by_double_backward(composed, leaves, v))
     assert "ScaledDotProductFlashAttentionForCpuBackward0" in graph.names
+
+
+def derivatives(y, inputs, g, u):
+    """The gradients along g, and those of their inner product with u, which are second derivatives."""
+    first = torch.autograd.grad(y, inputs, g, create_graph=True)
+    inner = sum((a * b).sum() for a, b in zip(first, u, strict=True))
+    return [y, *first, *torch.autograd.grad(inner, [g, *inputs])]
+
+
+def test_attention_in_closed_form_has_both_derivatives_of_the_composed_one(
+    attention_options, device
+):
+    inputs = [t.requires_grad_() for t in attention_inputs(device)]
+    g = torch.randn(3, 2, 5, 4, dtype=torch.float64, device=device, requires_grad=True)
+    u = [torch.randn_like(t) for t in inputs]
+    with AttentionInClosedForm():
+        ours = F.scaled_dot_product_attention(*inputs, **attention_options)
+    assert ours.grad_fn.name() == "_AttentionBackward"
+    graph = assert_tangent(ours, inputs)
+    assert "_AttentionBackward" in graph.names
+    theirs = composed_attention(*inputs, **attention_options)
+    for a, b in zip(
+        derivatives(ours, inputs, g, u), derivatives(theirs, inputs, g, u), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_with_an_option_that_the_closed_form_lacks_is_left_to_pytorch(device):
+    q, k, v = (t.requires_grad_() for t in attention_inputs(device))
+    learned = torch.zeros(5, 6, dtype=torch.float64, device=device, requires_grad=True)
+    with sdpa_kernel(SDPBackend.MATH), AttentionInClosedForm():
+        for y in (
+            F.scaled_dot_product_attention(q, k, v, attn_mask=learned),
+            F.scaled_dot_product_attention(q, k[:1], v[:1]),
+            F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True),
+        ):
+            assert y.grad_fn.name() != "_AttentionBackward"
+
+
+def test_a_position_that_sees_nothing_has_no_curvature(device):
+    mask = torch.tensor([[True, True, False], [False, False, False]], device=device)
+    q, k = (torch.randn(1, 1, t, 4, dtype=torch.float64, device=device) for t in (2, 3))
+    q.requires_grad_()
+    with AttentionInClosedForm():
+        y = F.scaled_dot_product_attention(q, k, k, attn_mask=mask)
+    tangent = Tangents(Graph(y, [q]))([torch.ones_like(q)])
+    assert torch.isfinite(tangent).all() and torch.all(tangent[0, 0, 1] == 0)
 
 
 class _Cube(torch.autograd.Function):

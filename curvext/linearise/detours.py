@@ -15,6 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from curvext.linearise.attention import AttentionInClosedForm
 
 #: what a graph is made for: backward passes alone, tangents as well, or to be differentiated twice
 GraphUse = Literal["backward", "linearised", "twice"]
@@ -123,6 +126,16 @@ class _GeluInClosedForm(torch.overrides.TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+# ---------------------------------------------------------------------- attention
+
+
+@contextmanager
+def _composed_attention() -> Iterator[None]:
+    """In closed form where a mode sees the call, and elsewhere of elementary operations."""
+    with sdpa_kernel(SDPBackend.MATH), AttentionInClosedForm():
+        yield
+
+
 _FORWARD_TOO: tuple[GraphUse, ...] = ("linearised", "twice")
 _TWICE: tuple[GraphUse, ...] = ("twice",)
 
@@ -131,5 +144,10 @@ DETOURS: dict[str, Detour] = {
     "MkldnnRnnLayerBackward0": Detour(_without_mkldnn, ("backward", *_FORWARD_TOO)),
     "CudnnRnnBackward0": Detour(_without_cudnn, ("backward", *_FORWARD_TOO)),
     "WeightNormInterfaceBackward0": Detour(_ComposedWeightNorm, _FORWARD_TOO),
+    # fused attention has no second derivative; of its tangents only the CPU kernel's is known
+    "ScaledDotProductFlashAttentionForCpuBackward0": Detour(_composed_attention, _TWICE),
+    "ScaledDotProductFlashAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
+    "ScaledDotProductEfficientAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
+    "ScaledDotProductCudnnAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
     "GeluBackward0": Detour(_GeluInClosedForm, _TWICE),
 }

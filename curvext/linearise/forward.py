@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -104,11 +103,7 @@ class Forward:
         cuda_state = torch.cuda.get_rng_state(self._space.device) if on_cuda else None
         with ExitStack() as stack:
             stack.enter_context(_uncompiled())
-            if use == "twice" or (use == "linearised" and on_cuda):
-                # the fused attention kernels have no second derivative; of their tangents only that
-                # of the CPU kernel is known here
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            for detour in sorted(self._detours):
+            for detour in sorted(needed(self._detours, use)):
                 stack.enter_context(DETOURS[detour].taken())
             with self._unwritten_buffers():
                 output = self._call(batch)

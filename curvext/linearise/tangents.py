@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from curvext.linearise import attention
 from curvext.linearise.autograd_graph import LEAF, Graph
 from curvext.linearise.selections import is_selection, select
 
@@ -359,63 +360,28 @@ def _gelu(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) -> Tens
 
 # ---------------------------------------------------------------------- attention
 
-#: elements of an attention matrix that are formed at a time
-_ATTENTION_CHUNK = 4 << 20
 
-
-def _flash_attention(
+def _fused_attention(
     node: Any, inputs: Sequence[Tensor | None], shape: torch.Size
 ) -> Tensor | None:
-    """y = P v with P = softmax(α q kᵀ + mask), a few heads at a time."""
+    """y = P v by the fused kernel of the CPU."""
     q, k, v = node._saved_query, node._saved_key, node._saved_value
-    tangents = [*inputs, None, None, None][:3]
-    mask = getattr(node, "_saved_attn_mask", None)
+    dq, dk, dv = (*inputs, None, None, None)[:3]
     scale = node._saved_scale
     alpha = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    causal = node._saved_is_causal
-    out = torch.empty(shape, dtype=q.dtype, device=q.device)
-    square = (*q.shape[:-1], k.shape[-2])
-    step = max(1, _ATTENTION_CHUNK // max(1, math.prod(square[1:])))
-    for start in range(0, q.shape[0], step):
-        rows = slice(start, start + step)
-        dq, dk, dv = (None if t is None else t[rows] for t in tangents)
-        bias = None if mask is None else mask.broadcast_to(square)[rows]
-        out[rows] = _attention(q[rows], k[rows], v[rows], dq, dk, dv, bias, causal, alpha)
-    return out
+    mask = getattr(node, "_saved_attn_mask", None)
+    return attention.tangent(
+        (q, k, v), (dq, dk, dv), attention.Scores(alpha, node._saved_is_causal, mask)
+    )
 
 
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    mask: Tensor | None,
-    causal: bool,
-    alpha: float,
-) -> Tensor:
-    scores = q @ k.mT
-    scores *= alpha
-    if mask is not None:
-        scores += mask
-    if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
-        scores.masked_fill_(later, -math.inf)
-    P = torch.softmax(scores, -1)
-    moved: Tensor | None = None
-    if dq is not None or dk is not None:
-        change = torch.zeros_like(scores) if dq is None else dq @ k.mT
-        if dk is not None:
-            change += q @ dk.mT
-        # dP = P ∘ (dS − ⟨P, dS⟩), which is softmax's own backward
-        change = torch._softmax_backward_data(change.mul_(alpha), P, -1, P.dtype)
-        moved = change @ v
-    if dv is not None:
-        carried = P @ dv
-        moved = carried if moved is None else moved.add_(carried)
-    assert moved is not None
-    return moved
+def _closed_form_attention(
+    node: Any, inputs: Sequence[Tensor | None], shape: torch.Size
+) -> Tensor | None:
+    """y = P v by the function that second derivatives are taken of."""
+    q, k, v = node.saved_tensors
+    dq, dk, dv = (*inputs, None, None, None)[:3]
+    return attention.tangent((q, k, v), (dq, dk, dv), node.scores)
 
 
 # fmt: off
@@ -446,5 +412,6 @@ _RULES: dict[str, Rule] = {
     "MaxPool2DWithIndicesBackward0": _max_pool,
     "LogSoftmaxBackward0": _log_softmax,
     "_GeluBackward": _gelu,
-    "ScaledDotProductFlashAttentionForCpuBackward0": _flash_attention,
+    "ScaledDotProductFlashAttentionForCpuBackward0": _fused_attention,
+    "_AttentionBackward": _closed_form_attention,
 }
