@@ -196,7 +196,7 @@ class Problem:
         if twice:
             kept.item.keep_gradient()
             self._cache.drop(once)
-        self._cache.offer(for_twice if twice else once, seat.key, kept)
+        kept.item.kept = self._cache.offer(for_twice if twice else once, seat.key, kept)
         return kept
 
     def _records(self, seat: _Seat) -> _Kept[Linearisation] | _Kept[Records]:

@@ -63,6 +63,8 @@ class Linearisation:
     ) -> None:
         self.point = point
         self.first = first
+        #: whether the graph outlives this pass; if not, the last product with it frees it on the way
+        self.kept = True
         self.samples = int(output.shape[0])
         self._output = output
         self._parameters = list(parameters)
@@ -96,8 +98,8 @@ class Linearisation:
 
     @property
     def gradient(self) -> list[Tensor]:
-        """∇ℓ per parameter, unnormalised, without graph."""
-        return self.vjp(self.point.residual)
+        """∇ℓ per parameter, unnormalised, without graph; nothing follows in this pass."""
+        return self.vjp(self.point.residual, last=True)
 
     def jvp(self, v: Sequence[Tensor]) -> Tensor:
         """J v in the shape of the output; ``v`` has one tensor per parameter."""
@@ -114,24 +116,28 @@ class Linearisation:
             )
         return torch.zeros_like(self._output) if product is None else product
 
-    def vjp(self, u: Tensor) -> list[Tensor]:
-        """Jᵀ u per parameter; ``u`` has the shape of the output."""
+    def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
+        """Jᵀ u per parameter; ``u`` has the shape of the output, ``last`` says that nothing follows in this pass."""
         if not self._output.requires_grad:
             return [torch.zeros_like(p) for p in self._parameters]
         products = torch.autograd.grad(
-            self._output, self._parameters, u, retain_graph=True, allow_unused=True
+            self._output,
+            self._parameters,
+            u,
+            retain_graph=self.kept or not last,
+            allow_unused=True,
         )
         return self._filled(products)
 
-    def hvp(self, v: Sequence[Tensor]) -> list[Tensor]:
+    def hvp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         """∂²ℓ/∂θ² v per parameter: the kernel's part and the model's curvature in one pass."""
-        return self._second(v, active=True)
+        return self._second(v, True, last)
 
-    def model_curvature_vp(self, v: Sequence[Tensor]) -> list[Tensor]:
+    def model_curvature_vp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         """Σ_c r_c ∂²f_c/∂θ² v per parameter: the same pass with the residual held fixed."""
-        return self._second(v, active=False)
+        return self._second(v, False, last)
 
-    def _second(self, v: Sequence[Tensor], active: bool) -> list[Tensor]:
+    def _second(self, v: Sequence[Tensor], active: bool, last: bool) -> list[Tensor]:
         if not self._live:
             return [torch.zeros_like(p) for p in self._parameters]
         self._curvature.active = active
@@ -139,7 +145,7 @@ class Linearisation:
             self._live_gradient,
             self._parameters,
             [v[i] for i in self._live],
-            retain_graph=True,
+            retain_graph=self.kept or not last,
             allow_unused=True,
         )
         return self._filled(products)

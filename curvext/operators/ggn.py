@@ -9,7 +9,7 @@ from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.sums import SquareSum
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
-from curvext.operators.curvature import Blocks, CurvatureOperator, flat
+from curvext.operators.curvature import Blocks, CurvatureOperator, pulled_back
 
 
 class GGNOperator(CurvatureOperator):
@@ -31,8 +31,12 @@ class GGNOperator(CurvatureOperator):
     """
 
     def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
-        tangents = torch.stack([at.jvp(v) for v in columns])
-        return [flat(at.vjp(u)) for u in at.point.hessian_mm(tangents)]
+        # one vector needs no copy: outputs are the largest tensors of a language model
+        moved = [at.jvp(v) for v in columns]
+        tangents = moved.pop().unsqueeze(0) if len(moved) == 1 else torch.stack(moved)
+        outputs = at.point.hessian_mm(tangents)
+        del moved, tangents
+        return pulled_back(at, list(outputs))
 
     def diagonal(self) -> Tensor:
         """diag G, ``[P]``, exact: Σ_n Σ_k ± (Jᵀ s_k)² over the columns of a root of H_ℓ.

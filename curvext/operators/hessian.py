@@ -36,7 +36,7 @@ class HessianOperator(CurvatureOperator):
         self._problem.visit(visitor, twice=True)
 
     def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
-        return [flat(at.hvp(v)) for v in columns]
+        return [flat(at.hvp(v, last=v is columns[-1])) for v in columns]
 
 
 class ModelCurvatureOperator(CurvatureOperator):
@@ -51,4 +51,4 @@ class ModelCurvatureOperator(CurvatureOperator):
         self._problem.visit(visitor, twice=True)
 
     def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
-        return [flat(at.model_curvature_vp(v)) for v in columns]
+        return [flat(at.model_curvature_vp(v, last=v is columns[-1])) for v in columns]
