@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from curvext.cache import Cache
 from curvext.data import Batches, bit_sum, fingerprint, tensors
 from curvext.linearise.forward import Forward, is_finite
-from curvext.linearise.jacobian import Linearisation
+from curvext.linearise.head import HeadLinearisation
+from curvext.linearise.jacobian import Linearisation, Linearised
 from curvext.linearise.plan import book_of
 from curvext.linearise.records import Records
 from curvext.linearise.tape import Tape
@@ -41,7 +42,7 @@ class _Share:
         return cls(int(output.shape[0]), point.denominator, point.value)
 
 
-Item = TypeVar("Item", Linearisation, Records)
+Item = TypeVar("Item", Linearisation, HeadLinearisation, Records)
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,13 @@ class Problem:
         reduction: str | None = None,
         check_finite: bool = False,
         progress: bool = False,
+        chunk_outputs: int | None = None,
     ) -> None:
         self.space = ParameterSpace(model, params)
         self.loss = output_loss(loss, reduction)
         self.check_finite = check_finite
         self._progress = progress
+        self._chunk_outputs = _checked_chunk(chunk_outputs)
         self._model = model
         self._batches = Batches(data)
         self._cache = Cache(cache, self.space.device)
@@ -156,6 +159,19 @@ class Problem:
 
         self._pass(one)
 
+    def visit_for_ggn(self, visitor: Callable[[Linearised], None]) -> None:
+        """Calls ``visitor`` with each batch ready for products with G, in chunks of outputs where asked for."""
+        if self._chunk_outputs is None:
+            self.visit(visitor)
+            return
+
+        def one(seat: _Seat) -> _Share:
+            kept = self._head_linearisation(seat)
+            visitor(kept.item)
+            return kept.share
+
+        self._pass(one)
+
     def visit_tapes(self, visitor: Callable[[Tape, LossPoint], None]) -> None:
         """Calls ``visitor`` with the tape of each batch and the loss there."""
 
@@ -197,6 +213,18 @@ class Problem:
             kept.item.keep_gradient()
             self._cache.drop(once)
         kept.item.kept = self._cache.offer(for_twice if twice else once, seat.key, kept)
+        return kept
+
+    def _head_linearisation(self, seat: _Seat) -> _Kept[HeadLinearisation]:
+        slot = (HeadLinearisation, seat.number)
+        kept: _Kept[HeadLinearisation] | None = self._cache.get(slot, seat.key)
+        if kept is None:
+            assert self._chunk_outputs is not None
+            output, target = self._forward(seat.batch, "linearised")
+            point = self.loss.at(output.detach(), target)
+            at = HeadLinearisation(output, point, self._leaves, self._chunk_outputs)
+            kept = _Kept(_Share.of(output, point), at)
+            at.kept = self._cache.offer(slot, seat.key, kept)
         return kept
 
     def _records(self, seat: _Seat) -> _Kept[Linearisation] | _Kept[Records]:
@@ -322,6 +350,14 @@ class Problem:
         for i, name in enumerate(self.space.names):
             lines.append(f"  {name:<{width}}  {', '.join(sorted(paths[i]))}")
         return "\n".join(lines)
+
+
+def _checked_chunk(chunk: int | None) -> int | None:
+    if chunk is None or (isinstance(chunk, int) and not isinstance(chunk, bool) and chunk > 0):
+        return chunk
+    raise ValueError(
+        f"chunk_outputs: expected a positive number of output positions or None, got {chunk!r}"
+    )
 
 
 def _identity(batch: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,22 @@ class _Residual(torch.autograd.Function):
         return ctx.curvature.point.hessian_mm(u.unsqueeze(0)).squeeze(0), None
 
 
-class Linearisation:
+class Linearised(ABC):
+    """One batch at fixed parameters, ready for products with G."""
+
+    #: whether it outlives this pass; if not, the last product with its graph frees it on the way
+    kept: bool = True
+
+    @abstractmethod
+    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """Jᵀ H_ℓ J v per parameter for each v, which has one tensor per parameter; nothing follows in this pass."""
+
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that keeping this costs."""
+
+
+class Linearisation(Linearised):
     """One batch at fixed parameters: the output f with its graph, from which J and Jᵀ are products.
 
     J v carries tangents up the kept graph, Jᵀ u goes down it; neither runs the network. For second
@@ -63,8 +79,6 @@ class Linearisation:
     ) -> None:
         self.point = point
         self.first = first
-        #: whether the graph outlives this pass; if not, the last product with it frees it on the way
-        self.kept = True
         self.samples = int(output.shape[0])
         self._output = output
         self._parameters = list(parameters)
@@ -127,7 +141,15 @@ class Linearisation:
             retain_graph=self.kept or not last,
             allow_unused=True,
         )
-        return self._filled(products)
+        return dense_or_zeros(products, self._parameters)
+
+    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        # one vector needs no copy: outputs are the largest tensors of a language model
+        moved = [self.jvp(v) for v in columns]
+        tangents = moved.pop().unsqueeze(0) if len(moved) == 1 else torch.stack(moved)
+        outputs = list(self.point.hessian_mm(tangents))
+        del moved, tangents
+        return [self.vjp(u, last=u is outputs[-1]) for u in outputs]
 
     def hvp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         """∂²ℓ/∂θ² v per parameter: the kernel's part and the model's curvature in one pass."""
@@ -148,21 +170,20 @@ class Linearisation:
             retain_graph=self.kept or not last,
             allow_unused=True,
         )
-        return self._filled(products)
-
-    def _filled(self, products: Sequence[Tensor | None]) -> list[Tensor]:
-        """Zeros for the parameters that nothing reached."""
-        return [
-            torch.zeros_like(p) if g is None else _dense(g)
-            for g, p in zip(products, self._parameters, strict=True)
-        ]
+        return dense_or_zeros(products, self._parameters)
 
     def nbytes(self) -> int:
-        """Bytes that keeping this linearisation costs."""
         roots = [t.grad_fn for t in (self._output, *self._live_gradient) if t.grad_fn is not None]
         return saved_bytes(_reachable(roots)) + sum(
             w.numel() * w.element_size() for w in self._live_gradient
         )
+
+
+def dense_or_zeros(products: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """One dense tensor per parameter, zeros for those that nothing reached."""
+    return [
+        torch.zeros_like(p) if g is None else _dense(g) for g, p in zip(products, like, strict=True)
+    ]
 
 
 def _reachable(roots: Sequence[Any]) -> list[Any]:

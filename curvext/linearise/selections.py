@@ -97,6 +97,11 @@ def is_selection(name: str) -> bool:
     return name in _SELECTIONS
 
 
+def is_reshape(name: str) -> bool:
+    """Whether a node of this name keeps the order of the elements."""
+    return _SELECTIONS.get(name) is _reshaped
+
+
 def select(graph: Graph, position: int, which: int, x: Tensor) -> Tensor:
     """The rearrangement that a node stands for, of any tensor in its input's shape; a copy where it must be."""
     name, shape = graph.names[position], graph.shape(position, which)

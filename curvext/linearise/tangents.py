@@ -29,16 +29,18 @@ Rule = Callable[[Any, Sequence[Tensor | None], torch.Size], Tensor | None]
 
 
 class Tangents:
-    """The tangent of an output along a direction of the parameters, on a kept graph.
+    """The tangents of some values along a direction of the parameters, on a kept graph.
 
     Args:
-        graph: the graph of the output.
+        graph: the graph.
+        roots: (node, which of its outputs) of the values; None for the graph's output alone.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, roots: Sequence[tuple[int, int]] | None = None) -> None:
         self._graph = graph
-        self._order = _children_first(graph)
-        self._last_use = _last_uses(graph, self._order)
+        self._roots = [(0, graph.output_nr)] if roots is None else list(roots)
+        self._order = _children_first(graph, [position for position, _ in self._roots])
+        self._last_use = _last_uses(graph, self._order, set(self._roots))
 
     @staticmethod
     def missing(graph: Graph) -> set[str]:
@@ -55,7 +57,11 @@ class Tangents:
         }
 
     def __call__(self, v: Sequence[Tensor]) -> Tensor | None:
-        """J v in the shape of the output, or None where it is zero; ``v`` has one tensor per parameter."""
+        """The tangent of the first root, or None where it is zero; ``v`` has one tensor per parameter."""
+        return self.of(v)[0]
+
+    def of(self, v: Sequence[Tensor]) -> list[Tensor | None]:
+        """The tangent of every root."""
         graph = self._graph
         at: dict[tuple[int, int], Tensor] = {}
         with torch.no_grad():
@@ -66,7 +72,7 @@ class Tangents:
                     self._carry(position, at)
                 for done in self._last_use[step]:
                     at.pop(done, None)
-        return at.get((0, graph.output_nr))
+        return [at.get(root) for root in self._roots]
 
     def _carry(self, position: int, at: dict[tuple[int, int], Tensor]) -> None:
         """The tangents of a node's outputs from those of its inputs."""
@@ -93,11 +99,11 @@ class Tangents:
                 at[position, which] = tangent
 
 
-def _children_first(graph: Graph) -> list[int]:
-    """The positions from which a parameter can be reached, each after all it depends on."""
+def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:
+    """The positions at and below ``roots`` from which a parameter can be reached, each after all it depends on."""
     active: list[bool | None] = [None] * len(graph.nodes)
     order: list[int] = []
-    stack = [0]
+    stack = list(roots)
     while stack:
         i = stack[-1]
         if active[i] is not None:
@@ -116,12 +122,14 @@ def _children_first(graph: Graph) -> list[int]:
     return order
 
 
-def _last_uses(graph: Graph, order: Sequence[int]) -> list[list[tuple[int, int]]]:
-    """For each step of ``order`` the tangents that nothing after it reads."""
+def _last_uses(
+    graph: Graph, order: Sequence[int], wanted: set[tuple[int, int]]
+) -> list[list[tuple[int, int]]]:
+    """For each step of ``order`` the tangents that nothing after it reads, but for those wanted."""
     last: dict[tuple[int, int], int] = {}
     for step, position in enumerate(order):
         for child, nr in graph.edges[position]:
-            if child is not None:
+            if child is not None and (child, nr) not in wanted:
                 last[child, nr] = step
     done: list[list[tuple[int, int]]] = [[] for _ in order]
     for which, step in last.items():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvext.kernels.softmax_hessian_mm import softmax_hessian_mm
-from curvext.losses.base import LossPoint, OutputLoss, check_reduction
+from curvext.losses.base import LossPoint, OutputLoss, RowCurvature, check_reduction
 from curvext.losses.draws import uniform
 
 
@@ -200,6 +200,12 @@ class _SoftmaxPoint(LossPoint):
 
     def hessian_mm(self, u: Tensor) -> Tensor:
         return softmax_hessian_mm(self._logits, u, self._mass, dim=self._dim)
+
+    def row_curvature(self) -> RowCurvature:
+        if self._dim != self._logits.ndim - 1:
+            return super().row_curvature()
+        mass = self._mass.flatten()  # the logits are not held
+        return lambda z, u, rows: softmax_hessian_mm(z, u, mass[rows], dim=1)
 
     def root_columns(self) -> Iterator[tuple[Tensor, float]]:
         p = torch.softmax(self._logits.to(self._mass.dtype), self._dim)
