@@ -5,6 +5,8 @@ on fused C++ and CUDA kernels.
 """
 
 from curvext._version import __version__
+from curvext.algorithms.diagonal import diagonal
+from curvext.algorithms.trace import trace
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -34,9 +36,11 @@ __all__ = [
     "MCFisherOperator",
     "ModelCurvatureOperator",
     "__version__",
+    "diagonal",
     "fisher_diagonal",
     "ggn_diagonal",
     "load_diagonal",
     "per_sample_gradient_norms",
     "save_diagonal",
+    "trace",
 ]
