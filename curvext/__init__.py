@@ -5,7 +5,10 @@ on fused C++ and CUDA kernels.
 """
 
 from curvext._version import __version__
+from curvext.algorithms.condition_number import condition_number
 from curvext.algorithms.diagonal import diagonal
+from curvext.algorithms.rank import effective_rank, null_space_dimension
+from curvext.algorithms.spectral_density import spectral_density
 from curvext.algorithms.trace import trace
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
@@ -36,11 +39,15 @@ __all__ = [
     "MCFisherOperator",
     "ModelCurvatureOperator",
     "__version__",
+    "condition_number",
     "diagonal",
+    "effective_rank",
     "fisher_diagonal",
     "ggn_diagonal",
     "load_diagonal",
+    "null_space_dimension",
     "per_sample_gradient_norms",
     "save_diagonal",
+    "spectral_density",
     "trace",
 ]

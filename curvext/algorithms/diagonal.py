@@ -14,9 +14,9 @@ from curvext.algorithms.probes import (
     blocks,
     check_count,
     check_finite,
-    shown,
 )
 from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.progress import Progress
 from curvext.results import Estimate
 
 
@@ -72,10 +72,11 @@ def diagonal(
     least, estimate = _METHODS[method]
     products = Products(A, "diagonal")
     check_count("diagonal", "probes", probes, least, f"for method={method!r}")
-    if products.size <= probes:
-        value, error = _by_basis(products, progress)
-    else:
-        value, error = estimate(products, probes, Probes(products, seed), progress)
+    with Progress(progress, min(probes, products.size), "diagonal") as bar:
+        if products.size <= probes:
+            value, error = _by_basis(products, bar)
+        else:
+            value, error = estimate(products, probes, Probes(products, seed), bar)
     check_finite("diagonal", value)
     return Estimate(value.to(products.working), error.to(products.working), products.count)
 
@@ -83,24 +84,26 @@ def diagonal(
 Answer = tuple[Tensor, Tensor]  # values and standard errors, float64, [P]
 
 
-def _by_basis(products: Products, progress: bool) -> Answer:
+def _by_basis(products: Products, bar: Progress) -> Answer:
     value = torch.zeros(products.size, dtype=torch.float64, device=products.device)
-    for run in shown(blocks(products.size), progress, "diagonal"):
+    for run in blocks(products.size):
         rows = products.block(basis(products, run))[run.start : run.stop]
         value[run.start : run.stop] = rows.diagonal()
+        bar.to(products.count)
     return value, torch.zeros_like(value)
 
 
-def _hutchinson(products: Products, count: int, probes: Probes, progress: bool) -> Answer:
+def _hutchinson(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
     spread = Spread(products)
-    for run in shown(blocks(count), progress, "diagonal"):
+    for run in blocks(count):
         z = probes.signs(len(run))
         spread.add((z * products.block(z)).double())
+        bar.to(products.count)
     return spread.mean, spread.standard_error()
 
 
-def _xdiag(products: Products, count: int, probes: Probes, progress: bool) -> Answer:
-    s = sketch(products, probes.signs(count // 2), progress)
+def _xdiag(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+    s = sketch(products, probes.signs(count // 2), bar)
     Z, Q, AQ = s.probes, s.basis, s.basis_image
     k = Z.shape[1]
     # of A z_i what Q has from z_i itself goes back to the part that is sampled
@@ -145,7 +148,7 @@ class Spread:
         return (self._squares / (self._count * (self._count - 1))).sqrt()
 
 
-_METHODS: dict[str, tuple[int, Callable[[Products, int, Probes, bool], Answer]]] = {
+_METHODS: dict[str, tuple[int, Callable[[Products, int, Probes, Progress], Answer]]] = {
     "hutchinson": (1, _hutchinson),
     "xdiag": (2, _xdiag),
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from curvext.algorithms.probes import multiply, representable
 from curvext.algorithms.products import Products
+from curvext.algorithms.progress import Progress
 
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -82,9 +83,9 @@ def pairs(count: int, i: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.full_like(j, i), j
 
 
-def sketch(products: Products, probes: Tensor, progress: bool) -> Sketch:
+def sketch(products: Products, probes: Tensor, bar: Progress) -> Sketch:
     """The sketch of A by ``probes`` ``[P, k]``, k < P; 2k products, fewer where A Ω is of lower rank."""
-    image = multiply(products, probes, progress)
+    image = multiply(products, probes, bar)
     full, triangle = torch.linalg.qr(image)
     left, sizes, right = torch.linalg.svd(triangle)
     # what is dropped here is left to the part outside Q, which every estimate adds: no value is lost
@@ -96,7 +97,7 @@ def sketch(products: Products, probes: Tensor, progress: bool) -> Sketch:
     lost = lost / lost.norm(dim=0).clamp(min=_TINY)
     # column i stands alone where the projection onto the rows has its 1 at (i, i)
     alone = right.square().sum(0) > 1 - 1e-8
-    basis_image = multiply(products, representable(products, basis), progress)
+    basis_image = multiply(products, representable(products, basis), bar)
     return Sketch(
         probes.double(), image, basis, basis_image, basis.T @ image, torch.where(alone, lost, 0.0)
     )

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
 from curvext.algorithms.products import Products
+from curvext.algorithms.progress import Progress
 
 #: how many vectors are multiplied at a time: enough to share a pass over the data, few enough to fit
 BLOCK = 16
-
-T = TypeVar("T")
 
 
 class Probes:
@@ -65,27 +61,20 @@ def blocks(count: int) -> list[range]:
     return [range(at, min(at + BLOCK, count)) for at in range(0, count, BLOCK)]
 
 
-def multiply(products: Products, V: Tensor, progress: bool = False) -> Tensor:
+def multiply(products: Products, V: Tensor, bar: Progress) -> Tensor:
     """A V in float64, ``[P, K]``, block by block."""
-    runs = shown(blocks(V.shape[1]), progress, products.caller)
-    parts = [products.block(V[:, b.start : b.stop]).double() for b in runs]
+    parts = []
+    for run in blocks(V.shape[1]):
+        parts.append(products.block(V[:, run.start : run.stop]).double())
+        bar.to(products.count)
     return torch.cat(parts, 1) if parts else V.double()
 
 
-def shown(items: list[T], progress: bool, what: str) -> Iterable[T]:
-    """The items, behind a progress bar where one is asked for.
-
-    Raises:
-        ImportError: tqdm is not installed.
-    """
-    if not progress:
-        return items
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as missing:
-        raise ImportError(f"{what}: progress=True needs tqdm: pip install tqdm") from missing
-    bar: Iterable[T] = tqdm(items, desc=what, leave=False)
-    return bar
+def dense(products: Products, bar: Progress) -> Tensor:
+    """A itself, ``[P, P]``, float64, by P products; symmetric to the last bit."""
+    columns = [multiply(products, basis(products, run), bar) for run in blocks(products.size)]
+    matrix = torch.cat(columns, 1) if columns else basis(products, range(0)).double()
+    return (matrix + matrix.T) / 2
 
 
 def check_count(caller: str, name: str, value: object, least: int, why: str = "") -> int:

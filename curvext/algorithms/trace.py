@@ -16,9 +16,9 @@ from curvext.algorithms.probes import (
     check_finite,
     multiply,
     representable,
-    shown,
 )
 from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.progress import Progress
 from curvext.results import Estimate
 
 
@@ -78,10 +78,11 @@ def trace(
     least, estimate = _METHODS[method]
     products = Products(A, "trace")
     check_count("trace", "probes", probes, least, f"for method={method!r}")
-    if products.size <= probes:
-        value, error = _by_basis(products, progress)
-    else:
-        value, error = estimate(products, probes, Probes(products, seed), progress)
+    with Progress(progress, min(probes, products.size), "trace") as bar:
+        if products.size <= probes:
+            value, error = _by_basis(products, bar)
+        else:
+            value, error = estimate(products, probes, Probes(products, seed), bar)
     check_finite("trace", value)
     return Estimate(value.to(products.working), error.to(products.working), products.count)
 
@@ -89,35 +90,37 @@ def trace(
 Answer = tuple[Tensor, Tensor]  # value and standard error, float64
 
 
-def _by_basis(products: Products, progress: bool) -> Answer:
+def _by_basis(products: Products, bar: Progress) -> Answer:
     total = torch.zeros((), dtype=torch.float64, device=products.device)
-    for run in shown(blocks(products.size), progress, "trace"):
+    for run in blocks(products.size):
         rows = products.block(basis(products, run))[run.start : run.stop]
         total += rows.diagonal().double().sum()
+        bar.to(products.count)
     return total, torch.zeros_like(total)
 
 
-def _hutchinson(products: Products, count: int, probes: Probes, progress: bool) -> Answer:
+def _hutchinson(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
     quadratic = []
-    for run in shown(blocks(count), progress, "trace"):
+    for run in blocks(count):
         z = probes.signs(len(run))
         quadratic.append(_dots(z, products.block(z)))
+        bar.to(products.count)
     return _mean(torch.cat(quadratic))
 
 
-def _hutchpp(products: Products, count: int, probes: Probes, progress: bool) -> Answer:
+def _hutchpp(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
     third = count // 3
-    image = multiply(products, probes.normals(third), progress)
+    image = multiply(products, probes.normals(third), bar)
     Q = torch.linalg.qr(image).Q
-    exact = _dots(Q, multiply(products, representable(products, Q), progress)).sum()
+    exact = _dots(Q, multiply(products, representable(products, Q), bar)).sum()
     rest = probes.signs(count - 2 * third).double()
     outside = representable(products, rest - Q @ (Q.T @ rest))
-    value, error = _mean(_dots(outside, multiply(products, outside, progress)))
+    value, error = _mean(_dots(outside, multiply(products, outside, bar)))
     return exact + value, error
 
 
-def _xtrace(products: Products, count: int, probes: Probes, progress: bool) -> Answer:
-    s = sketch(products, probes.normals(count // 2), progress)
+def _xtrace(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+    s = sketch(products, probes.normals(count // 2), bar)
     H = s.basis.T @ s.basis_image
     ours = s.basis.T @ s.probes
     forms, lengths = _dots(s.probes, s.image), _dots(s.probes, s.probes)
@@ -145,7 +148,7 @@ def _xtrace(products: Products, count: int, probes: Probes, progress: bool) -> A
     return mean_of_left_out(samples, torch.cat(shared).mean() if shared else 0.0)
 
 
-_METHODS: dict[str, tuple[int, Callable[[Products, int, Probes, bool], Answer]]] = {
+_METHODS: dict[str, tuple[int, Callable[[Products, int, Probes, Progress], Answer]]] = {
     "hutchinson": (1, _hutchinson),
     "hutch++": (3, _hutchpp),
     "xtrace": (2, _xtrace),
