@@ -35,8 +35,8 @@ def spectral_density(
 
     θ_j and w_j are nodes and weights of the Gauss quadrature of probe j: the eigenvalues of its Lanczos
     matrix T and the squares of their eigenvectors' first components. The rule of one probe is exact for
-    polynomials of degree 2·steps − 1 in A. The spread over probes gives the standard errors; they do not see what too few
-    steps leave blurred.
+    polynomials of degree 2·steps − 1 in A. The spread over probes gives the standard errors; they do not see what
+    too few steps leave blurred.
 
     Args:
         A: any curvext operator, or an object with shape, dtype, device, matvec; P×P, symmetric.
