@@ -5,6 +5,7 @@ on fused C++ and CUDA kernels.
 """
 
 from curvext._version import __version__
+from curvext.algorithms import cg, eigsh
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -34,6 +35,8 @@ __all__ = [
     "MCFisherOperator",
     "ModelCurvatureOperator",
     "__version__",
+    "cg",
+    "eigsh",
     "fisher_diagonal",
     "ggn_diagonal",
     "load_diagonal",

@@ -1,1 +1,6 @@
 """What products answer: solvers, spectra, estimators. They see only shape, dtype, device and matvec."""
+
+from curvext.algorithms.cg import cg
+from curvext.algorithms.eigsh import eigsh
+
+__all__ = ["cg", "eigsh"]
