@@ -5,7 +5,7 @@ on fused C++ and CUDA kernels.
 """
 
 from curvext._version import __version__
-from curvext.algorithms import cg, eigsh
+from curvext.algorithms import cg, critical_point, eigsh
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -36,6 +36,7 @@ __all__ = [
     "ModelCurvatureOperator",
     "__version__",
     "cg",
+    "critical_point",
     "eigsh",
     "fisher_diagonal",
     "ggn_diagonal",

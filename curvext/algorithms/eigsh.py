@@ -163,9 +163,8 @@ def _checked(
 
 def _dense(products: Products, request: _Request) -> EigenResult:
     """The pairs asked for out of all those of the matrix, formed by P products."""
-    eye = torch.eye(products.size, dtype=products.working, device=products.device)
-    dense = torch.cat([products.block(part) for part in eye.split(64, dim=1)], 1).double()
-    values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
+    dense = products.dense()
+    values, vectors = torch.linalg.eigh(dense)
     slack = request.tol * values.abs().max()
     at = request.wanted(values.cpu()).to(values.device)
     values, vectors = values[at].to(products.working), vectors[:, at].to(products.working)

@@ -20,7 +20,9 @@ def solved(A: Matrix, b: torch.Tensor, damping: float = 0.0) -> torch.Tensor:
 
 SPECTRA = {
     "well conditioned": torch.linspace(1, 10, 80),
-    "clustered": torch.cat([torch.ones(60), 1 + 1e-7 * torch.arange(10), torch.tensor([50.0, 1e3])]),
+    "clustered": torch.cat(
+        [torch.ones(60), 1 + 1e-7 * torch.arange(10), torch.tensor([50.0, 1e3])]
+    ),
     "repeated": torch.cat([torch.full((40,), 2.0), torch.full((40,), 7.0)]),
     "ill conditioned": 10.0 ** torch.linspace(-4, 1, 70, dtype=torch.float64),
     "identity": torch.ones(30),

@@ -119,7 +119,9 @@ def test_products_are_counted_and_blocks_used_for_the_residuals():
 
 def test_outliers_cost_little():
     A = with_spectrum(torch.cat([BULK / 100, torch.tensor([1.0, 2.0, 4.0])]))
-    assert cx.eigsh(A, 3, "LA", tol=1e-4).products <= 43  # a cycle, one to look behind it, residuals
+    assert (
+        cx.eigsh(A, 3, "LA", tol=1e-4).products <= 43
+    )  # a cycle, one to look behind it, residuals
 
 
 def test_a_seed_decides_all_and_repeats_bits(device):

@@ -18,7 +18,8 @@ def tridiagonal(alpha, beta):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", [Matrix, BlockMatrix])
 def test_the_basis_is_orthonormal_and_makes_the_matrix_tridiagonal(dtype, kind, device):
-    A = with_spectrum(torch.cat([torch.linspace(-1, 1, 90), torch.tensor([5.0, 9.0])]), dtype, device, kind=kind)  # fmt: skip
+    values = torch.cat([torch.linspace(-1, 1, 90), torch.tensor([5.0, 9.0])])
+    A = with_spectrum(values, dtype, device, kind=kind)
     start = vector(92, 3).to(device, dtype)
     alpha, beta, basis = tridiagonalise(Products(A, "test"), start, 30)
     assert alpha.dtype is torch.float64 and basis.dtype is dtype
