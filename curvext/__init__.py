@@ -5,11 +5,17 @@ on fused C++ and CUDA kernels.
 """
 
 from curvext._version import __version__
-from curvext.algorithms.condition_number import condition_number
-from curvext.algorithms.diagonal import diagonal
-from curvext.algorithms.rank import effective_rank, null_space_dimension
-from curvext.algorithms.spectral_density import spectral_density
-from curvext.algorithms.trace import trace
+from curvext.algorithms import (
+    cg,
+    condition_number,
+    critical_point,
+    diagonal,
+    effective_rank,
+    eigsh,
+    null_space_dimension,
+    spectral_density,
+    trace,
+)
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -39,9 +45,12 @@ __all__ = [
     "MCFisherOperator",
     "ModelCurvatureOperator",
     "__version__",
+    "cg",
     "condition_number",
+    "critical_point",
     "diagonal",
     "effective_rank",
+    "eigsh",
     "fisher_diagonal",
     "ggn_diagonal",
     "load_diagonal",

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms.eigsh import eigsh
-from curvext.algorithms.probes import dense
 from curvext.algorithms.products import Products, SymmetricOperator
-from curvext.algorithms.progress import Progress
 from curvext.algorithms.quadrature import DENSE_ROWS
 from curvext.results import ConditionNumber
 
@@ -92,8 +90,7 @@ def _nearest_zero(
 ) -> tuple[float, float, bool]:
     """|λ| of the eigenvalue nearest zero, how far it may be off, and whether the search converged."""
     if products.size <= DENSE_ROWS and (maxiter is None or products.size <= maxiter):
-        with Progress(False, None, "condition_number") as bar:
-            values = torch.linalg.eigvalsh(dense(products, bar)) + damping
+        values = torch.linalg.eigvalsh(products.dense()) + damping
         return float(values.abs().min()), 0.0, True
     found = eigsh(_Power(products, damping, 2), 1, "SA", seed, tol, maxiter)
     v = found.vectors[:, 0]

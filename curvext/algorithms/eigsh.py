@@ -15,6 +15,8 @@ from curvext.results import EigenResult
 
 #: with so few rows the matrix is formed by P products and decomposed
 DENSE_ROWS = 64
+#: with so many it is formed after all where P products were not enough: at most 128 MiB
+FORMED_ROWS = 4096
 #: columns of the basis that are rotated at a time on a restart
 _PANEL = 1 << 18
 
@@ -39,7 +41,7 @@ def eigsh(
     ``k``, error included. That is evidence and no proof; ``verify=False`` leaves it out.
 
     Where P ≤ 64 or P ≤ 2 ncv, and ``maxiter`` allows it, the matrix is formed by P products and
-    decomposed: exact, and no dearer.
+    decomposed: exact, and no dearer. So it is for P ≤ 4096 where P products have not been enough.
 
     Args:
         A: any curvext operator, or an object with ``shape`` (P, P), ``dtype``, ``device`` and ``matvec``.
@@ -85,8 +87,9 @@ def eigsh(
     with Progress(progress, request.maxiter, "eigsh") as bar:
         search = _Search(products, request, seed)
         search.start(v0)
-        search.run(verify, bar)
-        return _result(products, request, search)
+        if search.run(verify, bar):
+            return _result(products, request, search)
+    return _dense(products, request)
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,8 @@ def _checked(
 
 def _dense(products: Products, request: _Request) -> EigenResult:
     """The pairs asked for out of all those of the matrix, formed by P products."""
-    eye = torch.eye(products.size, dtype=products.working, device=products.device)
-    dense = torch.cat([products.block(part) for part in eye.split(64, dim=1)], 1).double()
-    values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
+    dense = products.dense()
+    values, vectors = torch.linalg.eigh(dense)
     slack = request.tol * values.abs().max()
     at = request.wanted(values.cpu()).to(values.device)
     values, vectors = values[at].to(products.working), vectors[:, at].to(products.working)
@@ -195,6 +197,8 @@ class _Search:
         self.projected = torch.zeros(m + 1, m + 1, dtype=torch.float64, device=products.device)
         #: rows of the basis whose products are known
         self.rows = 0
+        #: max of |α| + β: what is rounding beside it is nothing
+        self.reach = self.projected.new_zeros(())
         #: the largest |Ritz value| met
         self.scale = 0.0
 
@@ -235,7 +239,6 @@ class _Search:
         eps = torch.finfo(basis.dtype).eps
         first = self.rows
         last = min(self.request.ncv, first + limit - self.products.count)
-        scale = T.new_full((), self.scale)
         for j in range(first, last):
             row = basis[j : j + 1]
             ahead = multiply(self.products, row)
@@ -247,8 +250,8 @@ class _Search:
             ahead.addcmul_(row, alpha.to(ahead.dtype), value=-1)
             remove(ahead[0], basis[: j + 1])
             beta = length(ahead, self.scratch)[0]
-            scale = torch.maximum(scale, alpha.abs() + beta)
-            there = beta > BREAKDOWN * eps * scale
+            self.reach = torch.maximum(self.reach, alpha.abs() + beta)
+            there = beta > BREAKDOWN * eps * self.reach
             basis[j + 1] = ahead[0].mul_(torch.where(there, 1 / beta, 0.0).to(ahead.dtype))
             T[j, j] = alpha
             T[j, j + 1] = T[j + 1, j] = beta * there
@@ -283,8 +286,12 @@ class _Search:
         self.projected.copy_(T)
         self.rows = count
 
-    def run(self, verify: bool, bar: Progress) -> None:
-        """Cycles until all pairs asked for have converged and no other is found beyond them."""
+    def run(self, verify: bool, bar: Progress) -> bool:
+        """Cycles until all pairs asked for have converged and no other is found beyond them.
+
+        Returns:
+            False where P products have not been enough and P more give all eigenpairs.
+        """
         request, products = self.request, self.products
         aside: Tensor | None = None  # the values that were set aside, while others are looked for
 
@@ -303,7 +310,11 @@ class _Search:
                 if again and verify:
                     converged = False  # the others are not known well enough yet
             if products.count >= request.maxiter or (converged and not verify):
-                return self.keep(values[at], rotation[:, at], couplings[at])
+                self.keep(values[at], rotation[:, at], couplings[at])
+                return True
+            size = products.size
+            if size <= min(FORMED_ROWS, products.count, request.maxiter - products.count):
+                return False
             if converged:
                 aside = values[at]
                 self.keep(aside, rotation[:, at], torch.zeros_like(aside))

@@ -70,13 +70,6 @@ def multiply(products: Products, V: Tensor, bar: Progress) -> Tensor:
     return torch.cat(parts, 1) if parts else V.double()
 
 
-def dense(products: Products, bar: Progress) -> Tensor:
-    """A itself, ``[P, P]``, float64, by P products; symmetric to the last bit."""
-    columns = [multiply(products, basis(products, run), bar) for run in blocks(products.size)]
-    matrix = torch.cat(columns, 1) if columns else basis(products, range(0)).double()
-    return (matrix + matrix.T) / 2
-
-
 def check_count(caller: str, name: str, value: object, least: int, why: str = "") -> int:
     """``value`` if it is an integer of at least ``least``.
 

@@ -81,6 +81,12 @@ class Products:
             [self._like(self.operator.matvec(c.to(self.dtype)), c) for c in columns], 1
         )
 
+    def dense(self) -> Tensor:
+        """The matrix, ``[P, P]``, float64, its rounding made symmetric; P products in blocks of 64."""
+        eye = torch.eye(self.size, dtype=self.working, device=self.device)
+        matrix = torch.cat([self.block(part) for part in eye.split(64, dim=1)], 1).double()
+        return (matrix + matrix.T) / 2
+
     def _like(self, product: Any, v: Tensor) -> Tensor:
         if not isinstance(product, Tensor) or product.shape != v.shape:
             got = tuple(product.shape) if isinstance(product, Tensor) else type(product).__name__

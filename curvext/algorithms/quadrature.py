@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms.lanczos import tridiagonalise
-from curvext.algorithms.probes import Probes, check_count, check_finite, dense
+from curvext.algorithms.probes import Probes, check_count, check_finite
 from curvext.algorithms.products import Products
 from curvext.algorithms.progress import Progress
 
@@ -78,7 +78,7 @@ def quadrature(
     if products.size == 0:
         raise ValueError(f"{products.caller}: A is 0 x 0: it has no spectrum")
     if products.size <= min(probes * steps, DENSE_ROWS):
-        matrix = dense(products, bar)
+        matrix = products.dense()
         check_finite(products.caller, matrix)
         values = torch.linalg.eigvalsh(matrix).cpu()
         weights = torch.full_like(values, 1 / products.size)

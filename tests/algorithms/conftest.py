@@ -1,4 +1,4 @@
-"""One thread: the matrices here are so small that handing work to a second takes longer than the work."""
+"""What tests of the estimators share: one thread."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
+@pytest.fixture
+def one_thread():
+    """One thread: the matrices are so small that handing work to a second takes longer than the work."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
 from matrices import BlockMatrix, Matrix, with_spectrum
 
 import curvext as cx
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DEFINITE = torch.cat([torch.linspace(1, 2, 195), torch.tensor([0.1, 0.1, 0.3, 30.0, 40.0])])
 INDEFINITE = torch.cat([torch.linspace(0.5, 3, 150), torch.linspace(-4, -0.25, 150)])
@@ -33,7 +36,7 @@ def test_a_definite_matrix(sign, kind, device):
 
 @pytest.mark.parametrize("rows", [1024, 100])
 def test_an_indefinite_matrix_has_its_smallest_inside(rows, monkeypatch):
-    monkeypatch.setattr("curvext.algorithms.condition_number.DENSE_ROWS", rows)
+    monkeypatch.setattr(sys.modules["curvext.algorithms.condition_number"], "DENSE_ROWS", rows)
     A = with_spectrum(INDEFINITE, kind=BlockMatrix)
     answer = cx.condition_number(A)
     assert answer.kind == "indefinite" and answer.converged

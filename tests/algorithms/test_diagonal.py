@@ -8,6 +8,8 @@ from matrices import BlockMatrix, Matrix, with_spectrum
 
 import curvext as cx
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHODS = ["hutchinson", "xdiag"]
 SIZE = 60
 SPECTRA = {

@@ -8,6 +8,8 @@ from matrices import BlockMatrix, Matrix, with_spectrum
 
 import curvext as cx
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = ["entropy", "participation", "stable"]
 SIZE = 400
 SPECTRUM = torch.cat(

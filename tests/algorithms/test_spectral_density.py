@@ -10,6 +10,8 @@ from matrices import BlockMatrix, Matrix, with_spectrum
 
 import curvext as cx
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 300
 SPECTRUM = torch.cat([torch.linspace(-0.5, 1, SIZE - 5), torch.tensor([4.0, 4.0, 5.0, 7.0, -2.0])])
 

@@ -11,6 +11,8 @@ from matrices import BlockMatrix, Matrix, with_spectrum
 import curvext as cx
 from curvext.results import Estimate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHODS = ["hutchinson", "hutch++", "xtrace"]
 SIZE = 80
 SEEDS = 200
