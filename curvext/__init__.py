@@ -7,6 +7,7 @@ on fused C++ and CUDA kernels.
 from curvext._version import __version__
 from curvext.algorithms import (
     cg,
+    compare,
     condition_number,
     critical_point,
     diagonal,
@@ -46,6 +47,7 @@ __all__ = [
     "ModelCurvatureOperator",
     "__version__",
     "cg",
+    "compare",
     "condition_number",
     "critical_point",
     "diagonal",

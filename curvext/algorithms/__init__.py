@@ -1,6 +1,7 @@
 """What products answer: solvers, spectra, estimators. They see only shape, dtype, device and matvec."""
 
 from curvext.algorithms.cg import cg
+from curvext.algorithms.comparison import compare
 from curvext.algorithms.condition_number import condition_number
 from curvext.algorithms.critical_point import critical_point
 from curvext.algorithms.diagonal import diagonal
@@ -11,6 +12,7 @@ from curvext.algorithms.trace import trace
 
 __all__ = [
     "cg",
+    "compare",
     "condition_number",
     "critical_point",
     "diagonal",
