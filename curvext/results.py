@@ -306,6 +306,7 @@ class Comparison:
         traces: by matrix.
         norms: Frobenius norms, by matrix.
         eigenvalues: the leading ones by matrix, largest in magnitude first, without those that are zero.
+        eigenvalue_errors: an eigenvalue lies within this of each; 0 where the matrix was formed.
         distances: ``[a, b]`` is ‖A − B‖/‖B‖.
         overlaps: ``[a, b]`` is the mean squared cosine between the leading eigenspaces; nan where there is none.
         equalities: what theory says of pairs, and whether it holds here.
@@ -320,6 +321,7 @@ class Comparison:
     traces: dict[str, Estimate]
     norms: dict[str, Estimate]
     eigenvalues: dict[str, Tensor]
+    eigenvalue_errors: dict[str, Tensor]
     distances: dict[tuple[str, str], Estimate]
     overlaps: dict[tuple[str, str], float]
     equalities: tuple[Equality, ...]

@@ -128,7 +128,8 @@ def compare(
         gradient_norm=float(gradient.double().norm()),
         traces={n: sums.trace(n) for n in doors},
         norms={n: sums.norm(n) for n in doors},
-        eigenvalues={n: values for n, (values, _) in pairs.items()},
+        eigenvalues={n: values for n, (values, _, _) in pairs.items()},
+        eigenvalue_errors={n: errors for n, (_, _, errors) in pairs.items()},
         distances=distances,
         overlaps=overlaps,
         equalities=_equalities(distances, ratio, refused, near, rounding, samples),
@@ -172,7 +173,8 @@ def _doors(
     return doors, refused
 
 
-Pairs = tuple[Tensor, Tensor]  # eigenvalues and vectors, the largest in magnitude first
+#: eigenvalues, vectors and residuals, the largest in magnitude first
+Pairs = tuple[Tensor, Tensor, Tensor]
 
 
 def _leading(matrix: Tensor, k: int, door: Products) -> Pairs:
@@ -187,7 +189,7 @@ def _ordered(values: Tensor, vectors: Tensor, residuals: Tensor, door: Products)
     values, vectors, residuals = values[at].double(), vectors[:, at].double(), residuals[at]
     floor = torch.finfo(door.dtype).eps ** (2 / 3) * values.abs().max()
     there = values.abs() > residuals.double().clamp(min=float(floor))
-    return values[there], vectors[:, there]
+    return values[there], vectors[:, there], residuals[there].double()
 
 
 def _overlap(one: Pairs, other: Pairs) -> float:
