@@ -5,7 +5,16 @@ on fused C++ and CUDA kernels.
 """
 
 from curvext._version import __version__
-from curvext.algorithms import cg, critical_point, eigsh
+from curvext.algorithms import (
+    cg,
+    critical_point,
+    eigsh,
+    gauss_newton_step,
+    natural_gradient_step,
+    newton_step,
+    objective,
+    take_step,
+)
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -39,8 +48,13 @@ __all__ = [
     "critical_point",
     "eigsh",
     "fisher_diagonal",
+    "gauss_newton_step",
     "ggn_diagonal",
     "load_diagonal",
+    "natural_gradient_step",
+    "newton_step",
+    "objective",
     "per_sample_gradient_norms",
     "save_diagonal",
+    "take_step",
 ]
