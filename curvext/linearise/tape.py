@@ -64,6 +64,11 @@ class Tape:
         self._rerun = rerun
         self._batch = batch
 
+    @property
+    def output(self) -> Tensor:
+        """f with its graph, ``[N, ...]``."""
+        return self._output
+
     @cached_property
     def _graph(self) -> Graph | None:
         return Graph(self._output, self._parameters) if self._output.requires_grad else None

@@ -116,8 +116,7 @@ class LinearOperator(ABC):
         """
         raise NoClosedFormError(
             f"{type(self).__name__}.diagonal: no closed form that costs less than P products. Use "
-            "Hutchinson's estimator, the mean of z * (A @ z) over random signs z, or "
-            "to_dense().diagonal() for a small model"
+            "curvext.diagonal(A), an estimate with its standard error; with probes=P it is exact"
         )
 
     def trace(self) -> Tensor:
@@ -128,8 +127,7 @@ class LinearOperator(ABC):
         """
         raise NoClosedFormError(
             f"{type(self).__name__}.trace: no closed form that costs less than P products. Use "
-            "Hutchinson's estimator, the mean of z @ (A @ z) over random signs z, or "
-            "to_dense().trace() for a small model"
+            "curvext.trace(A), an estimate with its standard error; with probes=P it is exact"
         )
 
     def to_dense(self) -> Tensor:
