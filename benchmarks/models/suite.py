@@ -1,0 +1,186 @@
+"""The suite ``models``: every quantity of every network, by every library, in units of one gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.models.networks import NETWORKS, Network, build
+from benchmarks.models.quantities import COLUMNS, LIBRARIES, Truth, ask, lanczos, missing
+from benchmarks.peers import Ask, Call, Entry, NotMeasured
+from benchmarks.record import Record, Row
+from benchmarks.timing import Timing, interleaved
+
+#: torch.compile takes tens of seconds for each entry, so it is asked for on these
+COMPILED = ("mlp", "cnn", "gpt-small")
+#: fifty products a call: the networks where that is seconds
+LANCZOS = ("mlp", "cnn", "gpt-small")
+LANCZOS_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a run may take."""
+
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    rounds: int = 15
+    #: seconds for the rounds of one network
+    budget: float = 45.0
+    compiled: bool = True
+    lanczos_steps: int = LANCZOS_STEPS
+    lanczos_networks: tuple[str, ...] = LANCZOS
+    #: quantities of one call that takes longer than this many gradients are timed apart, in three rounds
+    slow: float = 30.0
+
+
+FULL = Effort()
+QUICK = Effort(
+    networks=("mlp", "gpt-small"),
+    rounds=3,
+    budget=5.0,
+    compiled=False,
+    lanczos_steps=10,
+    lanczos_networks=("gpt-small",),
+)
+
+
+def entries(compiled: bool) -> list[tuple[Entry, str | None]]:
+    """Every entry, with the reason why it cannot be measured here."""
+    return [
+        (entry, missing(library))
+        for library in LIBRARIES
+        for entry in library.entries()
+        if compiled or entry.mode != "compiled"
+    ]
+
+
+def prepare(
+    record: Record, problem: Ask, truth: Truth, compiled: bool
+) -> tuple[dict[str, Call], dict[str, Row]]:
+    """The calls that work, and what is known of them before they are timed: their errors."""
+    calls: dict[str, Call] = {}
+    about: dict[str, Row] = {}
+    for entry, absent in entries(compiled):
+        where = {
+            "network": problem.network.name,
+            "quantity": entry.quantity,
+            "library": entry.library,
+            "mode": entry.mode,
+        }
+        if absent:
+            record.failed(absent, **where)
+            continue
+        try:
+            call = entry.make(problem)
+            error = truth.error(entry.truth or entry.quantity, call())
+        except Exception as failure:  # whatever a library raises is what is reported
+            record.failed(str(failure) if isinstance(failure, NotMeasured) else failure, **where)
+            continue
+        calls[entry.key] = call
+        about[entry.key] = {**where, "error": error}
+    torch.compiler.reset()
+    return calls, about
+
+
+def lanczos_calls(
+    record: Record, problem: Ask, steps: int
+) -> tuple[dict[str, Call], dict[str, Row]]:
+    """A Lanczos run of H and G by every library; its error is that of the largest Ritz value."""
+    calls: dict[str, Call] = {}
+    about: dict[str, Row] = {}
+    double = Ask(problem.network.to(dtype=torch.float64), problem.v.double(), problem.V.double())
+    for letter in ("H", "G"):
+        exact = lanczos(LIBRARIES[0].lanczos_operator(letter, double), double.v, steps)[-1]
+        for library in LIBRARIES:
+            if not hasattr(library, "lanczos_operator"):
+                continue
+            name = "torch (double backward)" if library is LIBRARIES[0] else library.LIBRARY
+            where = {
+                "network": problem.network.name,
+                "quantity": f"Lanczos {letter}",
+                "library": name,
+                "mode": "eager",
+            }
+            if absent := missing(library):
+                record.failed(absent, **where)
+                continue
+
+            def call(library: object = library, letter: str = letter) -> Tensor:
+                return lanczos(library.lanczos_operator(letter, problem), problem.v, steps)
+
+            try:
+                value = call()[-1].double()
+            except Exception as failure:
+                record.failed(failure, **where)
+                continue
+            key = f"Lanczos {letter}|{name}|eager"
+            calls[key] = call
+            about[key] = {**where, "error": float((value - exact).abs() / exact.abs())}
+    return calls, about
+
+
+def rows(about: dict[str, Row], timings: dict[str, Timing], unit: float) -> list[Row]:
+    """One row for each entry that was timed; a block's gradients are those for one of its columns."""
+    found = []
+    for key, row in about.items():
+        t = timings[key]
+        vectors = COLUMNS if " V" in row["quantity"] else 1
+        each = unit * vectors
+        found.append(
+            {
+                **{k: v for k, v in row.items() if k != "error"},
+                "vectors": vectors,
+                "milliseconds": 1e3 * t.median,
+                "gradients": t.median / each,
+                "lower": t.lower / each,
+                "upper": t.upper / each,
+                "shortest": t.shortest / each,
+                "rounds": t.rounds,
+                "error": row["error"],
+            }
+        )
+    return found
+
+
+def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row], None]) -> None:
+    """All rows of one network."""
+    problem, device = ask(network), network.device
+    truth = Truth(problem)
+    calls, about = prepare(record, problem, truth, effort.compiled and network.name in COMPILED)
+    unit_key = "gradient|torch|eager"
+    first = interleaved(calls, 1, device)  # a look, to keep the slow ones out of the rounds
+    unit = first[unit_key].shortest
+    slow = {k for k, t in first.items() if t.shortest > effort.slow * unit}
+    timings = interleaved(
+        {k: c for k, c in calls.items() if k not in slow}, effort.rounds, device, effort.budget
+    )
+    # a slow call's unit is the gradient beside it
+    found = rows(
+        {k: r for k, r in about.items() if k not in slow}, timings, timings[unit_key].median
+    )
+    groups = [({k: calls[k] for k in slow}, {k: about[k] for k in about if k in slow})]
+    if network.name in effort.lanczos_networks:
+        groups.append(lanczos_calls(record, problem, effort.lanczos_steps))
+    for group, words in groups:
+        if group:
+            times = interleaved({**group, unit_key: calls[unit_key]}, 3, device, 0.0)
+            found += rows(words, times, times[unit_key].median)
+    for row in found:
+        record.rows.append(row)
+        say(row)
+
+
+def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None]) -> None:
+    """The suite."""
+    record.settings |= {
+        "rounds": effort.rounds,
+        "budget_s": effort.budget,
+        "lanczos_steps": effort.lanczos_steps,
+        "columns": COLUMNS,
+        "networks": {name: NETWORKS[name].__doc__ for name in effort.networks},
+    }
+    for name in effort.networks:
+        measure(record, build(name, device), effort, say)
