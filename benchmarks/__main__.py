@@ -15,18 +15,17 @@ import argparse
 import dataclasses
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import memory, scaling
 from benchmarks.compare import compare
-from benchmarks.kernels import suite as kernels
 from benchmarks.machine import environment, machine
-from benchmarks.models import suite as models
 from benchmarks.record import QUICK_RESULTS, RESULTS, Record, Row, load
 from benchmarks.report import page
+from benchmarks.suites import kernels, memory, models, scaling
 
 SUITES = ("kernels", "models", "scaling", "memory")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -116,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    # what libraries say of themselves at every call: a slow rule of vmap, a hook on an input without a gradient
+    for known in ("There is a performance drop", "Full backward hook is firing"):
+        warnings.filterwarnings("ignore", message=known)
     if options.command == "compare":
         outcome = compare(load(options.before), load(options.after))
         print(outcome)

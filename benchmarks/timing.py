@@ -39,15 +39,19 @@ def interleaved(
     rounds: int = 15,
     device: str = "cpu",
     budget: float | None = None,
+    known: float | None = None,
 ) -> dict[str, Timing]:
     """Times each call once per round, in turn, after two rounds of warm-up.
 
     With a budget in seconds there are fewer rounds where they would take longer, but never fewer than three.
+    ``known`` is how long a round takes, where all calls were made before: then there is no warm-up.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    warm_up = [sum(seconds_of(call, device) for call in calls.values()) for _ in range(WARM_UP)]
+    if known is None:
+        for _ in range(WARM_UP):
+            known = sum(seconds_of(call, device) for call in calls.values())
     if budget is not None:
-        rounds = max(3, min(rounds, int(budget / max(warm_up[-1], 1e-9))))
+        rounds = max(3, min(rounds, int(budget / max(known or 0.0, 1e-9))))
     for _ in range(rounds):
         for name, call in calls.items():
             samples[name].append(seconds_of(call, device))

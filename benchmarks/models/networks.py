@@ -174,8 +174,8 @@ def gpt(n: int = 16) -> Network:
     return _gpt("gpt", n, 256, 4, 128, 2048)
 
 
-def gpt_large(n: int = 8) -> Network:
-    """GPT of width 384, 6 layers, T = 128, V = 4096, N = 8."""
+def gpt_large(n: int = 4) -> Network:
+    """GPT of width 384, 6 layers, T = 128, V = 4096, N = 4."""
     return _gpt("gpt-large", n, 384, 6, 128, 4096)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def flat(named: dict[str, Tensor]) -> Tensor:
     return torch.cat([block.reshape(-1) for block in named.values()])
 
 
-def diagonal(kind: str) -> object:
+def diagonal(kind: str) -> Callable[[Ask], Call]:
     def make(ask: Ask) -> Call:
         n = ask.network
         return lambda: flat(cx.fisher_diagonal(n.model, n.loss, n.batch, kind=kind))
@@ -45,7 +47,7 @@ def norms(ask: Ask) -> Call:
     return lambda: cx.per_sample_gradient_norms(n.model, n.loss, n.batch)
 
 
-def product(operator: str, block: bool, cache: bool) -> object:
+def product(operator: str, block: bool, cache: bool) -> Callable[[Ask], Call]:
     def make(ask: Ask) -> Call:
         problem = risk(ask, cache)
         vectors = ask.V if block else ask.v
@@ -69,6 +71,8 @@ def entries() -> list[Entry]:
     for letter, operator in OPERATORS.items():
         for vectors in ("v", "V"):
             for cache in (True, False):
+                if (letter, vectors, cache) == ("F_emp", "V", False):
+                    continue  # one gradient more than with the recorded uses kept
                 quantity = f"{letter} {vectors}" + (" kept" if cache else "")
                 found.append(
                     Entry(quantity, LIBRARY, "eager", product(operator, vectors == "V", cache))
@@ -76,7 +80,7 @@ def entries() -> list[Entry]:
     return found
 
 
-def lanczos_operator(letter: str, ask: Ask) -> Call:
+def lanczos_operator(letter: str, ask: Ask) -> Callable[[Tensor], Tensor]:
     """What multiplies in a Lanczos run: the linearisation is part of the run."""
     operator = getattr(risk(ask, True), OPERATORS[letter])()
     return lambda v: operator @ v

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 from torch import Tensor
 
@@ -24,11 +23,7 @@ def norms(ask: Ask) -> Call:
     def call() -> Tensor:
         for p in parameters:
             p.grad = None
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch's note on hooks of a module whose input needs no gradient
-            network.loss(model(network.batch[0]), network.batch[1]).backward()
+        network.loss(model(network.batch[0]), network.batch[1]).backward()
         return model.get_norm_sample().detach()
 
     return call

@@ -12,13 +12,15 @@ from benchmarks.models.networks import NETWORKS, Network, build
 from benchmarks.models.quantities import COLUMNS, LIBRARIES, Truth, ask, lanczos, missing
 from benchmarks.peers import Ask, Call, Entry, NotMeasured
 from benchmarks.record import Record, Row
-from benchmarks.timing import Timing, interleaved
+from benchmarks.timing import Timing, interleaved, seconds_of
 
 #: torch.compile takes tens of seconds for each entry, so it is asked for on these
-COMPILED = ("mlp", "cnn", "gpt-small")
+COMPILED = ("mlp", "gpt-small")
 #: fifty products a call: the networks where that is seconds
-LANCZOS = ("mlp", "cnn", "gpt-small")
+LANCZOS = ("mlp", "gpt-small")
 LANCZOS_STEPS = 50
+#: block products, likewise
+BLOCKS = ("mlp", "cnn", "gpt-small", "gpt")
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,15 @@ class Effort:
 
     networks: tuple[str, ...] = tuple(NETWORKS)
     rounds: int = 15
-    #: seconds for the rounds of one network
-    budget: float = 45.0
+    #: seconds for the rounds of one network, of which there are three at least
+    budget: float = 25.0
     compiled: bool = True
     lanczos_steps: int = LANCZOS_STEPS
     lanczos_networks: tuple[str, ...] = LANCZOS
-    #: quantities of one call that takes longer than this many gradients are timed apart, in three rounds
-    slow: float = 30.0
+    #: what takes longer than so many gradients is timed apart, in three rounds; a quick run leaves it out
+    slow: float = 25.0
+    time_slow: bool = True
+    blocks: tuple[str, ...] = BLOCKS
 
 
 FULL = Effort()
@@ -44,26 +48,28 @@ QUICK = Effort(
     compiled=False,
     lanczos_steps=10,
     lanczos_networks=("gpt-small",),
+    time_slow=False,
+    blocks=(),
 )
 
 
-def entries(compiled: bool) -> list[tuple[Entry, str | None]]:
-    """Every entry, with the reason why it cannot be measured here."""
+def entries(compiled: bool, blocks: bool) -> list[tuple[Entry, str | None]]:
+    """Every entry that is asked for, with the reason why it cannot be measured here."""
     return [
         (entry, missing(library))
         for library in LIBRARIES
         for entry in library.entries()
-        if compiled or entry.mode != "compiled"
+        if (compiled or entry.mode != "compiled") and (blocks or " V" not in entry.quantity)
     ]
 
 
 def prepare(
-    record: Record, problem: Ask, truth: Truth, compiled: bool
+    record: Record, problem: Ask, truth: Truth, compiled: bool, blocks: bool
 ) -> tuple[dict[str, Call], dict[str, Row]]:
     """The calls that work, and what is known of them before they are timed: their errors."""
     calls: dict[str, Call] = {}
     about: dict[str, Row] = {}
-    for entry, absent in entries(compiled):
+    for entry, absent in entries(compiled, blocks):
         where = {
             "network": problem.network.name,
             "quantity": entry.quantity,
@@ -95,9 +101,9 @@ def lanczos_calls(
     for letter in ("H", "G"):
         exact = lanczos(LIBRARIES[0].lanczos_operator(letter, double), double.v, steps)[-1]
         for library in LIBRARIES:
-            if not hasattr(library, "lanczos_operator"):
+            if library is LIBRARIES[0] or not hasattr(library, "lanczos_operator"):
                 continue
-            name = "torch (double backward)" if library is LIBRARIES[0] else library.LIBRARY
+            name = library.LIBRARY
             where = {
                 "network": problem.network.name,
                 "quantity": f"Lanczos {letter}",
@@ -149,24 +155,30 @@ def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row
     """All rows of one network."""
     problem, device = ask(network), network.device
     truth = Truth(problem)
-    calls, about = prepare(record, problem, truth, effort.compiled and network.name in COMPILED)
+    compiled = effort.compiled and network.name in COMPILED
+    calls, about = prepare(record, problem, truth, compiled, network.name in effort.blocks)
     unit_key = "gradient|torch|eager"
-    first = interleaved(calls, 1, device)  # a look, to keep the slow ones out of the rounds
-    unit = first[unit_key].shortest
-    slow = {k for k, t in first.items() if t.shortest > effort.slow * unit}
-    timings = interleaved(
-        {k: c for k, c in calls.items() if k not in slow}, effort.rounds, device, effort.budget
-    )
-    # a slow call's unit is the gradient beside it
-    found = rows(
-        {k: r for k, r in about.items() if k not in slow}, timings, timings[unit_key].median
-    )
-    groups = [({k: calls[k] for k in slow}, {k: about[k] for k in about if k in slow})]
+    # the second call of each, which keeps the slow ones out of the rounds
+    looks = {key: seconds_of(call, device) for key, call in calls.items()}
+    unit = looks[unit_key]
+    slow = {key for key, seconds in looks.items() if seconds > effort.slow * unit}
+    quick = {key: call for key, call in calls.items() if key not in slow}
+    round_takes = sum(looks[key] for key in quick)
+    times = interleaved(quick, effort.rounds, device, effort.budget, known=round_takes)
+    found = rows({key: about[key] for key in quick}, times, times[unit_key].median)
+    groups: list[tuple[dict[str, Call], dict[str, Row]]] = []
+    if effort.time_slow:
+        groups.append(({k: calls[k] for k in slow}, {k: about[k] for k in slow}))
+    else:
+        for key in slow:
+            where = {k: v for k, v in about[key].items() if k != "error"}
+            record.failed(f"{looks[key] / unit:.0f} gradients: left out of a quick run", **where)
     if network.name in effort.lanczos_networks:
         groups.append(lanczos_calls(record, problem, effort.lanczos_steps))
     for group, words in groups:
-        if group:
-            times = interleaved({**group, unit_key: calls[unit_key]}, 3, device, 0.0)
+        if group:  # their unit is the gradient beside them
+            timed = {**group, unit_key: calls[unit_key]}
+            times = interleaved(timed, 3, device, known=0.0)
             found += rows(words, times, times[unit_key].median)
     for row in found:
         record.rows.append(row)

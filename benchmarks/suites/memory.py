@@ -16,11 +16,11 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from benchmarks.kernels.suite import specifications
 from benchmarks.models.networks import Network, build
 from benchmarks.models.quantities import LIBRARIES, ask, missing
 from benchmarks.peers import NotMeasured
 from benchmarks.record import Record, Row, reason
+from benchmarks.suites.kernels import specifications
 
 #: small blocks too come from the system and go back to it, so that the resident set is what is in use
 ALLOCATOR = {
@@ -145,7 +145,7 @@ def in_fresh_process(
 ) -> list[Row] | str:
     """What ``task`` tells from a process that did nothing before, or why it told nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.memory"])
+    context.set_forkserver_preload(["benchmarks.suites.memory"])
     ours, theirs = context.Pipe()
     process = context.Process(
         target=_child, args=(theirs, torch.get_num_threads(), task, arguments)

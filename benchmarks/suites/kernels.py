@@ -25,11 +25,11 @@ class Effort:
 
     rounds: int = 15
     #: seconds for the rounds of one case
-    budget: float = 4.0
+    budget: float = 3.0
     #: cases of each kernel; None for all
     cases: int | None = None
     #: cases of each kernel whose plain form is compiled, which takes seconds each
-    compiled: int = 2
+    compiled: int = 1
 
 
 FULL = Effort()
