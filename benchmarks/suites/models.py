@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,10 @@ LANCZOS = ("mlp", "gpt-small")
 LANCZOS_STEPS = 50
 #: block products, likewise
 BLOCKS = ("mlp", "cnn", "gpt-small", "gpt")
+
+
+#: seconds after which one call is look enough
+LONG = 3.0
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,15 @@ def prepare(
             continue
         try:
             call = entry.make(problem)
-            error = truth.error(entry.truth or entry.quantity, call())
+            start = time.perf_counter()
+            answer = call()
+            took = time.perf_counter() - start
+            error = truth.error(entry.truth or entry.quantity, answer)
         except Exception as failure:  # whatever a library raises is what is reported
             record.failed(str(failure) if isinstance(failure, NotMeasured) else failure, **where)
             continue
         calls[entry.key] = call
-        about[entry.key] = {**where, "error": error}
+        about[entry.key] = {**where, "error": error, "first": took}
     torch.compiler.reset()
     return calls, about
 
@@ -137,7 +145,7 @@ def rows(about: dict[str, Row], timings: dict[str, Timing], unit: float) -> list
         each = unit * vectors
         found.append(
             {
-                **{k: v for k, v in row.items() if k != "error"},
+                **{k: v for k, v in row.items() if k not in ("error", "first")},
                 "vectors": vectors,
                 "milliseconds": 1e3 * t.median,
                 "gradients": t.median / each,
@@ -158,8 +166,13 @@ def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row
     compiled = effort.compiled and network.name in COMPILED
     calls, about = prepare(record, problem, truth, compiled, network.name in effort.blocks)
     unit_key = "gradient|torch|eager"
-    # the second call of each, which keeps the slow ones out of the rounds
-    looks = {key: seconds_of(call, device) for key, call in calls.items()}
+    # the second call of each keeps the slow ones out of the rounds; what took seconds tells by its first
+    looks = {
+        key: about[key]["first"] if about[key]["first"] > LONG else seconds_of(call, device)
+        for key, call in calls.items()
+        if not key.endswith("|compiled")
+    }
+    looks |= {k: seconds_of(calls[k], device) for k in calls if k not in looks}
     unit = looks[unit_key]
     slow = {key for key, seconds in looks.items() if seconds > effort.slow * unit}
     quick = {key: call for key, call in calls.items() if key not in slow}
@@ -171,7 +184,7 @@ def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row
         groups.append(({k: calls[k] for k in slow}, {k: about[k] for k in slow}))
     else:
         for key in slow:
-            where = {k: v for k, v in about[key].items() if k != "error"}
+            where = {k: about[key][k] for k in ("network", "quantity", "library", "mode")}
             record.failed(f"{looks[key] / unit:.0f} gradients: left out of a quick run", **where)
     if network.name in effort.lanczos_networks:
         groups.append(lanczos_calls(record, problem, effort.lanczos_steps))
