@@ -1,4 +1,4 @@
-"""The factors of docs/conventions.md, by running the libraries; each is skipped, and so counted, where it is not installed."""
+"""The factors of docs/conventions.md, by running the libraries; where one is not installed its tests are skipped."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_hessian_eigenthings_has_our_units(loss):
         he.EmpiricalFisherOperator(model, data, standard.supervised_per_sample_loss(criterion)),
     ]
     v = torch.randn(risk.hessian().shape[0], dtype=torch.float64)
-    for operator, ours in zip(theirs, [risk.hessian(), risk.ggn(), risk.empirical_fisher()]):
+    for operator, ours in zip(
+        theirs, [risk.hessian(), risk.ggn(), risk.empirical_fisher()], strict=True
+    ):
         close(operator.matvec(v).detach(), ours @ v, 1)
 
 
