@@ -22,12 +22,14 @@ from typing import Any
 import torch
 
 from benchmarks.compare import compare
-from benchmarks.machine import environment, machine
+from benchmarks.machine import cores, environment, machine
 from benchmarks.record import QUICK_RESULTS, RESULTS, Record, Row, load
 from benchmarks.report import page
 from benchmarks.suites import kernels, memory, models, scaling
 
 SUITES = ("kernels", "models", "scaling", "memory")
+#: seconds between two writes of a suite that is not done
+SAVE_EVERY = 10.0
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -55,19 +57,29 @@ def effort(module: Any, options: argparse.Namespace) -> Any:
 def run_suite(name: str, options: argparse.Namespace) -> Record:
     """One suite, kept as JSON."""
     record = Record(name, environment(options.device))
-    start = time.perf_counter()
+    start = saved = time.perf_counter()
     print(f"== {name}", flush=True)
+    if (busy := record.environment["load"]) and busy > 0.5 * cores():
+        print(f"note: the load is {busy} on {cores()} cores; such figures are not fit to be kept")
+
+    def keep(row: Row) -> None:
+        nonlocal saved
+        say(row)
+        if time.perf_counter() > saved + SAVE_EVERY:  # what a run that is cut off leaves behind
+            record.save(folder(options))
+            saved = time.perf_counter()
+
     if name == "kernels":
         dtype = getattr(torch, options.dtype)
-        kernels.run(record, options.device, dtype, effort(kernels, options), say, options.names)
+        kernels.run(record, options.device, dtype, effort(kernels, options), keep, options.names)
     elif name == "models":
         chosen = effort(models, options)
         if options.names:
             chosen = dataclasses.replace(chosen, networks=tuple(options.names))
-        models.run(record, options.device, chosen, say)
+        models.run(record, options.device, chosen, keep)
     else:
         module = {"scaling": scaling, "memory": memory}[name]
-        module.run(record, options.device, effort(module, options), say)
+        module.run(record, options.device, effort(module, options), keep)
     record.seconds = time.perf_counter() - start
     record.settings["quick"] = options.quick
     for failure in record.failures:
@@ -115,8 +127,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    # what libraries say of themselves at every call: a slow rule of vmap, a hook on an input without a gradient
-    for known in ("There is a performance drop", "Full backward hook is firing"):
+    # what libraries say at every call: a slow rule of vmap, a hook on an input without a gradient, an autocast
+    known_warnings = (
+        "There is a performance drop",
+        "Full backward hook is firing",
+        "In CPU autocast",
+    )
+    for known in known_warnings:
         warnings.filterwarnings("ignore", message=known)
     if options.command == "compare":
         outcome = compare(load(options.before), load(options.after))

@@ -44,6 +44,15 @@ def plot() -> Any:
     return plt
 
 
+def plain_log(axis: Any, steps: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Ticks of a logarithmic axis as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None, "Creator": None}, bbox_inches="tight")
@@ -68,6 +77,11 @@ def bars(record: Record, networks: list[str], quantities: list[str]) -> list[tup
     return found
 
 
+def place(who: str) -> tuple[int, str]:
+    """curvext first, what is kept before what is made from scratch."""
+    return (("curvext, kept", "curvext").index(who) if who.startswith("curvext") else 2, who)
+
+
 def ratio_bars(record: Record, networks: list[str], path: Path) -> Path:
     """Cost in gradients of every library, a panel for each network; the scale is logarithmic."""
     plt = plot()
@@ -84,9 +98,7 @@ def ratio_bars(record: Record, networks: list[str], path: Path) -> Path:
         at, ticks = 0.0, []
         for _, quantity, here in panel:
             start = at
-            for who, row in sorted(
-                here.items(), key=lambda item: ("curvext" not in item[0], item[0])
-            ):
+            for who, row in sorted(here.items(), key=lambda item: place(item[0])):
                 colour = COLOURS.get(who.removesuffix(", compiled"), "#444444")
                 bar = ax.barh(
                     at,
@@ -109,6 +121,7 @@ def ratio_bars(record: Record, networks: list[str], path: Path) -> Path:
         ax.set_yticks([y for y, _ in ticks], [name for _, name in ticks])
         ax.invert_yaxis()
         ax.set_xscale("log")
+        plain_log(ax.xaxis)
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_title(network)
         ax.set_xlabel("gradients (log scale; shorter is better)")
@@ -146,6 +159,8 @@ def scaling_curves(record: Record, path: Path) -> Path:
         ax.plot([left, right], [high * left / right, high], ":", color="black", linewidth=0.8)
         ax.set_xscale("log")
         ax.set_yscale("log")
+        plain_log(ax.xaxis, (1,))
+        plain_log(ax.yaxis, (1,))
         ax.set_xlabel(sweep)
         ax.set_ylabel("milliseconds")
         ax.legend(fontsize=5.5, frameon=False)
@@ -171,6 +186,7 @@ def memory_bars(record: Record, path: Path) -> Path:
         ax.set_yticks(range(len(here)), names, fontsize=6.5)
         ax.invert_yaxis()
         ax.set_xscale("log")
+        plain_log(ax.xaxis)
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_title(network)
         ax.set_xlabel("peak memory in a gradient's")

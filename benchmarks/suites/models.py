@@ -93,6 +93,7 @@ def prepare(
         except Exception as failure:  # whatever a library raises is what is reported
             record.failed(str(failure) if isinstance(failure, NotMeasured) else failure, **where)
             continue
+        print(f"{problem.network.name}: {entry.key} answers, first call {took:.2f} s", flush=True)
         calls[entry.key] = call
         about[entry.key] = {**where, "error": error, "first": took}
     torch.compiler.reset()
