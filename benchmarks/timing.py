@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
 
 
 def interleaved(
-    calls: dict[str, Callable[[], object]],
+    calls: Mapping[str, Callable[[], object]],
     rounds: int = 15,
     device: str = "cpu",
     budget: float | None = None,

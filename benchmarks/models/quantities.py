@@ -61,7 +61,7 @@ class Truth:
     def __init__(self, problem: Ask) -> None:
         self.network = problem.network.to(dtype=torch.float64)
         self.v, self.V = problem.v.double(), problem.V.double()
-        self.kept: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor | None] = {}
 
     def of(self, quantity: str) -> Tensor | None:
         """None where there is none: a diagonal estimated from drawn labels."""

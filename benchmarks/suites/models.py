@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ def lanczos_calls(
                 record.failed(absent, **where)
                 continue
 
-            def call(library: object = library, letter: str = letter) -> Tensor:
+            def call(library: ModuleType = library, letter: str = letter) -> Tensor:
                 return lanczos(library.lanczos_operator(letter, problem), problem.v, steps)
 
             try:
