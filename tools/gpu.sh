@@ -52,7 +52,7 @@ step info 30 "$PYTHON" -m curvext info
 step tests 120 "$PYTHON" -m pytest -q tests
 sanitize memcheck 75
 sanitize racecheck 60
-step bench 90 "$PYTHON" -m benchmarks.kernels --device cuda --json "$OUT/kernels.json"
+step bench 105 "$PYTHON" -m benchmarks kernels --device cuda --out "$OUT"
 
 echo
 printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"

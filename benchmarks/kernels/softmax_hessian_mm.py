@@ -1,13 +1,14 @@
-"""softmax_hessian_mm beside eager PyTorch and beside the machine's streaming bandwidth."""
+"""softmax_hessian_mm: H_ℓ u of cross-entropy; its floor is three passes over a tensor: read z, read u, write."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import interleaved
+from benchmarks.kernels import Case
 from curvext.kernels import softmax_hessian_mm
 
 # shape of z, class dimension
@@ -24,40 +25,38 @@ PROBLEMS = {
 }
 
 
-def eager(z: Tensor, u: Tensor, w: Tensor, dim: int) -> Tensor:
+def plain(z: Tensor, u: Tensor, w: Tensor, dim: int) -> Tensor:
     p = torch.softmax(z, dim)
     product = p * u[0]
-    return w.unsqueeze(dim) * (product - p * product.sum(dim, keepdim=True))
+    return (w.unsqueeze(dim) * (product - p * product.sum(dim, keepdim=True))).unsqueeze(0)
 
 
-def accuracy(z: Tensor, u: Tensor, w: Tensor, dim: int) -> float:
-    """Largest error beside the largest value, against float64."""
-    exact = eager(z.double(), u.double(), w.double(), dim)
-    result = softmax_hessian_mm(z, u, w, dim)[0]
-    return ((result - exact).abs().max() / exact.abs().max()).item()
+def by_autograd(z: Tensor, u: Tensor, w: Tensor, dim: int) -> Tensor:
+    """The second derivative of the loss, as other libraries take it."""
+    leaf = z.detach().requires_grad_()
+    value = (w * torch.logsumexp(leaf, dim)).sum()
+    first = torch.autograd.grad(value, leaf, create_graph=True)[0]
+    return torch.autograd.grad(first, leaf, u[0])[0].unsqueeze(0)
 
 
-def measure(device: str, dtype: torch.dtype, rounds: int) -> Iterator[dict[str, object]]:
+def stream(z: Tensor, u: Tensor, w: Tensor) -> Tensor:
+    """Reads two and writes one, into a fresh result, as the kernel does."""
+    return torch.add(z, u[0])
+
+
+def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
     for shape, dim in PROBLEMS[device]:
         z = torch.randn(shape, device=device, dtype=dtype) * 3
         u = torch.randn(1, *shape, device=device, dtype=dtype)
         w = torch.rand(z.sum(dim).shape, device=device).to(dtype)
-        calls = {
-            "kernel": lambda z=z, u=u, w=w, dim=dim: softmax_hessian_mm(z, u, w, dim),
-            "eager": lambda z=z, u=u, w=w, dim=dim: eager(z, u, w, dim),
-            # reads two, writes one, into a fresh result, as the kernel does
-            "stream": lambda z=z, u=u: torch.add(z, u[0]),
-        }
-        times = interleaved(calls, rounds, device)
-        kernel = times["kernel"].median
-        yield {
-            "kernel": "softmax_hessian_mm",
-            "problem": f"z={list(shape)} dim={dim}",
-            "dtype": str(dtype).removeprefix("torch."),
-            "milliseconds": kernel * 1e3,
-            "times eager": times["eager"].median / kernel,
-            "of streaming": times["stream"].median / kernel,
-            "of shortest": times["stream"].shortest / times["kernel"].shortest,
-            "GB/s": 3e-9 * z.numel() * z.element_size() / kernel,
-            "error": accuracy(z, u, w, dim),
-        }
+        yield Case(
+            problem=f"z={list(shape)} dim={dim}",
+            inputs=(z, u, w),
+            kernel=partial(softmax_hessian_mm, dim=dim),
+            plain=partial(plain, dim=dim),
+            exact=partial(plain, dim=dim),
+            flops=10.0 * z.numel(),
+            traffic=3.0 * z.numel() * z.element_size(),
+            rivals={"autograd": partial(by_autograd, dim=dim)},
+            bounds={"bound: one stream": stream},
+        )
