@@ -44,7 +44,6 @@ def product(letter: str, vectors: str) -> Callable[[Ask], Call]:
 
 def compiled(letter: str) -> Callable[[Ask], Call]:
     def make(ask: Ask) -> Call:
-        torch.compiler.reset()
         linear = operator(letter, ask)
         multiply = torch.compile(lambda v: linear @ v, dynamic=False)
 

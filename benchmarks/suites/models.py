@@ -97,7 +97,6 @@ def prepare(
         print(f"{problem.network.name}: {entry.key} answers, first call {took:.2f} s", flush=True)
         calls[entry.key] = call
         about[entry.key] = {**where, "error": error, "first": took}
-    torch.compiler.reset()
     return calls, about
 
 
@@ -163,6 +162,7 @@ def rows(about: dict[str, Row], timings: dict[str, Timing], unit: float) -> list
 
 def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row], None]) -> None:
     """All rows of one network."""
+    torch.compiler.reset()  # what was compiled for the last network; never while its calls are timed
     problem, device = ask(network), network.device
     truth = Truth(problem)
     compiled = effort.compiled and network.name in COMPILED
