@@ -95,7 +95,7 @@ def models_table(record: Record, memory: Record | None, network: str) -> list[st
         name = row["library"] + (", compiled" if row["mode"] == "compiled" else "")
         cells.append(
             [
-                row["quantity"],
+                row.get("of", row["quantity"]),
                 name,
                 significant(row["milliseconds"]),
                 figure(row["gradients"]),
@@ -118,6 +118,7 @@ def fastest_other(record: Record, network: str, quantity: str) -> Row | None:
         and row["quantity"] == base
         and row["library"] != "curvext"
         and (row["error"] or 0.0) < WRONG
+        and "of" not in row
     ]
     return min(rows, key=lambda row: row["gradients"], default=None)
 

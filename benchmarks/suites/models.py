@@ -97,6 +97,8 @@ def prepare(
         print(f"{problem.network.name}: {entry.key} answers, first call {took:.2f} s", flush=True)
         calls[entry.key] = call
         about[entry.key] = {**where, "error": error, "first": took}
+        if entry.truth and problem.network.classifier() is not problem.network:
+            about[entry.key]["of"] = entry.truth  # with several positions it is another matrix
     return calls, about
 
 
