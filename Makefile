@@ -59,9 +59,10 @@ $(VENV)/.built: $(NATIVE) $(VENV)/.ready
 	test -z "$$(find $(NATIVE) -newer $(VENV)/.ready)" || $(BIN)/python setup.py build_ext --inplace
 	@touch $@
 
+# BackPACK asks for torchvision but imports it in its examples alone; a build that does not fit this torch breaks
+# every import of transformers, and is taken out again.
 $(VENV)/.bench: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[bench]'
-	# BackPACK asks for torchvision but imports it in its examples alone; a build that does not fit this torch breaks transformers
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 

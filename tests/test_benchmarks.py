@@ -234,6 +234,13 @@ def test_tables_hold_the_figures_of_the_rows():
     assert "| G v, kept | **0.50** · 2.50 | – | – |" in tables.readme_table(record)
 
 
+def test_a_fast_wrong_answer_is_no_rival():
+    wrong = row("H v", 0.1, library="fast", error=0.003)
+    right = row("H v", 3.0, library="slow")
+    other = row("H v", 0.2, library="another matrix", of="H v per token")
+    assert tables.fastest_other(of(wrong, right, other), "mlp", "H v kept")["library"] == "slow"
+
+
 def test_what_failed_stands_in_the_page():
     record = of()
     record.failed("no rule", network="cnn", quantity="H v", library="X", mode="eager")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ OPERATORS = {
 }
 
 
-def operator(letter: str, ask: Ask) -> object:
+def operator(letter: str, ask: Ask) -> Any:
     import curvlinops
 
     network = ask.network.classifier()
@@ -43,14 +44,15 @@ def product(letter: str, vectors: str) -> Callable[[Ask], Call]:
 
 
 def compiled(letter: str) -> Callable[[Ask], Call]:
+    """Its product of one batch compiled; the loop around it over batches cannot be."""
+
     def make(ask: Ask) -> Call:
-        torch.compiler.reset()
         linear = operator(letter, ask)
-        multiply = torch.compile(lambda v: linear @ v, dynamic=False)
+        linear._mp = torch.compile(linear._mp, dynamic=False)
 
         def call() -> Tensor:
             with sdpa_kernel(SDPBackend.MATH):
-                return multiply(ask.v).detach()
+                return (linear @ ask.v).detach()
 
         return call
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +16,7 @@ PACKAGE = "hessian-eigenthings"
 BATCH = 32
 
 
-def operator(letter: str, ask: Ask) -> object:
+def operator(letter: str, ask: Ask) -> Any:
     import hessian_eigenthings as he
     from hessian_eigenthings.loss_fns import standard
 

@@ -157,7 +157,6 @@ def simple(function: Callable[..., Tensor], vectors: str | None = None) -> Calla
 
 def compiled(function: Callable[..., Tensor], vectors: str | None = None) -> Callable[[Ask], Call]:
     def make(ask: Ask) -> Call:
-        torch.compiler.reset()
         network = ask.network.classifier()
         fast = torch.compile(lambda *vs: function(network, *vs), dynamic=False)
         arguments = () if vectors is None else (getattr(ask, vectors),)
@@ -168,7 +167,6 @@ def compiled(function: Callable[..., Tensor], vectors: str | None = None) -> Cal
 
 def compiled_gradient(ask: Ask) -> Call:
     """The model compiled, as in training: the backward graph is compiled with it."""
-    torch.compiler.reset()
     network = ask.network
     model = torch.compile(network.model, dynamic=False)
     parameters = list(network.model.parameters())

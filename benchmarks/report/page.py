@@ -54,9 +54,10 @@ def hardware(record: Record) -> str:
     where = at.get("gpu") or f"{at['threads']} threads of {at['processor']}"
     if at.get("architecture") and not at.get("gpu"):
         where += f" ({at['architecture']})"
+    changed = " with changes" if at["commit"].endswith("changes") else ""
     versions = [f"torch {at['torch']}"]
     versions += [f"{k} {v}" for k, v in (at.get("packages") or {}).items() if v and k != "numpy"]
-    return f"{where}; {', '.join(versions)}; commit {at['commit'][:12]}"
+    return f"{where}; {', '.join(versions)}; commit {at['commit'][:12]}{changed}"
 
 
 def machine_lines(machine: str, found: dict[str, Record]) -> list[str]:
@@ -134,10 +135,12 @@ def readme_section(machine: str) -> str:
     lines += [*tables.readme_table(models), ""]
     if others:
         lines.append(
-            "**curvext** · the fastest other library, torch.compile included, where one answers."
+            f"**curvext** · the fastest other way, compiled ones included, whose error is below {tables.WRONG:g}."
         )
-    lines += [f"float32, {hardware(models)}.", described, "<!-- end of measured -->", ""]
-    return "\n".join(line for i, line in enumerate(lines) if line or i != len(lines) - 3)
+    lines.append(f"float32, {hardware(models)}.")
+    if described:
+        lines.append(described)
+    return "\n".join([*lines, "<!-- end of measured -->", ""])
 
 
 def quoted() -> str:

@@ -40,6 +40,8 @@ README_ROWS = (
     ("H v, kept", "H v kept"),
     ("H v, from scratch", "H v"),
 )
+#: a fast wrong answer is not fast: from this relative error on a row is no rival
+WRONG = 1e-3
 README_NETWORKS = ("mlp", "cnn", "gpt")
 
 
@@ -93,7 +95,7 @@ def models_table(record: Record, memory: Record | None, network: str) -> list[st
         name = row["library"] + (", compiled" if row["mode"] == "compiled" else "")
         cells.append(
             [
-                row["quantity"],
+                row.get("of", row["quantity"]),
                 name,
                 significant(row["milliseconds"]),
                 figure(row["gradients"]),
@@ -107,12 +109,16 @@ def models_table(record: Record, memory: Record | None, network: str) -> list[st
 
 
 def fastest_other(record: Record, network: str, quantity: str) -> Row | None:
-    """The fastest row of another library for a quantity; nobody else keeps anything between products."""
+    """The fastest right row of another library for a quantity; nobody else keeps anything between products."""
     base = quantity.removesuffix(" kept")
     rows = [
         row
         for row in record.rows
-        if row.get("network") == network and row["quantity"] == base and row["library"] != "curvext"
+        if row.get("network") == network
+        and row["quantity"] == base
+        and row["library"] != "curvext"
+        and (row["error"] or 0.0) < WRONG
+        and "of" not in row
     ]
     return min(rows, key=lambda row: row["gradients"], default=None)
 

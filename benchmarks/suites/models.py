@@ -26,7 +26,7 @@ BLOCKS = ("mlp", "cnn", "gpt-small", "gpt")
 
 
 #: seconds after which one call is look enough
-LONG = 3.0
+LONG = 10.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def prepare(
         print(f"{problem.network.name}: {entry.key} answers, first call {took:.2f} s", flush=True)
         calls[entry.key] = call
         about[entry.key] = {**where, "error": error, "first": took}
-    torch.compiler.reset()
+        if entry.truth and problem.network.classifier() is not problem.network:
+            about[entry.key]["of"] = entry.truth  # with several positions it is another matrix
     return calls, about
 
 
@@ -161,43 +162,50 @@ def rows(about: dict[str, Row], timings: dict[str, Timing], unit: float) -> list
     return found
 
 
+def looks_at(calls: dict[str, Call], about: dict[str, Row], device: str) -> dict[str, float]:
+    """Seconds of the second call of each; what took very long tells by its first, if that did not compile."""
+    return {
+        key: about[key]["first"]
+        if about[key]["first"] > LONG and about[key]["mode"] != "compiled"
+        else seconds_of(call, device)
+        for key, call in calls.items()
+    }
+
+
 def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row], None]) -> None:
     """All rows of one network."""
-    problem, device = ask(network), network.device
-    truth = Truth(problem)
+    torch.compiler.reset()  # what was compiled for the last network; never while its calls are timed
+    problem, device, unit = ask(network), network.device, "gradient|torch|eager"
+
+    def keep(found: list[Row]) -> None:
+        for row in found:
+            record.rows.append(row)
+            say(row)
+
+    def apart(calls_of: dict[str, Call], words: dict[str, Row]) -> None:
+        """Three rounds of what takes long, whose unit is the gradient beside it."""
+        if calls_of:
+            timed = interleaved({**calls_of, unit: calls[unit]}, 3, device, known=0.0)
+            keep(rows(words, timed, timed[unit].median))
+
     compiled = effort.compiled and network.name in COMPILED
-    calls, about = prepare(record, problem, truth, compiled, network.name in effort.blocks)
-    unit_key = "gradient|torch|eager"
-    # the second call of each keeps the slow ones out of the rounds; what took seconds tells by its first
-    looks = {
-        key: about[key]["first"] if about[key]["first"] > LONG else seconds_of(call, device)
-        for key, call in calls.items()
-        if not key.endswith("|compiled")
-    }
-    looks |= {k: seconds_of(calls[k], device) for k in calls if k not in looks}
-    unit = looks[unit_key]
-    slow = {key for key, seconds in looks.items() if seconds > effort.slow * unit}
+    calls, about = prepare(record, problem, Truth(problem), compiled, network.name in effort.blocks)
+    looks = looks_at(calls, about, device)
+    slow = [key for key in calls if looks[key] > effort.slow * looks[unit]]
     quick = {key: call for key, call in calls.items() if key not in slow}
-    round_takes = sum(looks[key] for key in quick)
-    times = interleaved(quick, effort.rounds, device, effort.budget, known=round_takes)
-    found = rows({key: about[key] for key in quick}, times, times[unit_key].median)
-    groups: list[tuple[dict[str, Call], dict[str, Row]]] = []
+    one_round = sum(looks[key] for key in quick)
+    times = interleaved(quick, effort.rounds, device, effort.budget, known=one_round)
+    keep(rows({key: about[key] for key in quick}, times, times[unit].median))
     if effort.time_slow:
-        groups.append(({k: calls[k] for k in slow}, {k: about[k] for k in slow}))
+        apart({key: calls[key] for key in slow}, {key: about[key] for key in slow})
     else:
         for key in slow:
             where = {k: about[key][k] for k in ("network", "quantity", "library", "mode")}
-            record.failed(f"{looks[key] / unit:.0f} gradients: left out of a quick run", **where)
+            record.failed(
+                f"{looks[key] / looks[unit]:.0f} gradients: left out of a quick run", **where
+            )
     if network.name in effort.lanczos_networks:
-        groups.append(lanczos_calls(record, problem, effort.lanczos_steps))
-    for group, words in groups:
-        if group:  # their unit is the gradient beside them
-            timed = {**group, unit_key: calls[unit_key]}
-            times = interleaved(timed, 3, device, known=0.0)
-            found += rows(words, times, times[unit_key].median)
-    for row in found:
-        record.rows.append(row)
-        say(row)
+        apart(*lanczos_calls(record, problem, effort.lanczos_steps))
 
 
 def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None]) -> None:
