@@ -14,8 +14,8 @@ from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
 from curvext.results import CGResult
 
-#: on CUDA the host looks this often at who is still iterating; what it finds is the same either way
-LOOK_EVERY = 8
+#: by device, after how many iterations the host looks at who is still iterating: on CUDA it has to wait to see
+LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 Preconditioner = Tensor | SymmetricOperator | Callable[[Tensor], Tensor]
 
@@ -222,7 +222,7 @@ class _Solution:
         One that has stopped stands still behind a mask, and is left out once the host looks.
         """
         system, eps = self.system, torch.finfo(self.x.dtype).eps
-        look_every = 1 if at.device.type == "cpu" else LOOK_EVERY
+        look_every = LOOK_EVERY.get(at.device.type, 1)
         x, r, steps, target = self.x[at], self.r[at], self.iterations[at], self.target[at]
         z = system.precondition(r)
         p, rho = z.clone(), inner(r, z)

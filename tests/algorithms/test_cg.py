@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from compare import assert_close
@@ -78,6 +80,14 @@ def test_float32_goes_on_from_the_measured_residual():
     result = cx.cg(A, b, tol=3e-6)
     assert result.converged
     assert float((b - A.dense @ result.x).norm()) <= 3.5e-6 * float(b.norm())
+
+
+def test_a_far_start_costs_another_run_and_no_digits():
+    A, b = with_spectrum(torch.linspace(1, 10, 60), torch.float32), vector(60).float()
+    result = cx.cg(A, b, tol=1e-5, x0=1e4 * vector(60, seed=9).float())
+    # the residual of the first run starts at 1e5 and cannot be trusted below 1e-2
+    assert result.converged and result.products > result.iterations + 2
+    assert float((b - A.dense @ result.x).norm()) <= 1.1e-5 * float(b.norm())
 
 
 def test_bfloat16_products_keep_float32_vectors(device):
@@ -263,6 +273,26 @@ def test_one_column_of_negative_curvature_leaves_the_others_to_converge():
 def test_no_columns_are_solved_at_once():
     result = cx.cg(with_spectrum(torch.ones(5)), torch.zeros(5, 0, dtype=torch.float64))
     assert result.x.shape == (5, 0) and result.products == 0
+
+
+@pytest.mark.parametrize("every", [3, 8])
+def test_how_often_the_host_looks_changes_nothing_but_products(every, monkeypatch):
+    A = with_spectrum(torch.linspace(-1, 4, 50))
+    vectors = torch.linalg.eigh(A.dense).eigenvectors
+    B = torch.stack([vectors[:, 20:].sum(1), vectors[:, 0], vectors[:, 40], vector(50)], 1)
+    look_every = sys.modules[
+        "curvext.algorithms.cg"
+    ].LOOK_EVERY  # the function has the module's name
+    for maxiter in (1, 11, None):
+        monkeypatch.setitem(look_every, "cpu", 1)
+        often = cx.cg(A, B, maxiter=maxiter)
+        monkeypatch.setitem(look_every, "cpu", every)
+        seldom = cx.cg(A, B, maxiter=maxiter)
+        assert often.iterations.tolist() == seldom.iterations.tolist()
+        assert often.converged.tolist() == seldom.converged.tolist()
+        assert_close(seldom.x, often.x)
+        assert_close(seldom.negative_curvature, often.negative_curvature)
+        assert_close(seldom.curvature.nan_to_num(), often.curvature.nan_to_num())
 
 
 # ---------------------------------------------------------------------- preconditioners

@@ -83,11 +83,13 @@ def test_every_copy_of_a_repeated_eigenvalue_is_found(multiplicity, which):
 
 
 def test_the_search_for_copies_is_what_finds_them():
-    # exactly diagonal: no rounding brings in the copy
+    # diagonal, and few steps: no rounding brings in the copy
     A = Matrix(torch.diag(torch.cat([BULK, torch.tensor([1.5, 2.0, 2.0])])))
-    assert cx.eigsh(A, 2, "LA").values.tolist() == pytest.approx([2, 2])
-    without = cx.eigsh(A, 2, "LA", verify=False)
-    assert without.converged and without.values.tolist() == pytest.approx([1.5, 2])
+    A.matvec = lambda v: A.dense.diagonal() * v
+    found = cx.eigsh(A, 2, "LA", tol=1e-3)
+    assert found.values.tolist() == pytest.approx([2, 2], rel=1e-5)
+    without = cx.eigsh(A, 2, "LA", tol=1e-3, verify=False)
+    assert without.converged and without.values.tolist() == pytest.approx([1.5, 2], rel=1e-5)
 
 
 def test_equally_large_ends_do_not_keep_the_search_going():
@@ -202,9 +204,9 @@ def test_the_spectrum_of_a_network(kind, device):
     A = getattr(risk, kind)()
     assert A.size > 64  # so that it is Lanczos
     dense = torch.linalg.eigvalsh(A.to_dense())
-    for which in ("LM", "LA"):
-        result = cx.eigsh(A, 3, which)
-        assert_close(result.values, asked_for(dense.cpu(), 3, which), tol=1e-9)
+    which = "LM" if kind == "hessian" else "LA"
+    result = cx.eigsh(A, 3, which, tol=1e-8)
+    assert_close(result.values, asked_for(dense.cpu(), 3, which), tol=1e-9)
 
 
 def test_leading_pairs_are_those_of_the_gram_matrix():
