@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -18,6 +18,8 @@ from curvext.results import Comparison, Equality, Estimate
 
 #: up to so many parameters the matrices are formed and every figure is exact
 DENSE_LIMIT = 1000
+#: of the leading eigenvalues, relative to the largest; their residuals are told
+_TOL = 1e-6
 #: columns whose products are held at a time, for every matrix
 _HELD = 4
 
@@ -29,6 +31,7 @@ def compare(
     samples: int = 1,
     seed: int = 0,
     near: float = 0.1,
+    matrices: Sequence[str] = ("H", "G", "F", "F_mc", "F_emp"),
     densities: bool = False,
     dense_limit: int = DENSE_LIMIT,
     progress: bool = False,
@@ -52,6 +55,7 @@ def compare(
         samples: labels drawn for each datum, for the Monte-Carlo Fisher.
         seed: of labels and probes.
         near: up to this relative distance two matrices are called nearly equal.
+        matrices: which to compare, G or F_emp among them.
         densities: also take the spectral density of each matrix, at 800 more products each.
         dense_limit: form the matrices up to this many parameters, by P products each.
         progress: show a bar over products (needs tqdm).
@@ -87,8 +91,15 @@ def compare(
     check_count("compare", "probes", probes, 2, "for a standard error")
     if not near > 0:
         raise ValueError(f"compare: near: expected a number > 0, got {near!r}")
+    unknown = [name for name in matrices if name not in _MATRICES]
+    if unknown or not {"G", "F_emp"} & set(matrices):
+        raise ValueError(
+            f"compare: matrices: expected some of {list(_MATRICES)}, G or F_emp among them, "
+            f"got {list(matrices)}"
+        )
     gradient = risk.gradient()
-    doors, refused = _doors(risk, gradient, samples, seed)
+    wanted = [name for name in _MATRICES if name in matrices]
+    doors, refused = _doors(risk, wanted, gradient, samples, seed)
     size = len(gradient)
     dense = {n: d.dense() for n, d in doors.items()} if size <= dense_limit else None
     pairs = {}
@@ -96,7 +107,7 @@ def compare(
         if dense is not None:
             pairs[name] = _leading(dense[name], min(leading, size), door)
         else:
-            found = eigsh(door.operator, min(leading, size), "LM", seed, progress=progress)
+            found = eigsh(door.operator, min(leading, size), "LM", seed, _TOL, progress=progress)
             door.count += found.products
             pairs[name] = _ordered(found.values, found.vectors, found.residuals, door)
     if dense is not None:
@@ -154,12 +165,13 @@ _MATRICES = {
 
 
 def _doors(
-    risk: Any, gradient: Tensor, samples: int, seed: int
+    risk: Any, wanted: list[str], gradient: Tensor, samples: int, seed: int
 ) -> tuple[dict[str, Products], dict[str, str]]:
     """The operators that this loss and model have, and why they do not have the others."""
     doors: dict[str, Products] = {}
     refused: dict[str, str] = {}
-    for name, method in _MATRICES.items():
+    for name in wanted:
+        method = _MATRICES[name]
         arguments = {"samples": samples, "seed": seed} if name == "F_mc" else {}
         try:
             door = Products(getattr(risk, method)(**arguments), "compare", like=gradient)
@@ -169,7 +181,7 @@ def _doors(
         else:
             doors[name] = door
     if not any(name in doors for name in ("G", "F_emp")):
-        raise ValueError(f"compare: neither G nor F_emp can be had: {refused['G']}")
+        raise ValueError(f"compare: neither G nor F_emp can be had: {refused}")
     return doors, refused
 
 
@@ -278,7 +290,7 @@ def _equalities(
     def judged(one: str, other: str, equal: str, nearly: str, apart: str) -> Equality:
         claim = f"{one} = {other}"
         for name in (one, other):
-            if name in refused:
+            if all(name not in pair for pair in distances):
                 return Equality(claim, None, False, None, f"there is no {name}")
         gap = distances[one, other]
         value, error = float(gap.value), float(gap.standard_error)
@@ -293,7 +305,7 @@ def _equalities(
     elif ratio is not None and float(ratio.value) > 1.1:
         labels = "surprise the network more than its own would"
     share = "" if ratio is None else f" (tr F_emp = {float(ratio.value):.2g} tr F)"
-    return (
+    claims = (
         judged(
             "F",
             "G",
@@ -323,3 +335,5 @@ def _equalities(
             f"the true labels {labels}{share}",
         ),
     )
+    known = {*refused, *(name for pair in distances for name in pair)}
+    return tuple(c for c in claims if set(c.claim.split(" = ")) <= known)

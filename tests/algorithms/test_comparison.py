@@ -145,6 +145,17 @@ def test_what_a_loss_does_not_have_is_refused_with_its_reason():
     assert f"no F: {c.refused['F']}" in str(c)
 
 
+def test_some_of_the_matrices_can_be_compared_alone():
+    risk = classification()
+    c, every = cx.compare(risk, matrices=("F_emp", "H", "G")), cx.compare(risk)
+    assert list(c.traces) == ["H", "G", "F_emp"] and states(c) == {"H = G": False}
+    assert not c.refused and c.products < every.products
+    assert torch.equal(c.distances["H", "G"].value, every.distances["H", "G"].value)
+    for wrong in (("H", "F"), ("G", "K")):
+        with pytest.raises(ValueError, match="compare: matrices: expected some of .*, got "):
+            cx.compare(risk, matrices=wrong)
+
+
 def test_float32_and_densities():
     c = cx.compare(classification(torch.float32), dense_limit=0, densities=True)
     assert states(c)["F = G"] is True
