@@ -7,7 +7,6 @@ BIN    := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 NATIVE := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-OUT    ?= benchmarks/results
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench gpu cuda-check docs clean
@@ -32,7 +31,7 @@ bench: $(VENV)/.bench ## measure this machine beside other libraries; writes JSO
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 gpu: ## on a machine with CUDA: build in place, test, sanitize and time the kernels there
-	OUT=$(OUT) bash tools/gpu.sh
+	bash tools/gpu.sh
 
 cuda-check: ## compile the CUDA sources for every architecture, without a GPU; fails where nvcc is absent
 	$(PYTHON) tools/cuda_check.py

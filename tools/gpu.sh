@@ -10,10 +10,11 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
-OUT=${OUT:-benchmarks/results/$(hostname -s)}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+# named after the hardware, as `python -m benchmarks` does
+OUT=${OUT:-benchmarks/results/$("$PYTHON" -c 'from benchmarks.machine import machine; print(machine("cuda"))')} || exit 1
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 for home in "${CUDA_HOME:-}" /usr/local/cuda; do
     [ -x "$home/bin/nvcc" ] && export CUDA_HOME=$home PATH=$home/bin:$PATH && break
 done

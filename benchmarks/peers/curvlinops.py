@@ -44,11 +44,11 @@ def product(letter: str, vectors: str) -> Callable[[Ask], Call]:
 
 
 def compiled(letter: str) -> Callable[[Ask], Call]:
-    """Its product of one batch compiled; the loop around it over batches cannot be."""
+    """Its product of one batch compiled, as one graph: in parts it would be the eager one under another name."""
 
     def make(ask: Ask) -> Call:
         linear = operator(letter, ask)
-        linear._mp = torch.compile(linear._mp, dynamic=False)
+        linear._mp = torch.compile(linear._mp, dynamic=False, fullgraph=True)
 
         def call() -> Tensor:
             with sdpa_kernel(SDPBackend.MATH):
