@@ -1,4 +1,4 @@
-"""A hook of mkdocs: one page for each kernel, from its section of docs/kernels.md, and one entry for each algorithm.
+"""A hook of mkdocs: one page for each kernel, from its section of docs/kernels.md.
 
 The section stays where the architecture test looks for it; the page adds the function's own documentation.
 """
@@ -19,26 +19,12 @@ def sections(text: str) -> dict[str, str]:
     return {name: body.strip() for name, body in SECTION.findall(text)}
 
 
-def title(page: Path) -> str:
-    """The first heading of a page."""
-    found = re.search(r"^# (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return found.group(1) if found else page.stem
-
-
 def on_config(config: Any) -> Any:
-    """Fills the entries Kernels and Algorithms of the navigation."""
-    docs = Path(config["docs_dir"])
-    kernels = sections((docs / "kernels.md").read_text(encoding="utf-8"))
-    algorithms = sorted((docs / "algorithms").glob("*.md"))
-    entries: list[Any] = []
-    for entry in config["nav"]:
-        if entry == {"Kernels": "kernels.md"}:
-            pages = [{name: f"kernels/{name}.md"} for name in kernels]
-            entry = {"Kernels": [{"All of them": "kernels.md"}, *pages]}
-        entries.append(entry)
-        if "Operators" in entry and algorithms:
-            entries.append({"Algorithms": [{title(p): f"algorithms/{p.name}"} for p in algorithms]})
-    config["nav"] = entries
+    """Fills the entry Kernels of the navigation."""
+    kernels = sections((Path(config["docs_dir"]) / "kernels.md").read_text(encoding="utf-8"))
+    pages = [{name: f"kernels/{name}.md"} for name in kernels]
+    entry = {"Kernels": [{"All of them": "kernels.md"}, *pages]}
+    config["nav"] = [entry if e == {"Kernels": "kernels.md"} else e for e in config["nav"]]
     return config
 
 
