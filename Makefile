@@ -7,7 +7,6 @@ BIN    := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 NATIVE := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-OUT    ?= benchmarks/results
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench gpu cuda-check docs clean
@@ -24,16 +23,15 @@ test: $(VENV)/.built ## run every test, doctest and code block of the documentat
 check: $(VENV)/.built ## lint, formatting, types, and the import law
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy curvext
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(VENV)/.built ## time kernels and whole networks on this machine, beside plain PyTorch
-	$(BIN)/python -m benchmarks.kernels
-	$(BIN)/python -m benchmarks.models
+bench: $(VENV)/.bench ## measure this machine beside other libraries; writes JSON, tables, pictures, docs/performance.md
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 gpu: ## on a machine with CUDA: build in place, test, sanitize and time the kernels there
-	OUT=$(OUT) bash tools/gpu.sh
+	bash tools/gpu.sh
 
 cuda-check: ## compile the CUDA sources for every architecture, without a GPU; fails where nvcc is absent
 	$(PYTHON) tools/cuda_check.py
@@ -58,6 +56,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 # The editable install has just compiled the extension; after a change of a source it is compiled in place.
 $(VENV)/.built: $(NATIVE) $(VENV)/.ready
 	test -z "$$(find $(NATIVE) -newer $(VENV)/.ready)" || $(BIN)/python setup.py build_ext --inplace
+	@touch $@
+
+# BackPACK asks for torchvision but imports it in its examples alone; a build that does not fit this torch breaks
+# every import of transformers, and is taken out again.
+$(VENV)/.bench: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[bench]'
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.ready

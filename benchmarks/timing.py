@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from curvext import _extension
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median of the rounds, its quartiles, and the shortest."""
+    """Seconds per call: the median of the rounds, its quartiles, the shortest, and how many rounds there were."""
 
     median: float
     lower: float
     upper: float
     shortest: float
+    rounds: int
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """One call, with the device idle before and after."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -35,46 +35,30 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 
 
 def interleaved(
-    calls: dict[str, Callable[[], object]], rounds: int = 15, device: str = "cpu"
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    device: str = "cpu",
+    budget: float | None = None,
+    known: float | None = None,
 ) -> dict[str, Timing]:
-    """Times each call once per round, in turn, after two rounds of warm-up."""
+    """Times each call once per round, in turn, after two rounds of warm-up.
+
+    With a budget in seconds there are fewer rounds where they would take longer, but never fewer than three.
+    ``known`` is how long a round takes, where all calls were made before: then there is no warm-up.
+    """
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for done in range(rounds + 2):
+    if known is None:
+        for _ in range(WARM_UP):
+            known = sum(seconds_of(call, device) for call in calls.values())
+    if budget is not None:
+        rounds = max(3, min(rounds, int(budget / max(known or 0.0, 1e-9))))
+    for _ in range(rounds):
         for name, call in calls.items():
-            seconds = _seconds(call, device)
-            if done >= 2:
-                samples[name].append(seconds)
-    return {name: _summary(times) for name, times in samples.items()}
+            samples[name].append(seconds_of(call, device))
+    return {name: summary(times) for name, times in samples.items()}
 
 
-def _summary(times: list[float]) -> Timing:
-    lower, median, upper = statistics.quantiles(times, n=4)
-    return Timing(median, lower, upper, min(times))
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(
-                line.split(":")[1].strip() for line in lines if line.startswith("model name")
-            )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def environment(device: str) -> dict[str, object]:
-    """Hardware, versions and commit, which every figure is kept with."""
-    return {
-        "processor": processor(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "extension": _extension.build_info(),
-        "commit": commit(),
-    }
+def summary(times: list[float]) -> Timing:
+    """Median and quartiles of at least two samples."""
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(median, lower, upper, min(times), len(times))

@@ -45,6 +45,22 @@ inline void check_outer_pair(const char* function, const at::Tensor& a, const at
   check_same_device(function, "g", g, "a", a);
 }
 
+// The pair, where a may also be [N,S1,S2,I1,I2], windows of a strided tensor: S = S1 S2, I = I1 I2.
+inline void check_outer_windows(const char* function, const at::Tensor& a, const at::Tensor& g) {
+  if (a.dim() != 5) return check_outer_pair(function, a, g);
+  TORCH_CHECK_VALUE(g.dim() == 4 && g.size(1) == a.size(0) && g.size(2) == a.size(1) * a.size(2), function,
+                    ": g has shape ", g.sizes(), ", expected [V, ", a.size(0), ", ", a.size(1) * a.size(2),
+                    ", O] beside windows a of shape ", a.sizes());
+  check_dtype(function, "a", a);
+  check_same_dtype(function, "g", g, "a", a);
+  check_same_device(function, "g", g, "a", a);
+}
+
+// Windows as [N,S,I]; copies them where they are no view of that shape.
+inline at::Tensor without_windows(const at::Tensor& a) {
+  return a.dim() == 3 ? a : a.reshape({a.size(0), a.size(1) * a.size(2), a.size(3) * a.size(4)});
+}
+
 inline void check_same_or_accumulation_dtype(const char* function, const char* argument, const at::Tensor& tensor,
                                              const char* other_argument, const at::Tensor& other) {
   TORCH_CHECK_TYPE(

@@ -7,6 +7,9 @@
 // outer_norm on either device. add_dots(x, y, out) adds sum_sc x[r,s,c] y[r,s,c] to out[r].
 namespace curvext {
 
+// Whether the Gram matrices over the positions of a sample take fewer operations than its product.
+inline bool gram_is_cheaper(int64_t V, int64_t S, int64_t I, int64_t O) { return S * (I + V * O) < V * O * I; }
+
 template <class AddDots>
 at::Tensor outer_norm_by(const at::Tensor& a, const at::Tensor& g, int64_t bytes, AddDots add_dots) {
   const int64_t V = g.size(0), N = a.size(0), S = a.size(1), I = a.size(2), O = g.size(3);
@@ -25,7 +28,7 @@ at::Tensor outer_norm_by(const at::Tensor& a, const at::Tensor& g, int64_t bytes
         part(v, n, count).mul_(norm);
       }
     });
-  } else if (S * (I + V * O) < V * O * I && 2 * S * S <= values) {  // sum_st <a_s, a_t> <g_s, g_t>
+  } else if (gram_is_cheaper(V, S, I, O) && 2 * S * S <= values) {  // sum_st <a_s, a_t> <g_s, g_t>
     const int64_t widened = a.scalar_type() == result.scalar_type() ? 0 : I + O;
     for_pieces(N, values / (S * (2 * S + widened)), [&](int64_t n, int64_t count) {
       const at::Tensor x = wide(a.narrow(0, n, count)), products = x.bmm(x.mT());

@@ -5,6 +5,23 @@ on fused C++ and CUDA kernels.
 """
 
 from curvext._version import __version__
+from curvext.algorithms import (
+    cg,
+    compare,
+    condition_number,
+    critical_point,
+    diagonal,
+    effective_rank,
+    eigsh,
+    gauss_newton_step,
+    natural_gradient_step,
+    newton_step,
+    null_space_dimension,
+    objective,
+    spectral_density,
+    take_step,
+    trace,
+)
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -34,9 +51,24 @@ __all__ = [
     "MCFisherOperator",
     "ModelCurvatureOperator",
     "__version__",
+    "cg",
+    "compare",
+    "condition_number",
+    "critical_point",
+    "diagonal",
+    "effective_rank",
+    "eigsh",
     "fisher_diagonal",
+    "gauss_newton_step",
     "ggn_diagonal",
     "load_diagonal",
+    "natural_gradient_step",
+    "newton_step",
+    "null_space_dimension",
+    "objective",
     "per_sample_gradient_norms",
     "save_diagonal",
+    "spectral_density",
+    "take_step",
+    "trace",
 ]

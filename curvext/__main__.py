@@ -1,11 +1,25 @@
-"""``python -m curvext info``: what is installed, what was built, and what runs."""
+"""The command line: ``curvext info`` tells what is installed, ``curvext report`` writes a page on a risk."""
+
+from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 import curvext
 from curvext import _extension
+from curvext.report import as_html, as_json, measure
+from curvext.report.demo import digits
+from curvext.risk import EmpiricalRisk
+
+
+class RefusedError(ValueError):
+    """What was asked for on the command line cannot be done; the message says why."""
 
 
 def describe() -> str:
@@ -27,11 +41,95 @@ def describe() -> str:
     return "\n".join(f"{name:10} {value}" for name, value in rows.items())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m curvext", description=__doc__)
-    parser.add_argument("command", choices=["info"], help="info: versions, build and hardware")
-    parser.parse_args()
-    print(describe())
+def risk_of(target: str) -> EmpiricalRisk:
+    """The risk that a user's function returns.
+
+    Args:
+        target: "module:function", found from the current folder.
+
+    Raises:
+        RefusedError: it is not of that form, there is no such function, or it returns no EmpiricalRisk.
+    """
+    name, colon, function = target.partition(":")
+    if not (name and colon and function):
+        raise RefusedError(f"expected module:function, got {target!r}")
+    if os.getcwd() not in sys.path:  # as python -m does it
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name != name:  # a module of the user's own lacks another
+            raise
+        raise RefusedError(f"there is no module {name!r} here or on the path") from missing
+    if not callable(getattr(module, function, None)):
+        raise RefusedError(f"{name} has no function {function!r}")
+    risk = getattr(module, function)()
+    if not isinstance(risk, EmpiricalRisk):
+        raise RefusedError(
+            f"{target} must return a curvext.EmpiricalRisk, it returned {type(risk).__name__}"
+        )
+    return risk
+
+
+def write_report(options: argparse.Namespace) -> None:
+    """Measures and writes, telling on stderr what is being done."""
+    path = Path(options.output)
+    if path.suffix not in (".html", ".json"):
+        raise RefusedError(
+            f"-o: expected a file name that ends in .html or .json, got {path.name!r}"
+        )
+    if not path.parent.is_dir():
+        raise RefusedError(f"-o: there is no folder {str(path.parent)!r}")
+    if options.demo == bool(options.target):
+        raise RefusedError("expected either module:function or --demo")
+    title = "a network on handwritten digits" if options.demo else options.target
+
+    def say(words: str) -> None:
+        print(f"{words} ...", file=sys.stderr, flush=True)
+
+    say("the risk")
+    try:
+        risk = digits() if options.demo else risk_of(options.target)
+    except ImportError as missing:
+        if not options.demo:  # the user's own; where it happened matters
+            raise
+        raise RefusedError(str(missing)) from missing
+    report = measure(
+        risk,
+        title=title,
+        leading=options.leading,
+        probes=options.probes,
+        density_steps=options.steps,
+        seed=options.seed,
+        say=say,
+    )
+    path.write_text(as_html(report) if path.suffix == ".html" else as_json(report), "utf-8")
+    print(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; ``arguments`` are those of the process unless given."""
+    parser = argparse.ArgumentParser(prog="curvext", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, build and hardware")
+    report = commands.add_parser("report", help="a page on the curvature of a risk")
+    report.add_argument("target", nargs="?", help="module:function, which returns an EmpiricalRisk")
+    report.add_argument("--demo", action="store_true", help="a small network on digits")
+    report.add_argument("-o", "--output", default="report.html", help="a file .html or .json")
+    report.add_argument("--leading", type=int, default=5, help="eigenvalues of each matrix")
+    report.add_argument(
+        "--probes", type=int, default=16, help="random vectors for norms and traces"
+    )
+    report.add_argument("--steps", type=int, default=60, help="Lanczos steps of each density")
+    report.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    options = parser.parse_args(arguments)
+    if options.command == "info":
+        print(describe())
+        return
+    try:
+        write_report(options)
+    except RefusedError as error:
+        report.exit(2, f"curvext report: {error}\n")
 
 
 if __name__ == "__main__":

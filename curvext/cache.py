@@ -46,14 +46,20 @@ class Cache:
         entry = self._entries.get(slot)
         return entry.item if entry is not None and entry.key == key else None
 
-    def offer(self, slot: Hashable, key: int, item: Any) -> None:
-        """Keeps ``item``, which tells its size as ``item.nbytes()``, if the budget allows."""
-        self._entries.pop(slot, None)
+    def offer(self, slot: Hashable, key: int, item: Any) -> bool:
+        """Keeps ``item``, which tells its size as ``item.nbytes()``, if the budget allows; whether it did."""
+        self.drop(slot)
         if self._budget is False or self._budget == 0:
-            return
+            return False
         nbytes = item.nbytes()
-        if self._budget is True or nbytes <= self._left():
-            self._entries[slot] = Entry(key, item, nbytes)
+        if self._budget is not True and nbytes > self._left():
+            return False
+        self._entries[slot] = Entry(key, item, nbytes)
+        return True
+
+    def drop(self, slot: Hashable) -> None:
+        """Drops what is kept in ``slot``, if anything is."""
+        self._entries.pop(slot, None)
 
     def _left(self) -> int:
         if self._budget == "auto":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from curvext.cache import Cache
 from curvext.data import Batches, bit_sum, fingerprint, tensors
 from curvext.linearise.forward import Forward, is_finite
-from curvext.linearise.jacobian import Linearisation
+from curvext.linearise.head import HeadLinearisation
+from curvext.linearise.jacobian import Linearisation, Linearised
 from curvext.linearise.plan import book_of
 from curvext.linearise.records import Records
 from curvext.linearise.tape import Tape
@@ -41,12 +42,15 @@ class _Share:
         return cls(int(output.shape[0]), point.denominator, point.value)
 
 
+Item = TypeVar("Item", Linearisation, HeadLinearisation, Records)
+
+
 @dataclass(frozen=True)
-class _Kept:
+class _Kept(Generic[Item]):
     """A linearisation or records, with the batch's share."""
 
     share: _Share
-    item: Linearisation | Records
+    item: Item
 
     def nbytes(self) -> int:
         return self.item.nbytes()
@@ -86,11 +90,13 @@ class Problem:
         reduction: str | None = None,
         check_finite: bool = False,
         progress: bool = False,
+        chunk_outputs: int | None = None,
     ) -> None:
         self.space = ParameterSpace(model, params)
         self.loss = output_loss(loss, reduction)
         self.check_finite = check_finite
         self._progress = progress
+        self._chunk_outputs = _checked_chunk(chunk_outputs)
         self._model = model
         self._batches = Batches(data)
         self._cache = Cache(cache, self.space.device)
@@ -135,16 +141,33 @@ class Problem:
 
     # ------------------------------------------------------------------ passes over the data
 
-    def visit(self, visitor: Callable[[Linearisation], None]) -> None:
+    def visit(self, visitor: Callable[[Linearisation], None], twice: bool = False) -> None:
         """Calls ``visitor`` with the linearisation of each batch, kept or made anew.
+
+        Args:
+            visitor: takes it.
+            twice: whether it will ask for second derivatives.
 
         Raises:
             ValueError: the data is empty or not what it was in an earlier pass.
         """
 
         def one(seat: _Seat) -> _Share:
-            kept = self._linearisation(seat)
-            visitor(cast(Linearisation, kept.item))
+            kept = self._linearisation(seat, twice)
+            visitor(kept.item)
+            return kept.share
+
+        self._pass(one)
+
+    def visit_for_ggn(self, visitor: Callable[[Linearised], None]) -> None:
+        """Calls ``visitor`` with each batch ready for products with G, in chunks of outputs where asked for."""
+        if self._chunk_outputs is None:
+            self.visit(visitor)
+            return
+
+        def one(seat: _Seat) -> _Share:
+            kept = self._head_linearisation(seat)
+            visitor(kept.item)
             return kept.share
 
         self._pass(one)
@@ -173,19 +196,39 @@ class Problem:
 
         self._pass(one)
 
-    def _linearisation(self, seat: _Seat) -> _Kept:
-        kept = self._cache.get((Linearisation, seat.number), seat.key)
-        if kept is None:
-            output, target = self._forward(seat.batch, twice=True)
+    def _linearisation(self, seat: _Seat, twice: bool = False) -> _Kept[Linearisation]:
+        once, for_twice = ((Linearisation, order, seat.number) for order in (1, 2))
+        kept: _Kept[Linearisation] | None = self._cache.get(for_twice, seat.key)
+        if kept is not None:  # it serves for first derivatives too
+            return kept
+        kept = self._cache.get(once, seat.key)
+        if kept is not None and not twice:
+            return kept
+        if kept is None or not kept.item.twice_differentiable:
+            output, target = self._forward(seat.batch, "twice" if twice else "linearised")
             point = self.loss.at(output.detach(), target)
-            kept = _Kept(
-                _Share.of(output, point), Linearisation(output, point, self._leaves, seat.first)
-            )
-            self._cache.offer((Linearisation, seat.number), seat.key, kept)
+            at = Linearisation(output, point, self._leaves, seat.first)
+            kept = _Kept(_Share.of(output, point), at)
+        if twice:
+            kept.item.keep_gradient()
+            self._cache.drop(once)
+        kept.item.kept = self._cache.offer(for_twice if twice else once, seat.key, kept)
         return kept
 
-    def _records(self, seat: _Seat) -> _Kept:
-        kept = self._cache.get((Records, seat.number), seat.key)
+    def _head_linearisation(self, seat: _Seat) -> _Kept[HeadLinearisation]:
+        slot = (HeadLinearisation, seat.number)
+        kept: _Kept[HeadLinearisation] | None = self._cache.get(slot, seat.key)
+        if kept is None:
+            assert self._chunk_outputs is not None
+            output, target = self._forward(seat.batch, "linearised")
+            point = self.loss.at(output.detach(), target)
+            at = HeadLinearisation(output, point, self._leaves, self._chunk_outputs)
+            kept = _Kept(_Share.of(output, point), at)
+            at.kept = self._cache.offer(slot, seat.key, kept)
+        return kept
+
+    def _records(self, seat: _Seat) -> _Kept[Linearisation] | _Kept[Records]:
+        kept: _Kept[Records] | None = self._cache.get((Records, seat.number), seat.key)
         if kept is None and self._by_linearisation:
             return self._linearisation(seat)
         if kept is None:
@@ -200,11 +243,11 @@ class Problem:
         return kept
 
     def _tape(self, seat: _Seat) -> tuple[_Share, Tape, LossPoint]:
-        output, target = self._forward(seat.batch, twice=False)
+        output, target = self._forward(seat.batch, "backward")
         point = self.loss.at(output.detach(), target)
 
         def rerun(batch: Any) -> Tensor:
-            return self._forward(batch, twice=False)[0]
+            return self._forward(batch, "backward")[0]
 
         tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first)
         return _Share.of(output, point), tape, point
@@ -307,6 +350,14 @@ class Problem:
         for i, name in enumerate(self.space.names):
             lines.append(f"  {name:<{width}}  {', '.join(sorted(paths[i]))}")
         return "\n".join(lines)
+
+
+def _checked_chunk(chunk: int | None) -> int | None:
+    if chunk is None or (isinstance(chunk, int) and not isinstance(chunk, bool) and chunk > 0):
+        return chunk
+    raise ValueError(
+        f"chunk_outputs: expected a positive number of output positions or None, got {chunk!r}"
+    )
 
 
 def _identity(batch: Any) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import floor, log10
 
+import torch
 from torch import Tensor
 
 
@@ -33,3 +36,394 @@ class EigenResult:
             for value, residual in zip(self.values, self.residuals, strict=True)
         ]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class CGResult:
+    """The solution of (A + λI) x = b, or how far conjugate gradients came.
+
+    For a block ``b`` ``[P, K]`` each number is a tensor ``[K]``.
+
+    Attributes:
+        x: ``[P]``, or ``[P, K]``.
+        residual_norm: ‖b − (A + λI) x‖, measured.
+        iterations: how many.
+        converged: whether ``residual_norm`` is within the tolerance asked for.
+        negative_curvature: a unit vector d with dᵀ(A + λI) d ≤ 0 up to rounding, or None. ``x`` is the last
+            iterate before it. For a block ``[P, K]``, zero where there is none.
+        curvature: dᵀ(A + λI) d; nan where there is no d.
+        products: how many products with A it took, K for each block.
+    """
+
+    x: Tensor
+    residual_norm: float | Tensor
+    iterations: int | Tensor
+    converged: bool | Tensor
+    negative_curvature: Tensor | None
+    curvature: float | Tensor
+    products: int
+
+    def __str__(self) -> str:
+        if self.x.ndim == 1:
+            return f"{self._state()}, {self.products} products"
+        columns = [
+            CGResult(
+                x,
+                float(residual),
+                int(iterations),
+                bool(converged),
+                None if bool(curvature.isnan()) else x,
+                float(curvature),
+                0,
+            )
+            for x, residual, iterations, converged, curvature in zip(
+                self.x.unbind(1),
+                torch.as_tensor(self.residual_norm),
+                torch.as_tensor(self.iterations),
+                torch.as_tensor(self.converged),
+                torch.as_tensor(self.curvature),
+                strict=True,
+            )
+        ]
+        lines = [f"{len(columns)} systems, {self.products} products"]
+        lines += [f"  {column._state()}" for column in columns]
+        return "\n".join(lines)
+
+    def _state(self) -> str:
+        state = "converged" if self.converged else "NOT converged"
+        words = f"{state}: residual {self.residual_norm:.1e}, {self.iterations} iterations"
+        if self.negative_curvature is not None:
+            words += f", negative curvature {self.curvature:+.1e}: more damping is needed"
+        elif not self.converged:
+            words += "; raise maxiter, damping or tol, or give a preconditioner"
+        return words
+
+
+@dataclass(frozen=True)
+class CriticalPoint:
+    """What kind of point the parameters are at.
+
+    Attributes:
+        verdict: "minimum", "maximum", "saddle", "degenerate" or "not critical".
+        gradient_norm: ‖∇L‖.
+        smallest: the smallest eigenvalue of H, most negative where there is one.
+        largest: the largest.
+        condition_number: max|λ| / min|λ|: how narrow the valley is. inf where an eigenvalue counts as
+            zero; nan where that of least magnitude lies inside of a spectrum known by its ends alone.
+        negative_share: Σ|λ| of the negative eigenvalues over that of all; estimated unless ``exact``,
+            nan without probes.
+        negative_fraction: their number over P, likewise.
+        gradient_tolerance: up to this ‖∇L‖ counts as zero.
+        zero: up to this |λ| counts as zero.
+        smallest_error: an eigenvalue lies within this of ``smallest``.
+        largest_error: likewise.
+        direction: unit eigenvector ``[P]`` of ``smallest``, the way out of a saddle.
+        exact: whether every eigenvalue was computed.
+        converged: whether Lanczos has; True where ``exact``.
+        products: how many products with H it took.
+        evidence: what the verdict rests on, in words.
+    """
+
+    verdict: str
+    gradient_norm: float
+    smallest: float
+    largest: float
+    condition_number: float
+    negative_share: float
+    negative_fraction: float
+    gradient_tolerance: float
+    zero: float
+    smallest_error: float
+    largest_error: float
+    direction: Tensor
+    exact: bool
+    converged: bool
+    products: int
+    evidence: str
+
+    def __str__(self) -> str:
+        about = "" if self.exact else "about "
+        lines = [
+            f"{self.verdict}: {self.evidence}",
+            f"  gradient norm {self.gradient_norm:.2e}, zero up to {self.gradient_tolerance:.1e}",
+            f"  smallest eigenvalue {self.smallest:+.3e} ± {self.smallest_error:.0e}",
+            f"  largest eigenvalue {self.largest:+.3e} ± {self.largest_error:.0e}",
+            f"  condition number {self.condition_number:.2e}",
+            f"  negative: {about}{self.negative_fraction:.1%} of the eigenvalues, "
+            f"{about}{self.negative_share:.1%} of the curvature",
+        ]
+        return "\n".join(lines + ([] if self.converged else ["  Lanczos has NOT converged"]))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A second-order step s, and what its quadratic model promises.
+
+    Attributes:
+        step: s, ``[P]``; :func:`curvext.take_step` moves a model by it.
+        damping: the λ it was computed with.
+        predicted_reduction: −(∇Lᵀs + ½ sᵀB s), B the curvature matrix without λ.
+        value: L where the step starts.
+        cg: how conjugate gradients went; None where the system was solved otherwise.
+    """
+
+    step: Tensor
+    damping: float
+    predicted_reduction: float
+    value: float
+    cg: CGResult | None
+
+    def ratio(self, new_value: float) -> float:
+        """The reduction of the loss over the one predicted: 1 where the model is right."""
+        if self.predicted_reduction == 0:
+            return float("nan")
+        return (self.value - new_value) / self.predicted_reduction
+
+    def next_damping(self, new_value: float) -> float:
+        """λ for the next step, by Levenberg's and Marquardt's rule, from the loss after this one.
+
+        Where the loss fell by less than a quarter of what was predicted, rose or is no number: 3/2 λ;
+        by more than three quarters: 2/3 λ. Where negative curvature κ was met it is at least λ − 3/2 κ.
+        λ = 0 stays zero but for the last.
+
+        Source: Martens (2010), section 4.1.
+        """
+        ratio = self.ratio(new_value)
+        factor = 2 / 3 if ratio > 3 / 4 else 1.0 if ratio >= 1 / 4 else 3 / 2
+        damping = factor * self.damping
+        if self.cg is not None and self.cg.negative_curvature is not None:
+            damping = max(3 / 2 * self.damping, self.damping - 3 / 2 * float(self.cg.curvature))
+        return damping
+
+    def __str__(self) -> str:
+        how = "" if self.cg is None else f"; conjugate gradients {self.cg}"
+        return (
+            f"step of length {float(self.step.norm()):.2e}, predicted reduction "
+            f"{self.predicted_reduction:.2e}, damping {self.damping:.1e}{how}"
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A quantity estimated from products with random vectors.
+
+    Attributes:
+        value: the estimate, a scalar tensor or one of the quantity's shape.
+        standard_error: the standard deviation of ``value`` over seeds, as estimated from this one; same shape.
+            About two in three values lie within one of it, and nineteen in twenty within two.
+        products: how many products with A it took.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    products: int
+
+    def __str__(self) -> str:
+        if self.value.ndim == 0:
+            return f"{with_error(self.value, self.standard_error)} ({self.products} products)"
+        shape = list(self.value.shape)
+        worst = float(self.standard_error.max()) if self.value.numel() else 0.0
+        return f"estimate of shape {shape}, standard errors up to {worst:.2g} ({self.products} products)"
+
+
+def with_error(value: Tensor | float, error: Tensor | float) -> str:
+    """A number with its standard error, both to the digits that the error leaves."""
+    value, error = float(value), float(error)
+    if error == 0:
+        return f"{value:.6g} exactly"
+    if not 0 < error < float("inf"):
+        return f"{value:.4g} ± {error:.4g}"
+    # both to the place of the error's second digit
+    places = 1 - floor(log10(error))
+    digits = max(2, places + 1 + floor(log10(abs(value)))) if value else 2
+    return f"{value:.{digits}g} ± {error:.2g}"
+
+
+@dataclass(frozen=True)
+class Density:
+    """The density of the eigenvalues of an operator, broadened by a kernel, and the quadrature it is made of.
+
+    Attributes:
+        grid: points, ascending, ``[n]``, float64 as all tensors here.
+        density: the density at each, per unit of eigenvalue, ``[n]``; its integral is 1.
+        nodes: all probes' quadrature nodes, ascending, ``[q]``.
+        weights: their weights averaged over probes, ``[q]``; they add to 1. (1/P) tr f(A) ≈ Σ weights · f(nodes).
+        standard_error: of ``density`` over the probes, ``[n]``; inf for one probe.
+        moments: (1/P) tr Aᵏ for k = 0 .. 4, ``[5]``.
+        moment_errors: their standard errors, ``[5]``.
+        width: of the kernel, in units of eigenvalue.
+        size: P.
+        products: how many products with A it took.
+    """
+
+    grid: Tensor
+    density: Tensor
+    nodes: Tensor
+    weights: Tensor
+    standard_error: Tensor
+    moments: Tensor
+    moment_errors: Tensor
+    width: float
+    size: int
+    products: int
+
+    def __str__(self) -> str:
+        first = with_error(self.moments[1], self.moment_errors[1])
+        second = with_error(self.moments[2], self.moment_errors[2])
+        return "\n".join(
+            [
+                f"density of {self.size} eigenvalues, {self.products} products, {len(self.nodes)} nodes",
+                f"  from {float(self.nodes[0]):+.4e} to {float(self.nodes[-1]):+.4e}, kernel width {self.width:.2e}",
+                f"  tr A / P = {first}, tr A² / P = {second}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class ConditionNumber:
+    """max|λ| / min|λ| of a symmetric operator, and what it rests on.
+
+    Attributes:
+        value: the condition number; inf where the eigenvalue nearest zero cannot be told from it.
+        lower: κ is at least so large, up to rounding.
+        upper: κ is at most so large if the searches found the ends of the spectrum.
+        smallest: the least eigenvalue, the most negative one.
+        largest: the greatest eigenvalue.
+        kind: "positive definite", "negative definite", "indefinite", "semidefinite" or "zero", and whether it is
+            singular to the accuracy reached.
+        converged: whether every search reached its tolerance.
+        products: how many products with A it took.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    smallest: float
+    largest: float
+    kind: str
+    converged: bool
+    products: int
+
+    def __str__(self) -> str:
+        if self.value == float("inf"):
+            number = f"inf, at least {self.lower:.3g}"
+        elif self.upper - self.lower > 1e-3 * self.value:
+            number = f"{self.value:.4g}, between {self.lower:.4g} and {self.upper:.4g}"
+        else:
+            number = f"{self.value:.6g}"
+        state = "" if self.converged else ", NOT converged"
+        return (
+            f"condition number {number} ({self.products} products{state})\n"
+            f"  eigenvalues from {self.smallest:+.3e} to {self.largest:+.3e}: {self.kind}"
+        )
+
+
+@dataclass(frozen=True)
+class Equality:
+    """A claim that two curvature matrices are equal, and what was found of it at one point.
+
+    Attributes:
+        claim: as "H = G".
+        holds: to rounding; None where one of the two is not to be had.
+        near: the distance is small, its error included.
+        gap: the relative distance in units of the second, or None.
+        why: the reason.
+    """
+
+    claim: str
+    holds: bool | None
+    near: bool
+    gap: Estimate | None
+    why: str
+
+    def __str__(self) -> str:
+        if self.holds is None:
+            return f"{self.claim} is not defined: {self.why}"
+        state = "holds" if self.holds else "nearly holds" if self.near else "does not hold"
+        return f"{self.claim} {state}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The curvature matrices of one risk at one point: H, G, F, F_mc and F_emp, those that there are.
+
+    Attributes:
+        size: P.
+        value: L.
+        gradient_norm: ‖∇L‖.
+        traces: by matrix.
+        norms: Frobenius norms, by matrix.
+        eigenvalues: the leading ones by matrix, largest in magnitude first, without those that are zero.
+        eigenvalue_errors: an eigenvalue lies within this of each; 0 where the matrix was formed.
+        distances: ``[a, b]`` is ‖A − B‖/‖B‖.
+        overlaps: ``[a, b]`` is the mean squared cosine between the leading eigenspaces; nan where there is none.
+        equalities: what theory says of pairs, and whether it holds here.
+        refused: why a matrix is missing.
+        densities: spectral densities, by matrix, where they were asked for.
+        products: how many products it took in all, densities not counted.
+    """
+
+    size: int
+    value: float
+    gradient_norm: float
+    traces: dict[str, Estimate]
+    norms: dict[str, Estimate]
+    eigenvalues: dict[str, Tensor]
+    eigenvalue_errors: dict[str, Tensor]
+    distances: dict[tuple[str, str], Estimate]
+    overlaps: dict[tuple[str, str], float]
+    equalities: tuple[Equality, ...]
+    refused: dict[str, str]
+    densities: dict[str, Density]
+    products: int
+
+    def __str__(self) -> str:
+        names = list(self.traces)
+
+        def number(estimate: Estimate) -> str:
+            value, error = float(estimate.value), float(estimate.standard_error)
+            return with_error(value, error) if error else f"{value:.4g}"
+
+        def pairs(cell: Callable[[str, str], str]) -> list[list[str]]:
+            return [["", *names]] + [
+                [a, *("" if a == b else cell(a, b) for b in names)] for a in names
+            ]
+
+        count = max((len(v) for v in self.eigenvalues.values()), default=0)
+        figures = [["matrix", "trace", "Frobenius norm", "leading eigenvalues"]] + [
+            [
+                n,
+                number(self.traces[n]),
+                number(self.norms[n]),
+                "  ".join(f"{v:.3g}" for v in self.eigenvalues[n].tolist()[:3]),
+            ]
+            for n in names
+        ]
+        lines = [
+            f"P = {self.size}, L = {self.value:.6g}, ‖∇L‖ = {self.gradient_norm:.2e}; {self.products} products",
+            "",
+            *_table(figures),
+            "",
+            "‖row − column‖ / ‖column‖",
+            *_table(pairs(lambda a, b: number(self.distances[a, b]))),
+            "",
+            f"overlap of the {count} leading eigenvectors (chance: {count / max(1, self.size):.2g})",
+            *_table(pairs(lambda a, b: f"{self.overlaps[a, b]:.3f}")),
+            "",
+        ]
+        lines += [str(e) for e in self.equalities]
+        lines += [f"no {name}: {why}" for name, why in self.refused.items()]
+        return "\n".join(lines)
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Rows in columns, the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

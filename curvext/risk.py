@@ -37,6 +37,8 @@ class EmpiricalRisk(Problem):
         target: ``f(batch) -> target``, likewise.
         reduction: "mean" or "sum" for a callable that has no such attribute: how it reduces.
         progress: show a progress bar over the batches of every pass (needs tqdm).
+        chunk_outputs: products with G and F never hold the output of a batch: the last linear layer of a
+            language model is applied to so many output positions at a time (softmax cross-entropy only).
         check_finite: also check vectors on CUDA for nan and inf, at the cost of a synchronisation.
 
     Raises:

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from measures import Checkpoint, Timing
 
 COLOURS = {"H": "#b5432e", "G = F": "#1f5f8b", "F_emp": "#d39b22"}
@@ -48,10 +49,10 @@ def _training(
 ) -> None:
     axes.plot(steps, losses, color="0.35", lw=1.3)
     for c in checkpoints:
-        axes.plot(c.step, c.loss, "o", color="black", ms=5)
+        axes.plot(c.step, c.comparison.value, "o", color="black", ms=5)
         axes.annotate(
-            f"{c.name}\n‖∇L‖ = {c.gradient_norm:.2g}",
-            (c.step, c.loss),
+            f"{c.name}\n‖∇L‖ = {c.comparison.gradient_norm:.2g}",
+            (c.step, c.comparison.value),
             xytext=(0, 36) if c is checkpoints[-1] else (8, 4),
             textcoords="offset points",
             ha="right" if c is checkpoints[-1] else "left",
@@ -65,7 +66,7 @@ def _spectra(axes: plt.Axes, checkpoints: Sequence[Checkpoint]) -> None:
     shift = {"H": -0.24, "G = F": 0.0, "F_emp": 0.24}
     for at, c in enumerate(checkpoints):
         for matrix, (low, high) in c.spectra.items():
-            values = np.concatenate([low.values, high.values])
+            values = torch.cat([low.values, high.values]).numpy()
             axes.plot(
                 np.full(len(values), at + shift[matrix]),
                 values,
@@ -87,22 +88,22 @@ def _spectra(axes: plt.Axes, checkpoints: Sequence[Checkpoint]) -> None:
 def _distances(axes: plt.Axes, checkpoints: Sequence[Checkpoint]) -> None:
     at = np.arange(len(checkpoints))
     bars = [
-        (-0.19, [c.distances.hessian_to_ggn for c in checkpoints], COLOURS["H"], "‖H − G‖ / ‖G‖"),
+        (-0.19, [c.hessian_to_ggn for c in checkpoints], COLOURS["H"], "‖H − G‖ / ‖G‖"),
         (
             0.19,
-            [c.distances.ggn_to_empirical for c in checkpoints],
+            [c.ggn_to_empirical for c in checkpoints],
             COLOURS["F_emp"],
             "‖G − F_emp‖ / ‖G‖",
         ),
     ]
     for shift, estimates, colour, label in bars:
-        values = [e.value for e in estimates]
-        errors = [e.error for e in estimates]
+        values = [float(e.value) for e in estimates]
+        errors = [float(e.standard_error) for e in estimates]
         axes.bar(at + shift, values, 0.36, yerr=errors, color=colour, capsize=3, label=label)
-        for x, e in zip(at + shift, estimates, strict=True):
+        for x, value, error in zip(at + shift, values, errors, strict=True):
             axes.annotate(
-                f"{e.value:.2f}",
-                (x, e.value + e.error),
+                f"{value:.2f}",
+                (x, value + error),
                 xytext=(0, 3),
                 textcoords="offset points",
                 ha="center",

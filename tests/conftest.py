@@ -26,3 +26,12 @@ def _global_state_is_left_alone():
     yield
     after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads())
     assert after == before, f"(default dtype, grad mode, threads) were {before}, are {after}"
+
+
+@pytest.fixture
+def one_thread():
+    """One thread, where tensors are so small that handing work to a second takes longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

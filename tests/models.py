@@ -292,6 +292,17 @@ CASES: dict[str, Case] = {
     "lstm_cell": Case(lambda: Model(lambda s, x: s.head(s.cell(x[:, 1], s.cell(x[:, 0]))[0]), cell=nn.LSTMCell(4, 3), head=nn.Linear(3, 3)), SEQ),
     # shared, raw, derived, functional
     "tied": Case(tied_language_model, tokens(N)),
+    "tied_square": Case(lambda: Model(lambda s, x: (torch.tanh(F.embedding(x, s.w)) @ s.w.t()).mean(1)[:, :3], w=par(6, 6)), tokens(N)),
+    "tied_square_untransposed": Case(lambda: Model(lambda s, x: (torch.tanh(F.embedding(x, s.w)) @ s.w).mean(1)[:, :3], w=par(6, 6)), tokens(N)),
+    "tied_with_padding": Case(
+        lambda: Model(lambda s, x: (torch.tanh(F.embedding(x, s.w, padding_idx=2)) @ s.w.t()).mean(1)[:, :3], w=par(6, 4)), tokens(N)
+    ),
+    "tied_twice": Case(
+        lambda: Model(lambda s, x: (torch.tanh(F.embedding(x, s.w) + F.embedding(x.flip(1), s.w)) @ s.w.t() @ s.w @ s.w.t()).mean(1)[:, :3], w=par(6, 4)), tokens(N)
+    ),
+    "tied_from_both_sides": Case(
+        lambda: Model(lambda s, x: (torch.tanh(F.embedding(x, s.w)) @ s.w + (s.w @ x.to(s.w.dtype).t()).t()[:, None]).mean(1)[:, :3], w=par(6, 6)), lambda n: torch.randint(6, (n, 6))
+    ),
     "reused": Case(lambda: Model(lambda s, x: s.head(torch.tanh(s.a(torch.tanh(s.a(x))))), a=nn.Linear(4, 4), head=nn.Linear(4, 3)), rows(4)),
     "tied_transposed": Case(lambda: Model(lambda s, x: torch.tanh(x @ s.w) @ s.w.t()[:, :3], w=par(4, 5)), rows(4)),
     "siamese": Case(lambda: Model(lambda s, x: s.head(torch.tanh(s.a(x[:, 0])) * s.a(x[:, 1])), a=nn.Linear(4, 4), head=nn.Linear(4, 3)), SEQ),

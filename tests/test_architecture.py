@@ -28,7 +28,7 @@ LEVELS = [
 #: algorithms see only shape, dtype, device and matvec; they and the operators are strangers
 ALGORITHMS_MAY_IMPORT = {"errors", "kernels", "results"}
 #: third-party packages that are optional, so that they may be imported where they are used
-OPTIONAL = {"scipy", "numpy", "tqdm", "transformers", "matplotlib", "safetensors"}
+OPTIONAL = {"scipy", "numpy", "tqdm", "transformers", "matplotlib", "safetensors", "sklearn"}
 
 
 def unit_of(path: Path) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
+
+import curvext as cx
+from curvext import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,15 +57,30 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 
 
-def test_the_readme_quotes_the_figures_of_the_committed_benchmark():
-    kept = json.loads((ROOT / "benchmarks/results/cpu-2core-cascade-lake/models.json").read_text())
-    ratio = {(row["network"], row["quantity"]): row["gradients"] for row in kept["rows"]}
-    table = re.findall(
-        r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.M
-    )
-    assert len(table) == 8
-    for label, *cells in table:
-        quantity = label.replace("per-sample gradient norms", "norms").replace(", kept", " kept")
-        quantity = quantity.replace(", from scratch", "")
-        for network, cell in zip(("mlp", "cnn", "gpt"), cells, strict=True):
-            assert cell == f"{ratio[network, quantity]:.2f}", (label, network)
+def without_a_page(names: list[str], package: str) -> list[str]:
+    """Public names that no page documents by a directive, and kernels without a section."""
+    text = {p: p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md")}
+    documented = {name for t in text.values() for name in re.findall(r"^::: (\S+)", t, re.M)}
+    sections = re.findall(r"^## (\w+)$", text[ROOT / "docs" / "kernels.md"], re.M)
+    return [
+        name
+        for name in names
+        if f"{package}.{name}" not in documented
+        and not (package == "curvext.kernels" and name in sections)
+    ]
+
+
+def test_every_public_name_has_a_page():
+    assert without_a_page([n for n in cx.__all__ if n != "__version__"], "curvext") == []
+    assert without_a_page(kernels.__all__, "curvext.kernels") == []
+
+
+def test_a_name_without_a_page_is_caught():
+    assert without_a_page(["EmpiricalRisk", "Undocumented"], "curvext") == ["Undocumented"]
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        name = str(page.relative_to(ROOT / "docs"))
+        assert f": {name}" in nav, f"{name} is not in mkdocs.yml"

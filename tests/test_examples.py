@@ -15,6 +15,7 @@ SCRIPTS = {
     "elastic_weight_consolidation": "The exact Fisher keeps",
     "fisher_merging": "Exact Fisher over plain average: +",
     "fisher_pruning": "Up to 80%, Fisher is",
+    "second_order_training": "After 600 gradients' work Gauss-Newton's loss is 10^",
 }
 
 

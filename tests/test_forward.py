@@ -15,6 +15,7 @@ from problems import pose
 from torch import nn
 
 import curvext as cx
+from curvext.linearise import uses
 
 
 @pytest.fixture
@@ -148,6 +149,47 @@ def test_the_model_is_left_as_found_after_an_error_in_the_loss(device):
     assert_as_found(before, snapshot(posed.model))
 
 
+@pytest.mark.parametrize("allocation", [1, 2, 4])
+@pytest.mark.parametrize("name", ["cnn", "encoder_layer", "tied"])
+def test_a_failed_allocation_leaves_the_model_as_found_and_the_risk_usable(
+    name, allocation, device, monkeypatch
+):
+    posed = lived_in(name, device)
+    before = snapshot(posed.model)
+    risk = risk_of(posed, posed.cut(2, 3))
+    v = posed.vectors()[: risk.space.size, 0].contiguous()
+
+    def quantities():
+        E = risk.empirical_fisher()
+        return [E.diagonal(), E.gradient_norms(), E @ v, risk.ggn() @ v]
+
+    class Exhausted:
+        """Stands for a kernel's memory running out at its n-th call."""
+
+        count = 0
+
+        def __call__(self, *args):
+            Exhausted.count += 1
+            if Exhausted.count == allocation:
+                raise torch.OutOfMemoryError("planted: not enough memory")
+            return self.kernel(*args)
+
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+    with monkeypatch.context() as planted:
+        for kernel in ("outer_square", "outer_norm", "outer_dot", "outer_sum"):
+            planted.setattr(uses, kernel, Exhausted(getattr(uses, kernel)))
+        with pytest.raises(torch.OutOfMemoryError, match="planted"):
+            quantities()
+    assert_as_found(before, snapshot(posed.model))
+    again = risk_of(posed, posed.cut(2, 3))
+    E = again.empirical_fisher()
+    expected = [E.diagonal(), E.gradient_norms(), E @ v, again.ggn() @ v]
+    for got, want in zip(quantities(), expected, strict=True):
+        assert torch.equal(got, want)
+
+
 def test_a_forward_pass_that_writes_a_buffer_is_refused_and_undone():
     model = Model(lambda s, x: s.a(x) + 0 * s.count.add_(1), a=nn.Linear(4, 3))
     model.register_buffer("count", torch.zeros(()))
@@ -253,3 +295,21 @@ def test_sparse_embedding_gradients_are_handled(device):
     V = torch.randn(oracle.size, 2).to(oracle.output)
     assert_close(risk.ggn() @ V, oracle.ggn() @ V)
     assert_close(risk.hessian() @ V, oracle.hvp(V))
+
+
+@pytest.mark.filterwarnings("ignore")  # what the compiler says of itself
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_has_the_curvature_of_the_model_and_all_fast_paths(in_place, device):
+    posed = pose("attention", device=device)
+    V = posed.vectors()
+    expected = posed.oracle.hvp(V), posed.oracle.ggn() @ V
+    model = posed.model
+    if in_place:
+        model.compile(backend="aot_eager")
+    else:
+        model = torch.compile(model, backend="aot_eager")
+    model(posed.x)  # compiled for use outside
+    risk = cx.EmpiricalRisk(model, posed.loss, (posed.x, posed.y))
+    assert_close(risk.hessian() @ V, expected[0])
+    assert_close(risk.ggn() @ V, expected[1])
+    assert "general" not in risk.explain()

@@ -195,7 +195,11 @@ def test_explain_tells_the_path_of_every_parameter_and_what_is_kept(posed):
 @pytest.mark.parametrize(
     "name, parameter, path",
     [
-        ("tied", "emb.weight", "overlapping"),
+        ("tied", "emb.weight", "tied"),
+        ("tied_square", "w", "tied"),
+        ("tied_square_untransposed", "w", "fused"),
+        ("tied_with_padding", "w", "tied"),
+        ("tied_transposed", "w", "overlapping"),
         ("parametrised", "0.parametrizations.weight.original", "formed"),
         ("bilinear", "b.weight", "general"),
         ("unused", "b.weight", "unused"),

@@ -10,10 +10,11 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
-OUT=${OUT:-benchmarks/results/$(hostname -s)}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+# named after the hardware, as `python -m benchmarks` does
+OUT=${OUT:-benchmarks/results/$("$PYTHON" -c 'from benchmarks.machine import machine; print(machine("cuda"))')} || exit 1
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 for home in "${CUDA_HOME:-}" /usr/local/cuda; do
     [ -x "$home/bin/nvcc" ] && export CUDA_HOME=$home PATH=$home/bin:$PATH && break
 done
@@ -52,7 +53,7 @@ step info 30 "$PYTHON" -m curvext info
 step tests 120 "$PYTHON" -m pytest -q tests
 sanitize memcheck 75
 sanitize racecheck 60
-step bench 90 "$PYTHON" -m benchmarks.kernels --device cuda --json "$OUT/kernels.json"
+step bench 105 "$PYTHON" -m benchmarks kernels --device cuda --out "$OUT"
 
 echo
 printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"

@@ -1,13 +1,14 @@
-"""The frame of the output-Hessian kernels' benchmarks: kernel, eager form and streaming, side by side."""
+"""The frame of the output-Hessian kernels' cases: z and what stands beside it, and streaming as the bound."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import interleaved
+from benchmarks.kernels import Case, nbytes
 
 # shape of z, class dimension
 SOFTMAX_PROBLEMS = {
@@ -37,83 +38,60 @@ def weights(z: Tensor, dim: int | None) -> Tensor:
     return torch.rand(like.shape, device=z.device).to(z.dtype)
 
 
-def row(
-    name: str,
+def stream(z: Tensor, *others: Tensor) -> Tensor:
+    """Reads what is as large as z and writes one, into a fresh result, as the kernel does."""
+    large = [x for x in others if x.dim() > z.dim()]
+    return torch.add(z, large[0][0]) if large else torch.neg(z)
+
+
+def _case(
     problem: str,
-    kernel: Form,
-    eager: Form,
-    arguments: tuple[Tensor | int, ...],
-    streamed: list[Tensor],
-    rounds: int,
-) -> dict[str, object]:
-    """The figures of one problem. ``streamed`` are the tensors of z's size that the kernel must read."""
-    z = streamed[0]
-    calls = {
-        "kernel": lambda: kernel(*arguments),
-        "eager": lambda: eager(*arguments),
-        # reads as much and writes one, into a fresh result, as the kernel does
-        "stream": lambda: torch.add(z, streamed[-1]) if len(streamed) > 1 else torch.neg(z),
-    }
-    times = interleaved(calls, rounds, z.device.type)
-    median = times["kernel"].median
-    wide = tuple(
-        x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments
+    inputs: tuple[Tensor, ...],
+    forms: tuple[Form, Form, Form],
+    bounds: dict[str, Form],
+) -> Case:
+    kernel, plain, exact = forms
+    z = inputs[0]
+    return Case(
+        problem=problem,
+        inputs=inputs,
+        kernel=kernel,
+        plain=plain,
+        exact=exact,
+        flops=10.0 * z.numel(),
+        traffic=float(nbytes(*inputs) + nbytes(z)),
+        bounds={"bound: one stream": stream, **bounds},
     )
-    exact = kernel(*wide)
-    return {
-        "kernel": name,
-        "problem": problem,
-        "dtype": str(z.dtype).removeprefix("torch."),
-        "milliseconds": median * 1e3,
-        "times eager": times["eager"].median / median,
-        "of streaming": times["stream"].median / median,
-        "of shortest": times["stream"].shortest / times["kernel"].shortest,
-        "GB/s": 1e-9 * (len(streamed) + 1) * z.numel() * z.element_size() / median,
-        # against the same kernel in float64, which the tests hold to an oracle
-        "error": ((kernel(*arguments) - exact).abs().max() / exact.abs().max()).item(),
-    }
 
 
-def product(
-    name: str, kernel: Form, eager: Form, device: str, dtype: torch.dtype, rounds: int
-) -> Iterator[dict[str, object]]:
-    """A kernel (z, vectors, w, dim) with one vector."""
+def product(kernel: Form, plain: Form, device: str, dtype: torch.dtype) -> Iterator[Case]:
+    """Cases of a kernel (z, vectors, w, dim) with one vector."""
     for shape, dim in SOFTMAX_PROBLEMS[device]:
         z = logits(shape, device, dtype)
         u = torch.randn(1, *shape, device=device, dtype=dtype)
-        arguments = (z, u, weights(z, dim), dim)
-        problem = f"z={list(shape)} dim={dim}"
-        yield row(name, problem, kernel, eager, arguments, [z, u[0]], rounds)
+        eager = partial(plain, dim=dim)
+        forms = (partial(kernel, dim=dim), eager, eager)
+        yield _case(f"z={list(shape)} dim={dim}", (z, u, weights(z, dim)), forms, {})
 
 
-def sweep(
-    name: str,
-    kernel: Form,
-    eager: Form,
-    others: Callable[[Tensor, int], tuple[Tensor | int, ...]],
-    device: str,
-    dtype: torch.dtype,
-    rounds: int,
-) -> Iterator[dict[str, object]]:
-    """A kernel of z alone, whose further arguments ``others(z, dim)`` makes."""
-    for shape, dim in SOFTMAX_PROBLEMS[device]:
+def sampled(
+    kernel: Form, reference: Form, own: Form, device: str, dtype: torch.dtype, sweeps: bool
+) -> Iterator[Case]:
+    """Cases of a kernel (z, w, counters); ``own`` draws by torch's own generator, so its time alone compares."""
+    problems = SOFTMAX_PROBLEMS[device] if sweeps else [(s, None) for s in ELEMENT_PROBLEMS[device]]
+    for shape, dim in problems:
         z = logits(shape, device, dtype)
-        problem = f"z={list(shape)} dim={dim}"
-        yield row(name, problem, kernel, eager, (z, *others(z, dim), dim), [z], rounds)
+        at = {} if dim is None else {"dim": dim}
+        name = f"z={list(shape)}" + ("" if dim is None else f" dim={dim}")
+        forms = tuple(partial(form, seed=0, **at) for form in (kernel, reference, reference))
+        bounds = {"torch's own numbers": partial(own, **at)}
+        yield _case(name, (z, weights(z, dim)), (forms[0], forms[1], forms[2]), bounds)
 
 
-def elements(
-    name: str,
-    kernel: Form,
-    eager: Form,
-    others: Callable[[Tensor], tuple[Tensor | int, ...]],
-    device: str,
-    dtype: torch.dtype,
-    rounds: int,
-) -> Iterator[dict[str, object]]:
-    """A kernel that acts on each output alone."""
+def elements(kernel: Form, plain: Form, device: str, dtype: torch.dtype) -> Iterator[Case]:
+    """Cases of a kernel (z, u, w) that acts on each output alone, with one vector."""
     for shape in ELEMENT_PROBLEMS[device]:
         z = logits(shape, device, dtype)
-        arguments = (z, *others(z))
-        streamed = [z, *(x[0] for x in arguments if isinstance(x, Tensor) and x.dim() > z.dim())]
-        yield row(name, f"z={list(shape)}", kernel, eager, arguments, streamed, rounds)
+        u = torch.randn(1, *shape, device=device, dtype=dtype)
+        forms = (kernel, plain, plain)
+        yield _case(f"z={list(shape)}", (z, u, weights(z, None)), forms, {})

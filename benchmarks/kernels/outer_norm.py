@@ -1,4 +1,4 @@
-"""outer_norm beside its plain PyTorch forms: through the inner products of positions, and through [N,O,I]."""
+"""outer_norm: ‖G_vn‖² beside its plain forms, through the inner products of positions and through [N,O,I]."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.timing import interleaved
+from benchmarks.kernels import Case, nbytes
 from curvext.kernels import outer_norm
 
 # N, S, I, O
 PROBLEMS = {
     "cpu": [
         (4096, 1, 1024, 1024),
-        (64, 8, 512, 512),
         (64, 64, 512, 512),
+        (64, 8, 512, 512),
         (16, 128, 1024, 1024),
         (64, 256, 64, 128),
     ],
@@ -35,35 +35,32 @@ def by_rows(a: Tensor, g: Tensor) -> Tensor:
     return (a.square().sum(2) * g.square().sum(3)).squeeze(2)
 
 
-def forms(a: Tensor, g: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """The plain forms that the problem leaves room for."""
+def ghost(a: Tensor, g: Tensor) -> Tensor:
+    """The contractions that opacus 1.6.0 takes in ghost clipping."""
     if a.shape[1] == 1:
-        return {"rows": lambda: by_rows(a, g)}
-    found = {"positions": lambda: by_positions(a, g)}
-    if a.shape[0] * a.shape[2] * g.shape[3] < 1 << 29:
-        found["gradients"] = lambda: by_gradients(a, g)
-    return found
+        rows = torch.einsum("ni,ni->n", g[0, :, 0], g[0, :, 0])
+        return (rows * torch.einsum("nj,nj->n", a[:, 0], a[:, 0])).unsqueeze(0)
+    gg = torch.einsum("nik,njk->nij", g[0], g[0])
+    aa = torch.einsum("nik,njk->nij", a, a)
+    return torch.einsum("nij,nij->n", gg, aa).unsqueeze(0)
 
 
-def accuracy(result: Tensor, a: Tensor, g: Tensor) -> float:
-    """Largest error beside the largest value, against float64."""
-    exact = (by_rows if a.shape[1] == 1 else by_positions)(a.double(), g.double())
-    return ((result - exact).abs().max() / exact.abs().max()).item()
-
-
-def measure(device: str, dtype: torch.dtype, rounds: int) -> Iterator[dict[str, object]]:
+def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
     for N, S, I, O in PROBLEMS[device]:
         a = torch.randn(N, S, I, device=device, dtype=dtype)
         g = torch.randn(1, N, S, O, device=device, dtype=dtype)
-        eager = forms(a, g)
-        times = interleaved({"kernel": lambda a=a, g=g: outer_norm(a, g), **eager}, rounds, device)
-        kernel = times["kernel"].median
-        yield {
-            "kernel": "outer_norm",
-            "problem": f"N={N} S={S} I={I} O={O}",
-            "dtype": str(dtype).removeprefix("torch."),
-            "milliseconds": kernel * 1e3,
-            "times eager": min(times[name].median for name in eager) / kernel,
-            "of shortest": min(times[name].shortest for name in eager) / times["kernel"].shortest,
-            "error": accuracy(outer_norm(a, g), a, g),
-        }
+        plain: Callable[..., Tensor] = by_rows if S == 1 else by_positions
+        rivals: dict[str, Callable[..., Tensor]] = {"opacus' einsum": ghost}
+        if S > 1 and N * I * O < 1 << 28:
+            rivals["through [N,O,I]"] = by_gradients
+        fewest = min(2 * S * S * (I + O), 2 * S * I * O) if S > 1 else 2 * (I + O)
+        yield Case(
+            problem=f"N={N} S={S} I={I} O={O}",
+            inputs=(a, g),
+            kernel=outer_norm,
+            plain=plain,
+            exact=plain,
+            flops=float(N * fewest),
+            traffic=nbytes(a, g) + N * a.element_size(),
+            rivals=rivals,
+        )

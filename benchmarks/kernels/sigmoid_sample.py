@@ -1,4 +1,4 @@
-"""sigmoid_sample beside eager PyTorch and beside the machine's streaming bandwidth."""
+"""sigmoid_sample: residuals at Bernoulli targets; its floor is two passes: read z, write."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import _outputs
+from benchmarks.kernels import Case, _outputs
+from curvext import reference
 from curvext.kernels import sigmoid_sample
 
 
-def eager(z: Tensor, w: Tensor, seed: int, draw: int, first: int) -> Tensor:
+def own(z: Tensor, w: Tensor) -> Tensor:
     """With torch's own numbers, which depend on the batch."""
     p = torch.sigmoid(z)
     return w.sqrt() * (p - torch.bernoulli(p))
 
 
-def others(z: Tensor) -> tuple[Tensor | int, ...]:
-    return _outputs.weights(z, None), 0, 0, 0
-
-
-def measure(device: str, dtype: torch.dtype, rounds: int) -> Iterator[dict[str, object]]:
-    return _outputs.elements("sigmoid_sample", sigmoid_sample, eager, others, device, dtype, rounds)
+def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    return _outputs.sampled(sigmoid_sample, reference.sigmoid_sample, own, device, dtype, False)

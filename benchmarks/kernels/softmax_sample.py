@@ -1,4 +1,4 @@
-"""softmax_sample beside eager PyTorch and beside the machine's streaming bandwidth."""
+"""softmax_sample: labels drawn from the model; its floor is two passes over a tensor: read z, write."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import _outputs
+from benchmarks.kernels import Case, _outputs
+from curvext import reference
 from curvext.kernels import softmax_sample
 
 
-def eager(z: Tensor, w: Tensor, seed: int, draw: int, first: int, dim: int) -> Tensor:
+def own(z: Tensor, w: Tensor, dim: int) -> Tensor:
     """Gumbel's maximum with torch's own numbers, which depend on the batch."""
     label = (z - torch.empty_like(z).exponential_().log_()).argmax(dim, keepdim=True)
     root = w.sqrt().unsqueeze(dim)
     return (torch.softmax(z, dim) * root).scatter_add_(dim, label, -root)
 
 
-def others(z: Tensor, dim: int) -> tuple[Tensor | int, ...]:
-    return _outputs.weights(z, dim), 0, 0, 0
-
-
-def measure(device: str, dtype: torch.dtype, rounds: int) -> Iterator[dict[str, object]]:
-    return _outputs.sweep("softmax_sample", softmax_sample, eager, others, device, dtype, rounds)
+def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    return _outputs.sampled(softmax_sample, reference.softmax_sample, own, device, dtype, True)

@@ -1,1 +1,1 @@
-"""Whole networks: what each quantity costs in gradients, beside its error."""
+"""Whole networks: what each quantity costs in gradients, beside its error and beside other libraries."""

@@ -1,7 +1,9 @@
-"""The three networks that the figures are quoted for, with their data."""
+"""The networks that the figures are quoted for, with their data."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,33 +13,119 @@ from torch import Tensor, nn
 import curvext as cx
 
 
+class Shifted(nn.Module):
+    """A language model as a classifier of positions: logits [N,V,T-1], for libraries that know nn.CrossEntropyLoss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)[:, :-1].transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Network:
     """A model, its loss, and one batch."""
 
+    name: str
     model: nn.Module
     loss: nn.Module
     batch: tuple[Tensor, Tensor]
 
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(p.numel() for p in self.model.parameters())
 
-def mlp() -> Network:
-    """784-1024-1024-10, N = 512."""
+    @property
+    def samples(self) -> int:
+        """N."""
+        return len(self.batch[0])
+
+    @property
+    def device(self) -> str:
+        return self.batch[0].device.type
+
+    def classifier(self) -> Network:
+        """The same problem with ``nn.CrossEntropyLoss``, and the parameters in the same order."""
+        if not isinstance(self.loss, cx.CausalLMLoss):
+            return self
+        tokens = self.batch[0]
+        model = Shifted(self.model).train(self.model.training)
+        return Network(self.name, model, nn.CrossEntropyLoss(), (tokens, tokens[:, 1:]))
+
+    def to(self, device: str | None = None, dtype: torch.dtype | None = None) -> Network:
+        """A copy elsewhere, or in another precision."""
+        x, y = (t.to(device) if device else t for t in self.batch)
+        if dtype is not None and x.is_floating_point():
+            x = x.to(dtype)
+        model = copy.deepcopy(self.model).to(device=device, dtype=dtype)
+        return Network(self.name, model, self.loss, (x, y))
+
+    def part(self, samples: int) -> Network:
+        """The first samples only, with the same model."""
+        x, y = self.batch
+        return Network(self.name, self.model, self.loss, (x[:samples], y[:samples]))
+
+
+def mlp(n: int = 512) -> Network:
+    """MLP 784-1024-1024-10, N = 512."""
     model = nn.Sequential(
         nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
     )
-    return Network(model, nn.CrossEntropyLoss(), (torch.randn(512, 784), torch.randint(10, (512,))))
+    batch = (torch.randn(n, 784), torch.randint(10, (n,)))
+    return Network("mlp", model, nn.CrossEntropyLoss(), batch)
 
 
-def cnn() -> Network:
-    """Channels 3-32-64-128-128 on 32x32, N = 64."""
+def cnn(n: int = 64) -> Network:
+    """CNN of channels 3-32-64-128-128 on 32×32 pixels, N = 64."""
     channels = [3, 32, 64, 128, 128]
     layers: list[nn.Module] = []
     for stage in range(4):
         layers += [nn.Conv2d(channels[stage], channels[stage + 1], 3, padding=1), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if stage < 3 else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(128, 10))
-    batch = (torch.randn(64, 3, 32, 32), torch.randint(10, (64,)))
-    return Network(model, nn.CrossEntropyLoss(), batch)
+    batch = (torch.randn(n, 3, 32, 32), torch.randint(10, (n,)))
+    return Network("cnn", model, nn.CrossEntropyLoss(), batch)
+
+
+class _Residual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1, self.relu1 = nn.BatchNorm2d(outputs), nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2, self.relu2 = nn.BatchNorm2d(outputs), nn.ReLU()
+        self.short: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.short = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        return self.relu2(y + self.short(x))
+
+
+def resnet(n: int = 16, width: int = 32) -> Network:
+    """ResNet-18 at half width (32-64-128-256) on 32×32 pixels, batch-norm in eval mode, N = 16."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
+    inputs = width
+    for stage in range(4):
+        outputs = width << stage
+        layers += [
+            _Residual(inputs, outputs, 1 if stage == 0 else 2),
+            _Residual(outputs, outputs, 1),
+        ]
+        inputs = outputs
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10)]
+    batch = (torch.randn(n, 3, 32, 32), torch.randint(10, (n,)))
+    return Network("resnet", nn.Sequential(*layers).eval(), nn.CrossEntropyLoss(), batch)
 
 
 class _Block(nn.Module):
@@ -70,10 +158,38 @@ class _GPT(nn.Module):
         return self.head(self.norm(self.blocks(self.token(tokens) + self.position)))
 
 
-def gpt() -> Network:
-    """Width 256, 4 layers, T = 128, V = 2048, N = 16."""
-    tokens = torch.randint(2048, (16, 128))
-    return Network(_GPT(256, 4, 128, 2048), cx.CausalLMLoss(), (tokens, tokens))
+def _gpt(name: str, n: int, width: int, layers: int, length: int, vocabulary: int) -> Network:
+    tokens = torch.randint(vocabulary, (n, length))
+    model = _GPT(width, layers, length, vocabulary)
+    return Network(name, model, cx.CausalLMLoss(), (tokens, tokens))
 
 
-NETWORKS = {"mlp": mlp, "cnn": cnn, "gpt": gpt}
+def gpt_small(n: int = 16) -> Network:
+    """GPT of width 128, 2 layers, T = 64, V = 1024, N = 16."""
+    return _gpt("gpt-small", n, 128, 2, 64, 1024)
+
+
+def gpt(n: int = 16) -> Network:
+    """GPT of width 256, 4 layers, T = 128, V = 2048, N = 16."""
+    return _gpt("gpt", n, 256, 4, 128, 2048)
+
+
+def gpt_large(n: int = 4) -> Network:
+    """GPT of width 384, 6 layers, T = 128, V = 4096, N = 4."""
+    return _gpt("gpt-large", n, 384, 6, 128, 4096)
+
+
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "resnet": resnet,
+    "gpt-small": gpt_small,
+    "gpt": gpt,
+    "gpt-large": gpt_large,
+}
+
+
+def build(name: str, device: str) -> Network:
+    """A network of the list on a device, from a fixed seed: the same numbers in every process."""
+    torch.manual_seed(0)
+    return NETWORKS[name]().to(device)

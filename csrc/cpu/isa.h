@@ -31,15 +31,18 @@ struct TileOps {
   void (*add_product)(int64_t k, const T* left, const T* right, T* tile);
   // tile += tmp^2, elementwise
   void (*add_squared)(int64_t count, const T* tmp, T* tile);
+  // norms[n] += sum over the tile of (sum over the k of sample n of left[k][row] right[k][column])^2
+  void (*add_norm)(int64_t samples, int64_t k, const T* left, const T* right, double* norms);
 };
 
 // Copies `count` rows of `extent` columns into panels of a fixed width, `panel_stride` apart; what is left of the last
 // panel is zero.
 template <class S, class T>
 struct PackOps {
-  using Pack = void (*)(int64_t count, int64_t extent, const S* source, int64_t row_stride, int64_t panel_stride,
+  using Pack = void (*)(int64_t count, int64_t extent, const S* source, int64_t stride, int64_t panel_stride,
                         T* panels);
-  Pack left, right;  // panels as wide as a tile has rows, columns
+  Pack left, right;  // panels as wide as a tile has rows, columns; `stride` lies between rows, columns are neighbours
+  Pack left_across;  // likewise, with `stride` between columns, rows being neighbours
 };
 
 // Rows of contiguous values.

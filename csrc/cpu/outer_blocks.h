@@ -33,13 +33,16 @@ class LineAligned {
   std::vector<T> values_;
 };
 
+// a[n,s,i] and g[v,n,s,o] in memory. Positions come in lines and features in runs, so that the windows of a
+// convolution are read where they lie; for a plain a there is one line and one run.
 template <class S>
 struct OuterPair {
   const S* a;
   const S* g;
   int64_t vectors, samples, positions;
-  int64_t a_sample, a_position;
-  int64_t g_vector, g_sample, g_position;
+  int64_t a_sample, a_line, a_position, a_run;  // strides
+  int64_t line, run;                            // positions of a line, features of a run
+  int64_t g_vector, g_sample, g_position, g_feature;
 };
 
 // Neighbouring features must be neighbours in memory; any other stride is taken as it is.
@@ -48,18 +51,33 @@ inline at::Tensor unit_columns(const at::Tensor& tensor) {
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : tensor.contiguous();
 }
 
+// Neighbouring features, or else neighbouring positions, must be neighbours in memory.
+inline at::Tensor unit_columns_or_rows(const at::Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.stride(last) != 1 && tensor.stride(last - 1) == 1 ? tensor : unit_columns(tensor);
+}
+
+// Of a [N,S,I] or [N,S1,S2,I1,I2] with unit columns, and g [V,N,S,O] with unit columns or rows.
 template <class S>
 OuterPair<S> outer_pair(const at::Tensor& a, const at::Tensor& g) {
-  return {static_cast<const S*>(a.const_data_ptr()),
-          static_cast<const S*>(g.const_data_ptr()),
-          g.size(0),
-          a.size(0),
-          a.size(1),
-          a.stride(0),
-          a.stride(1),
-          g.stride(0),
-          g.stride(1),
-          g.stride(2)};
+  const bool windows = a.dim() == 5;
+  OuterPair<S> pair;
+  pair.a = static_cast<const S*>(a.const_data_ptr());
+  pair.g = static_cast<const S*>(g.const_data_ptr());
+  pair.vectors = g.size(0);
+  pair.samples = g.size(1);
+  pair.positions = g.size(2);
+  pair.a_sample = a.stride(0);
+  pair.a_line = windows ? a.stride(1) : 0;
+  pair.a_position = windows ? a.stride(2) : a.stride(1);
+  pair.a_run = windows ? a.stride(3) : 0;
+  pair.line = windows ? a.size(2) : a.size(1);
+  pair.run = windows ? a.size(4) : a.size(2);
+  pair.g_vector = g.stride(0);
+  pair.g_sample = g.stride(1);
+  pair.g_position = g.stride(2);
+  pair.g_feature = g.size(3) <= 1 ? 1 : g.stride(3);
+  return pair;
 }
 
 struct OuterBlock {

@@ -7,12 +7,11 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "../checks.h"
 #include "../kernels.h"
 #include "isa.h"
-#include "outer_blocks.h"
+#include "outer_panels.h"
 
 // Sum over samples of the squared per-sample product. A block of the result stays in L2 as register tiles; for each
 // group of samples the block's columns of a and g are packed into panels, then every tile contracts s in registers and
@@ -24,30 +23,22 @@ template <class S, class T>
 class SquareBlock {
  public:
   SquareBlock(const OuterPair<S>& pair, const TileOps<T>& ops, PackOps<S, T> pack, const OuterBlock& block)
-      : pair_(pair),
+      : products_(pair, ops, pack, block),
+        positions_(pair.positions),
         ops_(ops),
-        pack_(pack),
         block_(block),
-        tile_values_(ops.rows * ops.columns * left_panels() * right_panels()),
-        left_(panel_rows() * ops.rows * left_panels()),
-        right_(panel_rows() * ops.columns * right_panels()),
-        tiles_(tile_values_),
-        tmp_(pair.positions > kPanelRows ? tile_values_ : 0) {}
+        tiles_(products_.tile_values()) {
+    std::fill_n(tiles_.data(), products_.tile_values(), T(0));
+  }
 
   // Adds samples [begin, end).
   void add(int64_t begin, int64_t end) {
-    if (pair_.positions > kPanelRows) return add_long(begin, end);
-    const int64_t group = kPanelRows / pair_.positions;
-    for (int64_t n = begin; n < end; n += group) {
-      const int64_t samples = std::min(group, end - n);
-      pack_right(n, 0, samples, pair_.positions);
-      for (int64_t v = 0; v < pair_.vectors; ++v) {
-        pack_left(v, n, 0, samples, pair_.positions);
-        for_tiles([&](const T* left, const T* right, int64_t tile) {
-          ops_.add_square(samples, pair_.positions, left, right, tiles_.data() + tile);
-        });
-      }
-    }
+    products_.over(
+        begin, end,
+        [&](int64_t, int64_t, int64_t samples, const T* left, const T* right, int64_t tile) {
+          ops_.add_square(samples, positions_, left, right, tiles_.data() + tile);
+        },
+        [&](int64_t, int64_t, const T* values) { ops_.add_squared(products_.tile_values(), values, tiles_.data()); });
   }
 
   // Writes the block to result [O,I], whose rows are `stride` apart.
@@ -64,76 +55,18 @@ class SquareBlock {
     for (int64_t o = 0; o < rows; ++o) std::copy_n(tile + o * ops_.columns, columns, result + o * stride);
   }
 
-  int64_t panel_rows() const { return std::min(kPanelRows, pair_.samples * pair_.positions); }
-  int64_t left_panels() const { return (block_.rows + ops_.rows - 1) / ops_.rows; }
-  int64_t right_panels() const { return (block_.columns + ops_.columns - 1) / ops_.columns; }
-
-  // More positions than a panel holds: the product of one sample is summed in tmp, piece by piece, then squared.
-  void add_long(int64_t begin, int64_t end) {
-    const int64_t pieces = (pair_.positions + kPanelRows - 1) / kPanelRows;
-    const int64_t piece = (pair_.positions + pieces - 1) / pieces;
-    for (int64_t n = begin; n < end; ++n)
-      for (int64_t v = 0; v < pair_.vectors; ++v) {
-        std::fill_n(tmp_.data(), tile_values_, T(0));
-        for (int64_t s = 0; s < pair_.positions; s += piece) {
-          const int64_t count = std::min(piece, pair_.positions - s);
-          pack_right(n, s, 1, count);
-          pack_left(v, n, s, 1, count);
-          for_tiles([&](const T* left, const T* right, int64_t tile) {
-            ops_.add_product(count, left, right, tmp_.data() + tile);
-          });
-        }
-        ops_.add_squared(tile_values_, tmp_.data(), tiles_.data());
-      }
-  }
-
-  // a[n .. n + samples, s .. s + count, columns of the block], samples one after the other in each panel
-  void pack_right(int64_t n, int64_t s, int64_t samples, int64_t count) {
-    const S* source = pair_.a + n * pair_.a_sample + s * pair_.a_position + block_.column;
-    used_ = samples * count;
-    pack_samples(pack_.right, source, pair_.a_sample, pair_.a_position, samples, count, block_.columns, ops_.columns,
-                 right_.data());
-  }
-
-  // g[v, n .. n + samples, s .. s + count, rows of the block]
-  void pack_left(int64_t v, int64_t n, int64_t s, int64_t samples, int64_t count) {
-    const S* source = pair_.g + v * pair_.g_vector + n * pair_.g_sample + s * pair_.g_position + block_.row;
-    pack_samples(pack_.left, source, pair_.g_sample, pair_.g_position, samples, count, block_.rows, ops_.rows,
-                 left_.data());
-  }
-
-  void pack_samples(typename PackOps<S, T>::Pack pack, const S* source, int64_t sample_stride, int64_t position_stride,
-                    int64_t samples, int64_t count, int64_t extent, int64_t width, T* panels) {
-    const int64_t panel_stride = used_ * width;
-    if (count == 1) return pack(samples, extent, source, sample_stride, panel_stride, panels);
-    for (int64_t n = 0; n < samples; ++n)
-      pack(count, extent, source + n * sample_stride, position_stride, panel_stride, panels + n * count * width);
-  }
-
-  template <class Visit>
-  void for_tiles(Visit visit) {
-    const int64_t size = ops_.rows * ops_.columns;
-    // the wide right panel stays in L1 while the narrow left ones stream by
-    for (int64_t i = 0; i < right_panels(); ++i)
-      for (int64_t o = 0; o < left_panels(); ++o)
-        visit(left_.data() + o * used_ * ops_.rows, right_.data() + i * used_ * ops_.columns,
-              (o * right_panels() + i) * size);
-  }
-
-  const OuterPair<S>& pair_;
+  PanelProducts<S, T> products_;
+  int64_t positions_;
   const TileOps<T>& ops_;
-  PackOps<S, T> pack_;
   OuterBlock block_;
-  int64_t used_ = 0;  // rows in each panel
-  int64_t tile_values_;
-  LineAligned<T> left_, right_, tiles_, tmp_;
+  LineAligned<T> tiles_;
 };
 
 template <class S, class T>
 at::Tensor square(const at::Tensor& a, const at::Tensor& g, const TileOps<T>& ops, PackOps<S, T> pack) {
   const auto pair = outer_pair<S>(a, g);
   const auto type = accumulation_type(a.scalar_type());
-  const int64_t O = g.size(3), I = a.size(2);
+  const int64_t O = g.size(3), I = a.dim() == 5 ? a.size(3) * a.size(4) : a.size(2);
   if (O == 0 || I == 0 || pair.samples == 0 || pair.positions == 0 || pair.vectors == 0)
     return at::zeros({O, I}, a.options().dtype(type));
   const OuterPlan plan(O, I, pair, ops.rows, ops.columns);
@@ -181,10 +114,10 @@ at::Tensor square_folded(const at::Tensor& a, const at::Tensor& g) {
 }  // namespace
 
 at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g) {
-  check_outer_pair("outer_square", a, g);
-  if (a.size(1) == 1) return square_folded(a, g);
+  check_outer_windows("outer_square", a, g);
+  if (g.size(2) == 1) return square_folded(without_windows(a), g);
   const Primitives& level = primitives();
-  const at::Tensor x = unit_columns(a), y = unit_columns(g);
+  const at::Tensor x = unit_columns(a), y = unit_columns_or_rows(g);
   switch (a.scalar_type()) {
     case at::kDouble: return square<double, double>(x, y, level.tile_double, level.pack_double);
     case at::kFloat: return square<float, float>(x, y, level.tile_float, level.pack_float);

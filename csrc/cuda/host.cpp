@@ -147,16 +147,18 @@ at::Tensor outer_gram(const at::Tensor& a, const at::Tensor& g, const at::Tensor
 }
 
 at::Tensor outer_norm(const at::Tensor& a, const at::Tensor& g) {
-  check_outer_pair("outer_norm", a, g);
+  check_outer_windows("outer_norm", a, g);
   const c10::cuda::CUDAGuard guard(a.device());
-  return outer_norm_by(a, g, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
-    C10_CUDA_CHECK(outer_norm(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
-  });
+  return outer_norm_by(
+      without_windows(a), g, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+        C10_CUDA_CHECK(outer_norm(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
+      });
 }
 
-at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g) {
-  check_outer_pair("outer_square", a, g);
-  const c10::cuda::CUDAGuard guard(a.device());
+at::Tensor outer_square(const at::Tensor& windows, const at::Tensor& g) {
+  check_outer_windows("outer_square", windows, g);
+  const c10::cuda::CUDAGuard guard(windows.device());
+  const at::Tensor a = without_windows(windows);
   const int64_t V = g.size(0), N = a.size(0), S = a.size(1), I = a.size(2), O = g.size(3);
   const auto options = a.options().dtype(accumulation_type(a.scalar_type()));
   if (V == 0 || N == 0 || S == 0 || I == 0 || O == 0) return at::zeros({O, I}, options);

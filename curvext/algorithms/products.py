@@ -24,49 +24,68 @@ class SymmetricOperator(Protocol):
 class Products:
     """The products of a symmetric operator, counted.
 
+    Vectors may be wider than A: a float32 vector is cast to the bfloat16 of A, and the product back
+    to float32. So an algorithm keeps its own vectors in :attr:`working` and never thinks of it.
+
     Args:
         A: an object with ``shape`` (P, P), ``dtype``, ``device`` and ``matvec``; its ``matmat`` is
-            used for blocks where it has one.
+            used for blocks where it has one. Where its dtype or device is None (an operator that
+            takes any, as ``curvext.Identity``) those of ``like`` are taken.
         caller: the name of the public function, for its errors.
+        like: a vector of the caller's; None for PyTorch's default dtype on the CPU.
 
     Raises:
-        TypeError: A lacks one of these.
+        TypeError: A lacks one of these, or its dtype is not real floating point.
         ValueError: A is not square.
     """
 
-    def __init__(self, A: SymmetricOperator, caller: str):
+    def __init__(self, A: SymmetricOperator, caller: str, like: Tensor | None = None):
         missing = [a for a in ("shape", "dtype", "device", "matvec") if not hasattr(A, a)]
         if missing:
             raise TypeError(
                 f"{caller}: A must have shape, dtype, device and matvec; {type(A).__name__} has no "
                 + ", ".join(missing)
             )
-        rows, columns = A.shape
-        if rows != columns:
-            raise ValueError(f"{caller}: A must be square, got shape {tuple(A.shape)}")
+        shape = tuple(A.shape)
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ValueError(f"{caller}: A must be square, got shape {shape}")
+        like = torch.empty(0) if like is None else like
         self.operator = A
         self.caller = caller
-        self.size = int(rows)
-        self.dtype: torch.dtype = A.dtype
-        self.device = torch.device(A.device)
+        self.size = int(shape[0])
+        self.dtype: torch.dtype = like.dtype if A.dtype is None else A.dtype
+        # an empty tensor knows the number of "the current CUDA device"
+        self.device = torch.empty(0, device=like.device if A.device is None else A.device).device
+        if not self.dtype.is_floating_point:
+            raise TypeError(f"{caller}: A must be real floating point, got dtype {self.dtype}")
+        #: dtype for the vectors of an algorithm: never less than float32
+        self.working = torch.float64 if self.dtype is torch.float64 else torch.float32
         #: how many vectors A has been multiplied with
         self.count = 0
 
     def vector(self, v: Tensor) -> Tensor:
-        """A v, ``[P]``."""
+        """A v, ``[P]``, in the dtype of ``v``."""
         self.count += 1
-        return self._like(self.operator.matvec(v), v)
+        return self._like(self.operator.matvec(v.to(self.dtype)), v)
 
     def block(self, V: Tensor) -> Tensor:
-        """A V, ``[P, K]``, by ``matmat`` where A has one, else column by column."""
+        """A V, ``[P, K]``, in the dtype of ``V``; by ``matmat`` where A has one, else column by column."""
         self.count += V.shape[1]
         matmat = getattr(self.operator, "matmat", None)
         if matmat is not None:
-            return self._like(matmat(V), V)
+            return self._like(matmat(V.to(self.dtype)), V)
         if V.shape[1] == 0:
             return torch.empty_like(V)
-        columns = [self._like(self.operator.matvec(c.contiguous()), c) for c in V.unbind(1)]
-        return torch.stack(columns, 1)
+        columns = [c.contiguous() for c in V.unbind(1)]
+        return torch.stack(
+            [self._like(self.operator.matvec(c.to(self.dtype)), c) for c in columns], 1
+        )
+
+    def dense(self) -> Tensor:
+        """The matrix, ``[P, P]``, float64, its rounding made symmetric; P products in blocks of 64."""
+        eye = torch.eye(self.size, dtype=self.working, device=self.device)
+        matrix = torch.cat([self.block(part) for part in eye.split(64, dim=1)], 1).double()
+        return (matrix + matrix.T) / 2
 
     def _like(self, product: Any, v: Tensor) -> Tensor:
         if not isinstance(product, Tensor) or product.shape != v.shape:
@@ -74,4 +93,4 @@ class Products:
             raise ValueError(
                 f"{self.caller}: A returned {got} for a block of shape {tuple(v.shape)}"
             )
-        return product
+        return product.to(v.dtype)

@@ -56,6 +56,21 @@ def check_outer_pair(function: str, a: Tensor, g: Tensor) -> None:
     check_alike(function, "g", g, "a", a)
 
 
+def check_outer_windows(function: str, a: Tensor, g: Tensor) -> None:
+    """The pair, where a may also be [N,S1,S2,I1,I2], windows of a strided tensor: S = S1 S2, I = I1 I2."""
+    if a.dim() != 5:
+        check_outer_pair(function, a, g)
+        return
+    samples, lines, line = a.shape[:3]
+    if g.dim() != 4 or g.shape[1:3] != (samples, lines * line):
+        raise ValueError(
+            f"{function}: g has shape {list(g.shape)}, expected [V, {samples}, {lines * line}, O] "
+            f"beside windows a of shape {list(a.shape)}"
+        )
+    check_dtype(function, "a", a)
+    check_alike(function, "g", g, "a", a)
+
+
 def check_alike_or_accumulated(
     function: str, argument: str, tensor: Tensor, other_argument: str, other: Tensor
 ) -> None:

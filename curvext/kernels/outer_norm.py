@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ._checks import accumulation_dtype, check_outer_pair
+from ._checks import accumulation_dtype, check_outer_windows
 from ._registry import register_without_gradient
 
 
 def _check(a: Tensor, g: Tensor) -> None:
-    check_outer_pair("outer_norm", a, g)
+    check_outer_windows("outer_norm", a, g)
 
 
 def _fake(a: Tensor, g: Tensor) -> Tensor:
@@ -33,7 +33,9 @@ def outer_norm(a: Tensor, g: Tensor) -> Tensor:
     out[v,n] = sum_oi (sum_s g[v,n,s,o] a[n,s,i])^2
 
     Args:
-        a: layer inputs [N,S,I], float64, float32, bfloat16 or float16, any strides.
+        a: layer inputs [N,S,I], float64, float32, bfloat16 or float16, any strides; or windows of a strided
+            tensor [N,S1,S2,I1,I2] with S = S1 S2 and I = I1 I2, as a convolution sees them, which on the CPU
+            are not copied.
         g: output gradients [V,N,S,O], same dtype and device as ``a``; their scale enters squared.
 
     Returns:

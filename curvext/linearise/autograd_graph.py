@@ -50,8 +50,10 @@ class Graph:
     """
 
     def __init__(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
-        root = get_gradient_edge(output).node  # a leaf has no grad_fn, but it has a node
-        self.nodes = _collect(root)
+        edge = get_gradient_edge(output)  # a leaf has no grad_fn, but it has a node
+        #: which of the root's outputs the output is
+        self.output_nr = edge.output_nr
+        self.nodes = _collect(edge.node)
         position = {node: i for i, node in enumerate(self.nodes)}
         #: node → (child position or None, which output of the child) per input edge
         self.edges: list[list[tuple[int | None, int]]] = [
@@ -118,15 +120,19 @@ def _strided(t: Tensor) -> tuple[Tensor, ...]:
     return (t._indices(), t._values()) if t.is_sparse else (t,)
 
 
+def _saved(node: Any) -> list[Any]:
+    """What a node saved for its backward."""
+    if isinstance(node, torch._C._FunctionBase):
+        return list(cast(Any, node).saved_tensors)
+    return [getattr(node, a) for a in dir(node) if a.startswith("_saved_")]
+
+
 def saved_bytes(nodes: Sequence[Node]) -> int:
     """Bytes of the distinct storages saved by ``nodes``, leaf variables not counted."""
     leaves = {leaf_variable(n).untyped_storage().data_ptr() for n in nodes if n.name() == LEAF}
     storages: dict[int, int] = {}
     for node in nodes:
-        for attribute in dir(node):
-            if not attribute.startswith("_saved_"):
-                continue
-            value = getattr(node, attribute)
+        for value in _saved(node):
             for t in value if isinstance(value, (tuple, list)) else (value,):
                 for part in _strided(t) if isinstance(t, Tensor) else ():
                     storage = part.untyped_storage()

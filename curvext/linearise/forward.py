@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from curvext import data
 from curvext.linearise import autograd_graph
+from curvext.linearise.detours import DETOURS, GraphUse, needed
 from curvext.space import ParameterSpace
 
 
@@ -64,12 +65,13 @@ class Forward:
                     if had:
                         p._backward_hooks = had
 
-    def __call__(self, batch: Any, twice: bool) -> tuple[Tensor, Any]:
+    def __call__(self, batch: Any, use: GraphUse) -> tuple[Tensor, Any]:
         """Output and target of a batch; call inside :meth:`borrowed`.
 
         Args:
             batch: one batch.
-            twice: whether the graph will be differentiated twice.
+            use: what the graph must allow: "backward" passes alone, being "linearised" (tangents
+                carried up it as well), or being differentiated "twice".
 
         Raises:
             RuntimeError: the forward pass is random or writes to the model, or is not twice
@@ -80,11 +82,11 @@ class Forward:
         self._check_mode()
         self._check_batch(batch)
         while True:
-            output = self._run(batch, twice)
-            needed = self._needed_detours(output, twice)
-            if needed <= self._detours:
+            output = self._run(batch, use)
+            detours = self._needed_detours(output, use)
+            if detours <= self._detours:
                 break
-            self._detours |= needed
+            self._detours |= detours
         self._check_output(output)
         target = self._get_target(batch)
         if isinstance(target, Tensor) and target.ndim > 0 and target.shape[0] != output.shape[0]:
@@ -95,16 +97,14 @@ class Forward:
 
     # ------------------------------------------------------------------ one evaluation
 
-    def _run(self, batch: Any, twice: bool) -> Tensor:
+    def _run(self, batch: Any, use: GraphUse) -> Tensor:
         cpu_state = torch.get_rng_state()
         on_cuda = self._space.device.type == "cuda"
         cuda_state = torch.cuda.get_rng_state(self._space.device) if on_cuda else None
         with ExitStack() as stack:
-            if twice:
-                # the fused attention kernels have no second derivative
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            for detour in sorted(self._detours):
-                stack.enter_context(_DETOURS[detour]())
+            stack.enter_context(_uncompiled())
+            for detour in sorted(needed(self._detours, use)):
+                stack.enter_context(DETOURS[detour].taken())
             with self._unwritten_buffers():
                 output = self._call(batch)
         drew = not torch.equal(cpu_state, torch.get_rng_state())
@@ -149,17 +149,17 @@ class Forward:
             return batch["labels"]
         return _pair(batch)[1]
 
-    def _needed_detours(self, output: Tensor, twice: bool) -> set[str]:
+    def _needed_detours(self, output: Tensor, use: GraphUse) -> set[str]:
         if output.grad_fn is None:
             return set()
         names = autograd_graph.node_names(output.grad_fn)
-        if twice and "EmbeddingBagBackward0" in names:
+        if use != "backward" and "EmbeddingBagBackward0" in names:
             raise RuntimeError(
                 "EmbeddingBag has no second derivative in PyTorch; freeze it with params=, or use "
                 "nn.Embedding followed by sum or mean. (First-order quantities such as "
                 "fisher_diagonal(kind='empirical') work.)"
             )
-        return {name for name in names if name in _DETOURS and (twice or name in _OPAQUE)}
+        return needed(names, use)
 
     # ------------------------------------------------------------------ checks
 
@@ -237,6 +237,15 @@ class Forward:
         self._clean_in_mode = mode
 
 
+def _uncompiled() -> AbstractContextManager[object]:
+    """Compiled code runs as it was written: inside a compiled function neither uses nor second derivatives are seen."""
+    if (
+        "torch._dynamo" not in sys.modules
+    ):  # nothing has been compiled, and importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 def is_finite(t: Tensor) -> bool:
     """Whether all entries are finite, without a temporary."""
     if t.numel() == 0:
@@ -258,56 +267,3 @@ def _pair(batch: Any) -> tuple[Any, Any]:
             "or pass forward= and target="
         )
     return batch[0], batch[1]
-
-
-# ---------------------------------------------------------------------- detours
-# Operations whose derivative PyTorch lacks or has wrong, by the name of their graph node, and the
-# context in which a forward pass takes an equivalent way. Found in the graph, so nothing is slowed
-# down where they do not occur.
-
-
-class _ComposedWeightNorm(torch.overrides.TorchFunctionMode):
-    """``torch._weight_norm`` from elementary operations: the fused one has a wrong second derivative."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch._weight_norm:
-            direction, magnitude, *rest = args
-            dim = (kwargs or {}).get("dim", rest[0] if rest else 0)
-            others = (
-                [d for d in range(direction.ndim) if d != dim % direction.ndim]
-                if dim != -1
-                else None
-            )
-            norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
-            return direction * (magnitude / norm)
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _without(backend: Any) -> Iterator[None]:
-    # backend.flags(...) would also reset TF32 and determinism, and warns where TF32 is unknown
-    before = backend.enabled
-    backend.enabled = False
-    try:
-        yield
-    finally:
-        backend.enabled = before
-
-
-def _without_mkldnn() -> Any:
-    return _without(torch.backends.mkldnn)
-
-
-def _without_cudnn() -> Any:
-    return _without(torch.backends.cudnn)
-
-
-_DETOURS: dict[str, Callable[[], Any]] = {
-    "MkldnnRnnLayerBackward0": _without_mkldnn,
-    "CudnnRnnBackward0": _without_cudnn,
-    "WeightNormInterfaceBackward0": _ComposedWeightNorm,
-}
-# Fused recurrent layers hide the uses of their weights; unrolled, each step is an ordinary product.
-_OPAQUE = {"MkldnnRnnLayerBackward0", "CudnnRnnBackward0"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from curvext.linearise.autograd_graph import saved_bytes
+from curvext.linearise.autograd_graph import Graph, saved_bytes
+from curvext.linearise.tangents import Tangents
 from curvext.losses import LossPoint
 
 
@@ -39,11 +41,27 @@ class _Residual(torch.autograd.Function):
         return ctx.curvature.point.hessian_mm(u.unsqueeze(0)).squeeze(0), None
 
 
-class Linearisation:
-    """One batch at fixed parameters: output f, its Jacobian J, and the gradient's own graph.
+class Linearised(ABC):
+    """One batch at fixed parameters, ready for products with G."""
 
-    The first backward pass is kept with its graph, w = Jᵀ r. Differentiating w by r gives J v
-    (w is linear in r), differentiating it by θ gives the second derivatives; both cost one pass.
+    #: whether it outlives this pass; if not, the last product with its graph frees it on the way
+    kept: bool = True
+
+    @abstractmethod
+    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """Jᵀ H_ℓ J v per parameter for each v, which has one tensor per parameter; nothing follows in this pass."""
+
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that keeping this costs."""
+
+
+class Linearisation(Linearised):
+    """One batch at fixed parameters: the output f with its graph, from which J and Jᵀ are products.
+
+    J v carries tangents up the kept graph, Jᵀ u goes down it; neither runs the network. For second
+    derivatives the first backward pass is kept with its graph too, w = Jᵀ r: differentiating w by θ
+    gives them in one pass. Where a node of the graph has no tangent, w differentiated by r is J v.
 
     Args:
         output: f with its graph, ``[N, ...]``.
@@ -53,7 +71,11 @@ class Linearisation:
     """
 
     def __init__(
-        self, output: Tensor, point: LossPoint, parameters: Sequence[Tensor], first: int
+        self,
+        output: Tensor,
+        point: LossPoint,
+        parameters: Sequence[Tensor],
+        first: int,
     ) -> None:
         self.point = point
         self.first = first
@@ -61,62 +83,83 @@ class Linearisation:
         self._output = output
         self._parameters = list(parameters)
         self._curvature = _OutputCurvature(point)
-        self._gradient: list[Tensor | None] = [None] * len(self._parameters)
-        if output.requires_grad:
-            self._residual = _Residual.apply(output, self._curvature)
-            self._gradient = list(
-                torch.autograd.grad(
-                    output,
-                    self._parameters,
-                    self._residual,
-                    create_graph=True,
-                    allow_unused=True,
-                )
-            )
+        self._tangents: Tangents | None = None
+        self._live: list[int] = []
+        self._live_gradient: list[Tensor] = []
+        #: whether second derivatives can be had on this graph: fused attention has none
+        self.twice_differentiable = True
+        if not output.requires_grad:
+            return
+        graph = Graph(output, self._parameters)
+        self.twice_differentiable = not any("ScaledDotProduct" in name for name in graph.names)
+        if not Tangents.missing(graph):
+            self._tangents = Tangents(graph)
+        else:
+            self.keep_gradient()
+
+    def keep_gradient(self) -> None:
+        """Keeps the first backward pass with its graph, which second derivatives need."""
+        if self._live or not self._output.requires_grad:
+            return
+        self._residual = _Residual.apply(self._output, self._curvature)
+        gradient = torch.autograd.grad(
+            self._output, self._parameters, self._residual, create_graph=True, allow_unused=True
+        )
         # only these are differentiated again; a gradient that r does not reach is constant
-        live = [(i, w) for i, w in enumerate(self._gradient) if w is not None and w.requires_grad]
+        live = [(i, w) for i, w in enumerate(gradient) if w is not None and w.requires_grad]
         self._live = [i for i, _ in live]
         self._live_gradient = [w for _, w in live]
 
     @property
     def gradient(self) -> list[Tensor]:
-        """∇ℓ per parameter, unnormalised, without graph."""
-        return [
-            torch.zeros_like(p) if w is None else _dense(w.detach())
-            for w, p in zip(self._gradient, self._parameters, strict=True)
-        ]
+        """∇ℓ per parameter, unnormalised, without graph; nothing follows in this pass."""
+        return self.vjp(self.point.residual, last=True)
 
     def jvp(self, v: Sequence[Tensor]) -> Tensor:
         """J v in the shape of the output; ``v`` has one tensor per parameter."""
-        if not self._live:
-            return torch.zeros_like(self._output)
-        (product,) = torch.autograd.grad(
-            self._live_gradient,
-            self._residual,
-            [v[i] for i in self._live],
-            retain_graph=True,
-            allow_unused=True,
-        )
+        product: Tensor | None = None
+        if self._tangents is not None:
+            product = self._tangents(v)
+        elif self._live:
+            (product,) = torch.autograd.grad(
+                self._live_gradient,
+                self._residual,
+                [v[i] for i in self._live],
+                retain_graph=True,
+                allow_unused=True,
+            )
         return torch.zeros_like(self._output) if product is None else product
 
-    def vjp(self, u: Tensor) -> list[Tensor]:
-        """Jᵀ u per parameter; ``u`` has the shape of the output."""
+    def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
+        """Jᵀ u per parameter; ``u`` has the shape of the output, ``last`` says that nothing follows in this pass."""
         if not self._output.requires_grad:
             return [torch.zeros_like(p) for p in self._parameters]
         products = torch.autograd.grad(
-            self._output, self._parameters, u, retain_graph=True, allow_unused=True
+            self._output,
+            self._parameters,
+            u,
+            retain_graph=self.kept or not last,
+            allow_unused=True,
         )
-        return self._filled(products)
+        return dense_or_zeros(products, self._parameters)
 
-    def hvp(self, v: Sequence[Tensor]) -> list[Tensor]:
+    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        # one vector needs no copy: outputs are the largest tensors of a language model
+        moved = [self.jvp(v) for v in columns]
+        tangents = moved.pop().unsqueeze(0) if len(moved) == 1 else torch.stack(moved)
+        outputs = list(self.point.hessian_mm(tangents))
+        del moved, tangents
+        return [self.vjp(u, last=u is outputs[-1]) for u in outputs]
+
+    def hvp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         """∂²ℓ/∂θ² v per parameter: the kernel's part and the model's curvature in one pass."""
-        return self._second(v, active=True)
+        return self._second(v, True, last)
 
-    def model_curvature_vp(self, v: Sequence[Tensor]) -> list[Tensor]:
+    def model_curvature_vp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         """Σ_c r_c ∂²f_c/∂θ² v per parameter: the same pass with the residual held fixed."""
-        return self._second(v, active=False)
+        return self._second(v, False, last)
 
-    def _second(self, v: Sequence[Tensor], active: bool) -> list[Tensor]:
+    def _second(self, v: Sequence[Tensor], active: bool, last: bool) -> list[Tensor]:
         if not self._live:
             return [torch.zeros_like(p) for p in self._parameters]
         self._curvature.active = active
@@ -124,26 +167,23 @@ class Linearisation:
             self._live_gradient,
             self._parameters,
             [v[i] for i in self._live],
-            retain_graph=True,
+            retain_graph=self.kept or not last,
             allow_unused=True,
         )
-        return self._filled(products)
-
-    def _filled(self, products: Sequence[Tensor | None]) -> list[Tensor]:
-        """Zeros for the parameters that nothing reached."""
-        return [
-            torch.zeros_like(p) if g is None else _dense(g)
-            for g, p in zip(products, self._parameters, strict=True)
-        ]
+        return dense_or_zeros(products, self._parameters)
 
     def nbytes(self) -> int:
-        """Bytes that keeping this linearisation costs."""
-        from_gradient = [
-            w.grad_fn for w in self._gradient if w is not None and w.grad_fn is not None
-        ]
-        return saved_bytes(_reachable(from_gradient)) + sum(
-            w.numel() * w.element_size() for w in self._gradient if w is not None
+        roots = [t.grad_fn for t in (self._output, *self._live_gradient) if t.grad_fn is not None]
+        return saved_bytes(_reachable(roots)) + sum(
+            w.numel() * w.element_size() for w in self._live_gradient
         )
+
+
+def dense_or_zeros(products: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """One dense tensor per parameter, zeros for those that nothing reached."""
+    return [
+        torch.zeros_like(p) if g is None else _dense(g) for g, p in zip(products, like, strict=True)
+    ]
 
 
 def _reachable(roots: Sequence[Any]) -> list[Any]:

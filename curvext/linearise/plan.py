@@ -3,8 +3,10 @@
 The paths, from fast to general, all exact:
 
 * fused   – one use, or uses of one kind: squares and norms come straight from (a, g);
-* overlapping – uses of several kinds that share elements (tied embedding and head): what is linear in
-            the gradient adds the uses, for the rest each sample's gradient is formed from them;
+* tied    – a matrix that is also a look-up table (tied embedding and head): squares and norms of both
+            uses and the cross term of the rows that a sample looked up;
+* overlapping – other uses that share elements: what is linear in the gradient adds the uses, for the
+            rest each sample's gradient is formed from them;
 * formed  – a parametrisation: each sample's gradient is formed from the uses of what was derived
             from the parameter, and pulled back to it;
 * general – some use has no rule: one backward pass for each sample.
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from curvext.linearise.autograd_graph import Graph
 from curvext.linearise.layout import Layout
-from curvext.linearise.rules import rule_for
+from curvext.linearise.rules import LEFT_FACTORS, LOOK_UPS, RIGHT_FACTORS, rule_for
 from curvext.linearise.selections import Arrangement, is_selection
 
 #: positions of nodes → the layouts of their gradients; an empty set where samples are mixed
@@ -43,7 +45,7 @@ class Site:
 class Route:
     """How one parameter's per-sample gradients are had."""
 
-    path: str  # "fused", "overlapping", "formed", "general" or "unused"
+    path: str  # "fused", "tied", "overlapping", "formed", "general" or "unused"
     groups: list[list[int]] = field(default_factory=list)  # sites that are one use together
     arrangements: dict[int, Arrangement] = field(
         default_factory=dict
@@ -81,7 +83,37 @@ class Plan:
             position for position, number in graph.parameter_at.items() if number == parameter
         )
         groups, disjoint = _groups(plain, graph.shape(leaf))
-        return Route("fused" if disjoint else "overlapping", groups, plain)
+        if disjoint:
+            return Route("fused", groups, plain)
+        tied = self._tied(graph, groups, plain, graph.shape(leaf))
+        return Route("overlapping", groups, plain) if tied is None else Route("tied", tied, plain)
+
+    def _tied(
+        self,
+        graph: Graph,
+        groups: list[list[int]],
+        arrangements: dict[int, Arrangement],
+        shape: torch.Size,
+    ) -> list[list[int]] | None:
+        """The groups of a matrix and of a table, in this order, if the uses are one of each."""
+        if len(groups) != 2 or len(shape) != 2:
+            return None
+        identity = torch.arange(shape.numel()).view(shape)
+
+        def is_use(group: list[int], kinds: set[tuple[str, int]], *forms: Tensor) -> bool:
+            sites = [self.sites[i] for i in group]
+            image = arrangements[group[0]].image(shape)
+            return all((graph.names[s.node], s.edge) in kinds for s in sites) and any(
+                torch.equal(image, form) for form in forms
+            )
+
+        for matrix, table in (groups, groups[::-1]):
+            factor = any(
+                is_use(matrix, side, identity, identity.T) for side in (LEFT_FACTORS, RIGHT_FACTORS)
+            )
+            if factor and is_use(table, LOOK_UPS, identity):
+                return [matrix, table]
+        return None
 
 
 def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:

@@ -305,3 +305,8 @@ _RULES: dict[tuple[str, int], Rule] = {
     ("DivBackward0", 0): _div_first,
     ("PreluKernelBackward0", 1): _prelu_weight,
 }
+
+#: the nodes whose uses are outer products of a matrix, by its side, and those whose uses are rows of a table
+LEFT_FACTORS = {("MmBackward0", 0), ("AddmmBackward0", 1)}
+RIGHT_FACTORS = {("MmBackward0", 1), ("AddmmBackward0", 2)}
+LOOK_UPS = {("EmbeddingBackward0", 0)}

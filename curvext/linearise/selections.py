@@ -97,6 +97,19 @@ def is_selection(name: str) -> bool:
     return name in _SELECTIONS
 
 
+def is_reshape(name: str) -> bool:
+    """Whether a node of this name keeps the order of the elements."""
+    return _SELECTIONS.get(name) is _reshaped
+
+
+def select(graph: Graph, position: int, which: int, x: Tensor) -> Tensor:
+    """The rearrangement that a node stands for, of any tensor in its input's shape; a copy where it must be."""
+    name, shape = graph.names[position], graph.shape(position, which)
+    if _SELECTIONS[name] is _reshaped:
+        return x.reshape(shape)
+    return _SELECTIONS[name](graph.nodes[position], which, shape, x)
+
+
 class Arrangement:
     """The chain of selections between a parameter and one use of it.
 

@@ -22,7 +22,7 @@ from curvext.linearise.layout import Layout, Probe, sketch
 from curvext.linearise.plan import Plan, PlanBook, Site
 from curvext.linearise.rules import Saved, rule_for
 from curvext.linearise.selections import Arrangement
-from curvext.linearise.uses import Use, join
+from curvext.linearise.uses import OuterUse, RowsUse, TiedUse, Use, join
 
 
 class Visitor(Protocol):
@@ -64,6 +64,11 @@ class Tape:
         self._rerun = rerun
         self._batch = batch
 
+    @property
+    def output(self) -> Tensor:
+        """f with its graph, ``[N, ...]``."""
+        return self._output
+
     @cached_property
     def _graph(self) -> Graph | None:
         return Graph(self._output, self._parameters) if self._output.requires_grad else None
@@ -83,7 +88,7 @@ class Tape:
         """How many elements of per-sample gradients :meth:`play` will hand over written out."""
         if self._graph is None:
             return 0
-        parted = {"fused", "unused", "overlapping"} if summands else {"fused", "unused"}
+        parted = {"fused", "tied", "unused", *(["overlapping"] if summands else [])}
         return self.samples * sum(
             p.numel()
             for p, route in zip(self._parameters, self._plan.routes, strict=True)
@@ -264,6 +269,12 @@ def _removed_after() -> Iterator[list[Any]]:
             handle.remove()
 
 
+def _is_identity(arrange: Arrangement, shape: torch.Size) -> bool:
+    """Whether a matrix is used as it is, and not its transpose."""
+    seen = arrange(torch.empty(shape, device="meta"))
+    return seen.shape == shape and seen.is_contiguous()
+
+
 class _Waiting:
     """Uses that have come by but cannot be handed on yet: until all of their parameter are there."""
 
@@ -277,7 +288,8 @@ class _Waiting:
         self._uses: dict[int, Use] = {}
         #: parameters of which a use turned out to be beyond its rule
         self.declined: set[int] = set()
-        by_use = {"fused", "overlapping"} if summands else {"fused"}
+        self._summands = summands
+        by_use = {"fused", "tied", *(["overlapping"] if summands else [])}
         self._by_use = {p for p, route in enumerate(plan.routes) if route.path in by_use}
         by_sample = {"formed"} if summands else {"formed", "overlapping"}
         self._by_sample = {p for p, route in enumerate(plan.routes) if route.path in by_sample}
@@ -324,11 +336,20 @@ class _Waiting:
 
     def _hand_on(self, parameter: int) -> None:
         route = self._plan.routes[parameter]
+        found: list[tuple[Use, Arrangement]] = []
         for group in route.groups:
             uses = [self._uses.pop(i) for i in group if i in self._uses]
             if uses:
                 arrange = route.arrangements[group[0]].on(self._graph)
-                self._visitor.use(parameter, join(uses, self._samples), arrange)
+                found.append((join(uses, self._samples), arrange))
+        if route.path == "tied" and len(found) == 2 and not self._summands:
+            (matrix, arrange_matrix), (table, arrange) = found
+            assert isinstance(matrix, OuterUse) and isinstance(table, RowsUse)
+            turned = not _is_identity(arrange_matrix, table.shape)
+            tied = TiedUse(matrix.turned() if turned else matrix, table, self._samples)
+            found = [(tied, arrange)]
+        for use, arrange in found:
+            self._visitor.use(parameter, use, arrange)
 
     def finish(self) -> None:
         """Hands on the parameters of which some use was not reached by the gradient, and the formed ones."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,10 @@ class OuterUse(Use):
         self.a = a
         self.g = g
         self.transposed = transposed
+
+    def turned(self) -> OuterUse:
+        """The same gradients as those of the transpose."""
+        return OuterUse(self.a, self.g, not self.transposed)
 
     def _turned(self, x: Tensor) -> Tensor:
         return x.mT if self.transposed else x
@@ -295,33 +299,44 @@ class ConvolutionUse(Use):
             (False, True, False),
         )[1]
 
-    def _chunks(self):  # type: ignore[no-untyped-def]
+    def _chunks(self) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+        """a and g of each group of channels for a few samples at a time, as windows where that saves the unfolding."""
         samples = self._inner.shape[0]
-        window = math.prod(self._shape[2:])
-        row = (
-            self._inner.shape[2] * window * math.prod(self._outer.shape[3:]) * self._inner.shape[1]
-        )
-        step = max(1, _CHUNK_BYTES // max(1, row * self._inner.element_size()))
+        in_windows = len(self._stride) == 2 and self._groups == 1 and self._dilation[1] == 1
+        elements = self._inner[0].numel()
+        if not in_windows:
+            positions = math.prod(self._outer.shape[3:])
+            window = math.prod(self._shape[2:])
+            elements = self._inner.shape[1] * self._inner.shape[2] * window * positions
+        step = max(1, _CHUNK_BYTES // max(1, elements * self._inner.element_size()))
         for start in range(0, samples, step):
-            yield self._unfold(start, min(start + step, samples))
+            n = min(start + step, samples) - start
+            if in_windows and self._inner.shape[1] == 1:
+                # [n, P, Q, kernel height, kernel width · I]: neighbours in a row of the window are so in memory
+                g = self._outer[start : start + n, 0].flatten(2).mT
+                yield [self._windows(start, start + n).flatten(4)], [g]
+            else:
+                a, g = self._unfold(start, start + n)
+                yield list(a), list(g)
 
-    def _unfold(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """a [groups, n, S, window·I/groups] and g [groups, n, S, O/groups] of some samples.
+    def _windows(self, start: int, stop: int) -> Tensor:
+        """The windows of some samples' images, [B, *positions, *kernel, I], as a view of their padded copy.
 
-        Channels come last, so that unfolding copies runs of neighbours: kernel width times channels.
+        Channels come last, so that a window's row is a run of neighbours: kernel width times channels.
         """
         inner = self._inner[start:stop].flatten(0, 1).movedim(1, -1)
-        outer = self._outer[start:stop].flatten(0, 1)
-        n, images, groups = stop - start, self._inner.shape[1], self._groups
         size = [s + 2 * p for s, p in zip(inner.shape[1:-1], self._padding, strict=True)]
-        x = inner.new_zeros(inner.shape[0], *size, inner.shape[-1])
-        middle = [slice(p, p + s) for s, p in zip(inner.shape[1:-1], self._padding, strict=True)]
-        where = (slice(None), *middle)
-        x[where] = inner
+        x = inner.contiguous()
+        if any(self._padding):
+            x = inner.new_zeros(inner.shape[0], *size, inner.shape[-1])
+            middle = [
+                slice(p, p + s) for s, p in zip(inner.shape[1:-1], self._padding, strict=True)
+            ]
+            where = (slice(None), *middle)
+            x[where] = inner
         spatial = x.stride()[1:-1]
-        # [B, *positions, *kernel, I] as a view of the padded input
-        view = x.as_strided(
-            (x.shape[0], *outer.shape[2:], *self._shape[2:], x.shape[-1]),
+        return x.as_strided(
+            (x.shape[0], *self._outer.shape[3:], *self._shape[2:], x.shape[-1]),
             (
                 x.stride(0),
                 *(s * t for s, t in zip(spatial, self._stride, strict=True)),
@@ -329,8 +344,14 @@ class ConvolutionUse(Use):
                 1,
             ),
         )
+
+    def _unfold(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """a [groups, n, S, window·I/groups] and g [groups, n, S, O/groups] of some samples."""
+        view = self._windows(start, stop)
+        outer = self._outer[start:stop].flatten(0, 1)
+        n, images, groups = stop - start, self._inner.shape[1], self._groups
         window = math.prod(self._shape[2:])
-        a = view.reshape(n, -1, window, groups, x.shape[-1] // groups).permute(3, 0, 1, 2, 4)
+        a = view.reshape(n, -1, window, groups, view.shape[-1] // groups).permute(3, 0, 1, 2, 4)
         g = outer.reshape(n, images, groups, outer.shape[1] // groups, -1).permute(2, 0, 1, 4, 3)
         return a.flatten(3), g.reshape(groups, n, -1, g.shape[-1])
 
@@ -380,11 +401,50 @@ class SumUse(Use):
         return [t for use in self._uses for t in use.kept()]
 
 
+class TiedUse(SumUse):
+    """A matrix [R, F] that is also a look-up table of R rows, as of tied embedding and head.
+
+    With A_n the gradient of sample n by the product and B_n by the look-up, which has the rows that n
+    looked up alone, (A_n + B_n)² = A_n² + B_n² + 2 A_n B_n needs of A_n those rows only.
+
+    Args:
+        matrix: the uses in products, of shape (R, F).
+        table: the uses as a table.
+        samples: N.
+    """
+
+    def __init__(self, matrix: OuterUse, table: RowsUse, samples: int) -> None:
+        self._matrix = OuterUse(matrix.g, matrix.a) if matrix.transposed else matrix
+        self._table = table
+        super().__init__([self._matrix, table], samples)
+
+    def square(self) -> Tensor:
+        total = self._matrix.square().add_(self._table.square())
+        for rows, cross in self._cross_terms():
+            total.index_add_(0, rows, cross, alpha=2)
+        return total.clamp_(min=0)  # of opposite uses rounding may leave less than nothing
+
+    def norm(self) -> Tensor:
+        cross = torch.stack([cross.sum() for _, cross in self._cross_terms()])
+        return (self._matrix.norm() + self._table.norm()).add_(cross, alpha=2).clamp_(min=0)
+
+    def _cross_terms(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each sample the distinct rows it looked up, [U], and A_n B_n there, [U, F]."""
+        for n in range(self._samples):
+            rows, place = torch.unique(self._table.index[n], return_inverse=True)
+            by_look_up = _wide(self._table.g[n])
+            merged = by_look_up.new_zeros(len(rows), by_look_up.shape[-1])
+            merged.index_add_(0, place, by_look_up)
+            by_product = _wide(self._matrix.g[n][:, rows]).mT @ _wide(self._matrix.a[n])
+            yield rows, by_product.mul_(merged)
+
+
 def join(uses: Sequence[Use], samples: int) -> Use:
     """Several uses of one tensor as one, cross terms included: their positions side by side."""
     if len(uses) == 1:
         return uses[0]
-    matrices = [u for u in uses if isinstance(u, OuterUse) and u.transposed == _turn(uses[0])]
+    matrices = [u for u in uses if isinstance(u, OuterUse)]
+    matrices = [u for u in matrices if u.transposed == matrices[0].transposed]
     if len(matrices) == len(uses):
         a = torch.cat([u.a for u in matrices], 1)
         return OuterUse(a, torch.cat([u.g for u in matrices], 1), matrices[0].transposed)
@@ -392,14 +452,14 @@ def join(uses: Sequence[Use], samples: int) -> Use:
     if len(tables) == len(uses):
         index = torch.cat([u.index for u in tables], 1)
         return RowsUse(index, torch.cat([u.g for u in tables], 1), tables[0].shape)
+    if matrices and tables and len(matrices) + len(tables) == len(uses):
+        matrix, table = join(matrices, samples), join(tables, samples)
+        assert isinstance(matrix, OuterUse) and isinstance(table, RowsUse)
+        return TiedUse(matrix, table, samples)
     written = [u.gradients for u in uses if isinstance(u, DirectUse)]
     if len(written) == len(uses):
         return DirectUse(torch.stack(written).sum(0))
     return SumUse(uses, samples)
-
-
-def _turn(use: Use) -> bool:
-    return isinstance(use, OuterUse) and use.transposed
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ _NO_POSITIONS = (
     "per='token': this loss has no output positions; it is defined for nn.CrossEntropyLoss and "
     "curvext.CausalLMLoss. Use per='sample'"
 )
+
+
+#: (f of c positions [c, C], u [K, c, C], which positions) → H_ℓ u [K, c, C]
+RowCurvature = Callable[[Tensor, Tensor, slice], Tensor]
 
 
 class LossPoint(ABC):
@@ -35,6 +39,17 @@ class LossPoint(ABC):
     @abstractmethod
     def hessian_mm(self, u: Tensor) -> Tensor:
         """H_ℓ u for u ``[K, *output.shape]``, same shape and dtype."""
+
+    def row_curvature(self) -> RowCurvature:
+        """H_ℓ of some output positions from their outputs alone; holds nothing of the size of the output.
+
+        Raises:
+            ValueError: this loss, or this order of dimensions, has none.
+        """
+        raise ValueError(
+            "chunk_outputs: needs nn.CrossEntropyLoss or curvext.CausalLMLoss with the classes in the last "
+            "dimension of the output; leave chunk_outputs=None"
+        )
 
     def root_columns(self) -> Iterator[tuple[Tensor, float]]:
         """Columns s_k of the output shape with signs ±1 such that H_ℓ = Σ_k ± s_k s_kᵀ for each datum.

@@ -12,7 +12,7 @@ from curvext.kernels.softmax_hessian_mm import softmax_hessian_mm
 from curvext.kernels.softmax_residual import softmax_residual
 from curvext.kernels.softmax_root_mm import softmax_root_mm
 from curvext.kernels.softmax_sample import softmax_sample
-from curvext.losses.base import LossPoint, OutputLoss, check_reduction
+from curvext.losses.base import LossPoint, OutputLoss, RowCurvature, check_reduction
 
 #: values of a block of root columns that are formed at once
 _ROOT_BLOCK = 1 << 22
@@ -203,6 +203,12 @@ class _SoftmaxPoint(LossPoint):
 
     def hessian_mm(self, u: Tensor) -> Tensor:
         return softmax_hessian_mm(self._logits, u, self._mass, dim=self._dim)
+
+    def row_curvature(self) -> RowCurvature:
+        if self._dim != self._logits.ndim - 1:
+            return super().row_curvature()
+        mass = self._mass.flatten()  # the logits are not held
+        return lambda z, u, rows: softmax_hessian_mm(z, u, mass[rows], dim=1)
 
     def root_columns(self) -> Iterator[tuple[Tensor, float]]:
         classes = self._logits.shape[self._dim]

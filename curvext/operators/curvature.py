@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from curvext.linearise.jacobian import Linearisation
 from curvext.operators.linear import LinearOperator
 from curvext.problem import Problem
 from curvext.space import Selection, dtype_of_sums
@@ -91,6 +92,11 @@ class CurvatureOperator(LinearOperator):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
+
+
+def pulled_back(at: Linearisation, outputs: list[Tensor]) -> list[Tensor]:
+    """Jᵀ u, ``[P]``, for each u; nothing follows in this pass."""
+    return [flat(at.vjp(u, last=u is outputs[-1])) for u in outputs]
 
 
 def flat(blocks: Blocks) -> Tensor:

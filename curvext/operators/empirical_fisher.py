@@ -86,7 +86,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 inner = at.point.position_sum(slope)
             else:
                 inner = slope.flatten(1).sum(1).view([-1] + [1] * (residual.ndim - 1))
-            products.append(flat(at.vjp(residual * inner)))
+            products.append(flat(at.vjp(residual * inner, last=v is columns[-1])))
         return products
 
     def _scale(self) -> float:

@@ -12,7 +12,7 @@ from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.sums import SquareSum
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
-from curvext.operators.curvature import Blocks, CurvatureOperator, flat
+from curvext.operators.curvature import Blocks, CurvatureOperator, pulled_back
 from curvext.operators.ggn import GGNOperator
 from curvext.problem import Problem
 from curvext.space import Selection
@@ -111,7 +111,7 @@ class MCFisherOperator(CurvatureOperator):
             for product, tangent in zip(products, tangents, strict=True):
                 inner = (score * tangent).flatten(1).sum(1)
                 product += score * inner.view([-1] + [1] * (score.ndim - 1))
-        return [flat(at.vjp(u)) for u in products]
+        return pulled_back(at, products)
 
     def _scale(self) -> float:
         return self._problem.mean_scale() / self._samples

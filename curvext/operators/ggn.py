@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
-from curvext.linearise.jacobian import Linearisation
+from curvext.linearise.jacobian import Linearised
 from curvext.linearise.sums import SquareSum
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
@@ -30,9 +32,11 @@ class GGNOperator(CurvatureOperator):
         tensor([1., 2.])
     """
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
-        tangents = torch.stack([at.jvp(v) for v in columns])
-        return [flat(at.vjp(u)) for u in at.point.hessian_mm(tangents)]
+    def _visit(self, visitor: Callable[[Any], None]) -> None:
+        self._problem.visit_for_ggn(visitor)
+
+    def _block(self, at: Linearised, columns: list[Blocks]) -> list[Tensor]:
+        return [flat(product) for product in at.ggn_mm(columns)]
 
     def diagonal(self) -> Tensor:
         """diag G, ``[P]``, exact: Σ_n Σ_k ± (Jᵀ s_k)² over the columns of a root of H_ℓ.

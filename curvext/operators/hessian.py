@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from curvext.linearise.jacobian import Linearisation
@@ -29,8 +32,11 @@ class HessianOperator(CurvatureOperator):
         tensor([1., 2.])
     """
 
+    def _visit(self, visitor: Callable[[Any], None]) -> None:
+        self._problem.visit(visitor, twice=True)
+
     def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
-        return [flat(at.hvp(v)) for v in columns]
+        return [flat(at.hvp(v, last=v is columns[-1])) for v in columns]
 
 
 class ModelCurvatureOperator(CurvatureOperator):
@@ -41,5 +47,8 @@ class ModelCurvatureOperator(CurvatureOperator):
     network is linear in its parameters (last layer alone, say). Always by autograd.
     """
 
+    def _visit(self, visitor: Callable[[Any], None]) -> None:
+        self._problem.visit(visitor, twice=True)
+
     def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
-        return [flat(at.model_curvature_vp(v)) for v in columns]
+        return [flat(at.model_curvature_vp(v, last=v is columns[-1])) for v in columns]

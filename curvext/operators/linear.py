@@ -61,7 +61,7 @@ class LinearOperator(ABC):
             ValueError: its shape or device does not fit, or it contains nan or inf.
         """
         self._check(v, "v", ndim=1)
-        return self._columns([v])[0]
+        return self._columns([v.contiguous()])[0]
 
     def matmat(self, V: Tensor) -> Tensor:
         """A V for a matrix ``[P, K]``; columns share the passes over data and network."""
@@ -116,8 +116,7 @@ class LinearOperator(ABC):
         """
         raise NoClosedFormError(
             f"{type(self).__name__}.diagonal: no closed form that costs less than P products. Use "
-            "Hutchinson's estimator, the mean of z * (A @ z) over random signs z, or "
-            "to_dense().diagonal() for a small model"
+            "curvext.diagonal(A), an estimate with its standard error; with probes=P it is exact"
         )
 
     def trace(self) -> Tensor:
@@ -128,8 +127,7 @@ class LinearOperator(ABC):
         """
         raise NoClosedFormError(
             f"{type(self).__name__}.trace: no closed form that costs less than P products. Use "
-            "Hutchinson's estimator, the mean of z @ (A @ z) over random signs z, or "
-            "to_dense().trace() for a small model"
+            "curvext.trace(A), an estimate with its standard error; with probes=P it is exact"
         )
 
     def to_dense(self) -> Tensor:

@@ -177,3 +177,49 @@ def test_bad_arguments_are_named(a, g, error, message, on_reference):
         pytest.raises(error, match="outer_square: .*" + message),
     ):
         outer_square(a, g)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "image, channels, kernel, stride",
+    [
+        ((5, 4), 1, (2, 3), 1),
+        ((9, 9), 3, (3, 3), 2),
+        ((14, 13), 40, (3, 2), 1),  # more positions than a panel, more features than one vector
+        ((4, 4), 130, (2, 2), 1),  # more features than a block of the result
+        ((3, 3), 2, (3, 3), 1),  # a single position
+        ((40, 6), 2, (1, 1), 1),
+        ((0, 4), 2, (0, 1), 1),
+    ],
+)
+def test_windows_of_an_image_are_taken_as_if_written_out(
+    image, channels, kernel, stride, dtype, device, simd
+):
+    N, O = 3, 19
+    x = torch.randn(N, *image, channels).to(device, dtype)
+    lines, line = ((e - k) // stride + 1 for e, k in zip(image, kernel, strict=True))
+    s = x.stride()
+    windows = x.as_strided(
+        (N, lines, line, kernel[0], kernel[1] * channels),
+        (s[0], s[1] * stride, s[2] * stride, s[1], 1),
+    )
+    a = windows.reshape(N, lines * line, kernel[0] * kernel[1] * channels)
+    g = (
+        torch.randn(2, N, O, lines * line).to(device, dtype).mT
+    )  # neighbouring positions, as images have
+    expected, magnitude = oracle(a, g)
+    for there in (g, g.contiguous()):
+        actual = outer_square(windows, there)
+        assert_within(actual, expected, rounding_bound(a, g, magnitude), f"{image}")
+    with kernels.use_reference():
+        assert_within(
+            outer_square(windows, g), expected, rounding_bound(a, g, magnitude), "reference"
+        )
+
+
+def test_windows_that_do_not_fit_g_are_refused(device):
+    a, g = torch.zeros(2, 3, 4, 1, 5, device=device), torch.zeros(1, 2, 11, 6, device=device)
+    with pytest.raises(ValueError, match=r"outer_square: g has shape .*12, O\] beside windows"):
+        outer_square(a, g)
+    with kernels.use_reference(), pytest.raises(ValueError, match=r"beside windows"):
+        outer_square(a, g)

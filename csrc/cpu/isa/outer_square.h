@@ -72,6 +72,21 @@ static void add_squared(int64_t count, const T* tmp, T* tile) {
   }
 }
 
+template <class T>
+static void add_norm(int64_t samples, int64_t k, const T* left, const T* right, double* norms) {
+  constexpr int columns = Tile<T>::columns;
+  for (int64_t n = 0; n < samples; ++n) {
+    Tile<T> product;
+    Tile<T>::contract(product, k, left + n * k * kRows, right + n * k * columns);
+    typename Tile<T>::V sum = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) sum += product.value[i][j] * product.value[i][j];
+    norms[n] += double(total(sum));
+  }
+}
+
 // One row of a block into its panels; whole panels have a width known here, so that they are a few vector moves.
 template <int Width, class S, class T>
 CURVEXT_INLINE void pack_row(int64_t extent, const S* source, int64_t panel_stride, T* panel) {
@@ -87,6 +102,20 @@ template <int Width, class S, class T>
 static void pack(int64_t count, int64_t extent, const S* source, int64_t row_stride, int64_t panel_stride, T* panels) {
   for (int64_t k = 0; k < count; ++k)
     pack_row<Width>(extent, source + k * row_stride, panel_stride, panels + k * Width);
+}
+
+// Column by column, whose rows are neighbours: a panel's piece stays in L1 while it is filled across.
+template <int Width, class S, class T>
+static void pack_across(int64_t count, int64_t extent, const S* source, int64_t column_stride, int64_t panel_stride,
+                        T* panels) {
+  for (int64_t first = 0; first < extent; first += Width, panels += panel_stride)
+    for (int c = 0; c < Width; ++c) {
+      const S* column = source + (first + c) * column_stride;
+      if (first + c < extent)
+        for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = T(scalar(column + k));
+      else
+        for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = 0;
+    }
 }
 
 }  // namespace curvext::cpu::CURVEXT_ISA

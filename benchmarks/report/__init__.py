@@ -1,0 +1,1 @@
+"""JSON to tables, pictures and pages; nothing here measures."""

@@ -1,0 +1,248 @@
+"""Markdown tables of records: every figure in them is a figure of the JSON, rounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from benchmarks.record import Record, Row
+
+#: quantities in the order of the pages
+QUANTITIES = (
+    "gradient",
+    "diag F_emp",
+    "diag F_mc",
+    "diag G",
+    "norms",
+    "F_emp v kept",
+    "F_emp v",
+    "F_emp V kept",
+    "F_emp V",
+    "G v kept",
+    "G v",
+    "G V kept",
+    "G V",
+    "H v kept",
+    "H v",
+    "H V kept",
+    "H V",
+    "Lanczos G",
+    "Lanczos H",
+)
+#: README's rows: (words, quantity)
+README_ROWS = (
+    ("diag F_emp", "diag F_emp"),
+    ("per-sample gradient norms", "norms"),
+    ("F_emp v, kept", "F_emp v kept"),
+    ("F_emp v, from scratch", "F_emp v"),
+    ("G v, kept", "G v kept"),
+    ("G v, from scratch", "G v"),
+    ("H v, kept", "H v kept"),
+    ("H v, from scratch", "H v"),
+)
+#: a fast wrong answer is not fast: from this relative error on a row is no rival
+WRONG = 1e-3
+README_NETWORKS = ("mlp", "cnn", "gpt")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table as lines."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def figure(value: float | None, digits: int = 2) -> str:
+    """A figure with fixed decimals, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits, without an exponent from a thousandth on."""
+    if value is None:
+        return "–"
+    if value == 0 or not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.1e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def order(quantity: str) -> tuple[int, str]:
+    return (QUANTITIES.index(quantity) if quantity in QUANTITIES else len(QUANTITIES), quantity)
+
+
+def networks_of(record: Record) -> list[str]:
+    return list(dict.fromkeys(row["network"] for row in record.rows if "network" in row))
+
+
+def gradients(record: Record) -> dict[tuple[str, str, str, str], Row]:
+    """Rows by (network, quantity, library, mode)."""
+    return {
+        (row["network"], row["quantity"], row["library"], row["mode"]): row
+        for row in record.rows
+        if "network" in row
+    }
+
+
+def models_table(record: Record, memory: Record | None, network: str) -> list[str]:
+    """Every quantity of a network by every library: cost, memory and error in one row."""
+    peaks = gradients(memory) if memory else {}
+    rows = sorted(
+        (row for row in record.rows if row["network"] == network),
+        key=lambda row: (order(row["quantity"]), row["library"] != "curvext", row["library"]),
+    )
+    cells = []
+    for row in rows:
+        peak = peaks.get((network, row["quantity"], row["library"], row["mode"]))
+        name = row["library"] + (", compiled" if row["mode"] == "compiled" else "")
+        cells.append(
+            [
+                row.get("of", row["quantity"]),
+                name,
+                significant(row["milliseconds"]),
+                figure(row["gradients"]),
+                f"{figure(row['lower'])}–{figure(row['upper'])}",
+                figure(peak["gradients"]) if peak else "–",
+                "–" if row["error"] is None else f"{row['error']:.0e}",
+            ]
+        )
+    header = ["quantity", "library", "ms", "gradients", "quartiles", "peak memory", "error"]
+    return table(header, cells)
+
+
+def fastest_other(record: Record, network: str, quantity: str) -> Row | None:
+    """The fastest right row of another library for a quantity; nobody else keeps anything between products."""
+    base = quantity.removesuffix(" kept")
+    rows = [
+        row
+        for row in record.rows
+        if row.get("network") == network
+        and row["quantity"] == base
+        and row["library"] != "curvext"
+        and (row["error"] or 0.0) < WRONG
+        and "of" not in row
+    ]
+    return min(rows, key=lambda row: row["gradients"], default=None)
+
+
+def readme_table(record: Record) -> list[str]:
+    """curvext and the fastest other library, in gradients."""
+    found = gradients(record)
+    rows = []
+    for words, quantity in README_ROWS:
+        cells = [words]
+        for network in README_NETWORKS:
+            own = found.get((network, quantity, "curvext", "eager"))
+            other = fastest_other(record, network, quantity)
+            cell = "–" if own is None else f"**{figure(own['gradients'])}**"
+            cells.append(cell + (f" · {figure(other['gradients'])}" if other else ""))
+        rows.append(cells)
+    return table(["in gradients", *(n.upper() for n in README_NETWORKS)], rows)
+
+
+def kernels_table(record: Record, memory: Record | None, kernel: str) -> list[str]:
+    """Every form of every problem of a kernel."""
+    peaks = {
+        (row["kernel"], row["problem"], row["form"]): row["megabytes"]
+        for row in (memory.rows if memory else [])
+        if "kernel" in row
+    }
+    cells = []
+    for row in record.rows:
+        if row["kernel"] != kernel:
+            continue
+        share = row.get("of floor")
+        peak = peaks.get((kernel, row["problem"], row["form"]))
+        cells.append(
+            [
+                row["problem"],
+                row["form"],
+                significant(row["milliseconds"]),
+                f"{significant(row.get('lower'))}–{significant(row.get('upper'))}",
+                "–" if share is None else f"{100 * share:.0f} % of {row['floor']}",
+                significant(row.get("GFLOP/s")),
+                significant(row.get("GB/s")),
+                "–" if peak is None else significant(peak),
+                "–" if row.get("error") is None else f"{row['error']:.0e}",
+            ]
+        )
+    header = ["problem", "form", "ms", "quartiles", "floor", "GFLOP/s", "GB/s", "MB", "error"]
+    return table(header, cells)
+
+
+def curves(record: Record) -> dict[str, dict[str, list[Row]]]:
+    """Rows by sweep and curve, ascending."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in record.rows:
+        name = (
+            row["quantity"]
+            if row["library"] == "curvext"
+            else f"{row['quantity']} ({row['library']})"
+        )
+        found.setdefault(row["sweep"], {}).setdefault(name, []).append(row)
+    for by_name in found.values():
+        for rows in by_name.values():
+            rows.sort(key=lambda row: row["value"])
+    return found
+
+
+def exponent(rows: list[Row]) -> float | None:
+    """The power by which time grows between the last two points: 1 is linear."""
+    if len(rows) < 2:
+        return None
+    a, b = rows[-2], rows[-1]
+    x = "parameters" if a["sweep"] == "P" else "value"
+    return math.log(b["milliseconds"] / a["milliseconds"]) / math.log(b[x] / a[x])
+
+
+def scaling_table(record: Record) -> list[str]:
+    """The exponent of every curve, and its cost in gradients at its last point."""
+    cells = []
+    for sweep, by_name in curves(record).items():
+        unit = by_name.get("gradient (torch)")
+        for name, rows in by_name.items():
+            last = rows[-1]
+            beside = last["milliseconds"] / unit[-1]["milliseconds"] if unit else None
+            cells.append(
+                [
+                    sweep,
+                    name,
+                    f"{rows[0]['value']}–{last['value']}",
+                    significant(last["milliseconds"]),
+                    figure(beside),
+                    figure(exponent(rows)),
+                ]
+            )
+    header = ["grows", "quantity", "from–to", "ms at the end", "gradients there", "exponent"]
+    return table(header, cells)
+
+
+def memory_table(record: Record) -> list[str]:
+    """Peaks of the networks' quantities, in megabytes and in a gradient's."""
+    cells = [
+        [
+            row["network"],
+            row["quantity"],
+            row["library"],
+            significant(row["megabytes"]),
+            figure(row["gradients"]),
+        ]
+        for row in record.rows
+        if "network" in row
+    ]
+    return table(["network", "quantity", "library", "MB", "gradients"], cells)
+
+
+def failures_table(records: Iterable[Record]) -> list[str]:
+    """What could not be measured, and why; one row for each reason."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for record in records:
+        for failure in record.failures:
+            what = failure.get("quantity") or failure.get("form") or "everything"
+            where = failure.get("network") or failure.get("kernel") or failure.get("sweep", "")
+            if failure.get("mode") == "compiled":
+                what += " (compiled)"
+            who = failure.get("library", "")
+            key = (who, what, failure["reason"].replace("|", "\\|"))
+            if where not in grouped.setdefault(key, []):
+                grouped[key].append(where)
+    cells = [[who, what, ", ".join(at), why] for (who, what, why), at in grouped.items()]
+    return table(["library", "what", "where", "why"], cells) if cells else ["Nothing failed."]

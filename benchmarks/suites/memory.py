@@ -1,0 +1,208 @@
+"""The suite ``memory``: the peak of each quantity in a process of its own, beside that of a gradient.
+
+On the CPU it is the peak of the resident set above what model and data take, with an allocator that returns what is
+freed; on CUDA the peak of the caching allocator likewise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import torch
+
+from benchmarks.models.networks import Network, build
+from benchmarks.models.quantities import LIBRARIES, ask, missing
+from benchmarks.peers import NotMeasured
+from benchmarks.record import Record, Row, reason
+from benchmarks.suites.kernels import specifications
+
+#: small blocks too come from the system and go back to it, so that the resident set is what is in use
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "0",
+    "MALLOC_TOP_PAD_": "0",
+}
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a run may take."""
+
+    networks: tuple[str, ...] = ("mlp", "cnn", "gpt")
+    #: cases of each kernel
+    cases: int = 4
+    #: quantities; None for all of a single vector
+    quantities: tuple[str, ...] | None = None
+    #: seconds for one process
+    limit: float = 120.0
+
+
+FULL = Effort()
+QUICK = Effort(networks=("mlp",), cases=1, quantities=("gradient", "diag F_emp", "H v kept"))
+
+
+class Peak:
+    """Bytes in use now, and at most since ``start``."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def start(self) -> None:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+            return
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as switch:
+            switch.write("5")  # the high-water mark falls to what is resident now
+        self.before = self._status("VmRSS")
+
+    def megabytes(self) -> float:
+        """The peak above the start."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            return (torch.cuda.max_memory_allocated() - self.before) / MEGABYTE
+        return (self._status("VmHWM") - self.before) / MEGABYTE
+
+    @staticmethod
+    def _status(field: str) -> int:
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def of_quantity(network: str, key: str, device: str) -> list[Row]:
+    """The peak of one entry: first on two samples, so that libraries are loaded, then on all."""
+    entry = next(e for library in LIBRARIES for e in library.entries() if e.key == key)
+
+    def once(problem: Network) -> None:
+        entry.make(ask(problem))()
+
+    full = build(network, device)
+    once(full.part(2))
+    problem, peak = ask(full), Peak(device)
+    peak.start()
+    call = entry.make(problem)
+    answer = call()
+    found = peak.megabytes()
+    del answer
+    return [{"megabytes": found}]
+
+
+def of_kernel(kernel: str, cases: int, device: str) -> list[Row]:
+    """The peaks of a kernel and of its plain form above their inputs; the result is in them."""
+    found: list[Row] = []
+    specification = specifications()[kernel]
+    peak = Peak(device)
+    torch.manual_seed(0)
+    for index, case in enumerate(specification.cases(device, torch.float32)):
+        if index == cases:
+            break
+        for form, function in (("kernel", case.kernel), ("eager", case.plain)):
+            if function is None:
+                continue
+            if index == 0:
+                function(*case.inputs)
+            peak.start()
+            answer = function(*case.inputs)
+            megabytes = peak.megabytes()
+            result = answer.numel() * answer.element_size() / MEGABYTE
+            del answer
+            found.append(
+                {
+                    "problem": case.problem,
+                    "form": form,
+                    "megabytes": megabytes,
+                    "result_megabytes": result,
+                }
+            )
+    return found
+
+
+def _child(
+    pipe: Connection, threads: int, task: Callable[..., list[Row]], arguments: tuple
+) -> None:
+    torch.set_num_threads(threads)
+    try:
+        pipe.send(task(*arguments))
+    except NotMeasured as why:
+        pipe.send(str(why))
+    except Exception as failure:
+        pipe.send(reason(failure))
+
+
+def in_fresh_process(
+    task: Callable[..., list[Row]], *arguments: object, limit: float
+) -> list[Row] | str:
+    """What ``task`` tells from a process that did nothing before, or why it told nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.suites.memory"])
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_child, args=(theirs, torch.get_num_threads(), task, arguments)
+    )
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(limit):
+            return f"took longer than {limit:.0f} s"
+        return ours.recv()
+    except EOFError:
+        process.join()
+        return f"the process ended with status {process.exitcode} (-9: out of memory)"
+    finally:
+        process.kill()
+        process.join()
+
+
+def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None]) -> None:
+    """The suite. The peak of a gradient is the unit of each network."""
+    if device == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
+        raise RuntimeError("benchmarks memory: needs Linux: /proc/self/clear_refs is not writable")
+    os.environ.update(ALLOCATOR)
+    for network in effort.networks:
+        unit: float | None = None
+        for library in LIBRARIES:
+            for entry in library.entries():
+                wanted = effort.quantities is None or entry.quantity in effort.quantities
+                if entry.mode == "compiled" or " V" in entry.quantity or not wanted:
+                    continue
+                where = {
+                    "network": network,
+                    "quantity": entry.quantity,
+                    "library": entry.library,
+                    "mode": entry.mode,
+                }
+                if absent := missing(library):
+                    record.failed(absent, **where)
+                    continue
+                told = in_fresh_process(of_quantity, network, entry.key, device, limit=effort.limit)
+                if isinstance(told, str):
+                    record.failed(told, **where)
+                    continue
+                megabytes = told[0]["megabytes"]
+                unit = megabytes if unit is None else unit
+                row = {**where, "megabytes": megabytes, "gradients": megabytes / unit}
+                record.rows.append(row)
+                say(row)
+    for kernel, specification in specifications().items():
+        if not hasattr(specification, "cases"):
+            record.failed("its file has no cases", kernel=kernel)
+            continue
+        told = in_fresh_process(of_kernel, kernel, effort.cases, device, limit=effort.limit)
+        if isinstance(told, str):
+            record.failed(told, kernel=kernel)
+            continue
+        for row in told:
+            row = {"kernel": kernel, **row}
+            record.rows.append(row)
+            say(row)

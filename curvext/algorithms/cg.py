@@ -1,0 +1,310 @@
+"""Linear systems (A + λI) x = b by preconditioned conjugate gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvext.algorithms.lanczos import inner, length, multiply
+from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.progress import Progress
+from curvext.results import CGResult
+
+#: by device, after how many iterations the host looks at who is still iterating: on CUDA it has to wait to see
+LOOK_EVERY = {"cpu": 1, "cuda": 8}
+
+Preconditioner = Tensor | SymmetricOperator | Callable[[Tensor], Tensor]
+
+
+def cg(
+    A: SymmetricOperator,
+    b: Tensor,
+    damping: float = 0.0,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    x0: Tensor | None = None,
+    preconditioner: Preconditioner | None = None,
+    progress: bool = False,
+) -> CGResult:
+    """Solves (A + λI) x = b for a symmetric A, by products alone.
+
+    Where a search direction d has dᵀ(A + λI) d ≤ 0 (to rounding: eps · ‖A + λI‖ · dᵀd) the matrix is not
+    positive definite. The iteration stops there, x is the last iterate before it, and the result brings d.
+
+    Args:
+        A: any curvext operator, or an object with ``shape`` (P, P), ``dtype``, ``device`` and ``matvec``.
+        b: ``[P]``, or ``[P, K]`` for K systems that share the passes over the data; a column that has
+            converged, or met negative curvature, is frozen.
+        damping: λ ≥ 0, in units of A. For a shift the other way pass ``A - s * Identity(P)``.
+        tol: converged when ‖b − (A + λI) x‖ ≤ tol ‖b‖; None for eps^⅔ of A's dtype (4e-11 in float64,
+            2e-5 in float32, 4e-2 in bfloat16).
+        maxiter: iterations at most; None for 10 P, but no more than 1000.
+        x0: where to start, shaped like ``b``; None for zero, which saves a product.
+        preconditioner: a tensor ``[P]``, the positive diagonal of a matrix like A + λI, by which residuals
+            are divided; or an operator, or a function of a vector ``[P]``, that applies an approximate
+            inverse. It must be symmetric and positive definite.
+        progress: show a bar (needs tqdm).
+
+    Returns:
+        CGResult(x, residual_norm, iterations, converged, negative_curvature, curvature, products). Numbers
+        for one right-hand side, tensors ``[K]`` for a block. ``residual_norm`` is measured with a product of
+        its own. ``x`` is in A's dtype, in float32 for a narrower one.
+
+    Raises:
+        TypeError: an argument is of no accepted kind or dtype.
+        ValueError: a shape, device or range does not fit, ``b`` or ``x0`` has nan or inf (on the CPU; on CUDA
+            they come back, not converged), or the preconditioner is not positive definite.
+
+    Cost: a product for each iteration and one to measure the residual; where rounding has led the
+    iteration's own residual away from the measured one, it goes on from there. Memory: five vectors for
+    each right-hand side.
+
+    Source: Hestenes & Stiefel (1952), Methods of conjugate gradients for solving linear systems.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> print(cx.cg(2 * cx.Identity(3), torch.tensor([2.0, 4.0, 6.0])))
+        converged: residual 0.0e+00, 1 iterations, 2 products
+    """
+    products = Products(A, "cg", like=b if isinstance(b, Tensor) else None)
+    tol = torch.finfo(products.dtype).eps ** (2 / 3) if tol is None else tol
+    maxiter = min(10 * products.size, 1000) if maxiter is None else maxiter
+    _check(products, b, damping, tol, maxiter, x0)
+    system = _System(products, float(damping), _inverse(products, preconditioner))
+    start = None if x0 is None else _rows(products, x0)
+    solution = _Solution(system, _rows(products, b), start, float(tol), int(maxiter))
+    with Progress(progress, maxiter, "cg") as bar:
+        solution.solve(bar)
+    return solution.result(single=b.ndim == 1)
+
+
+def _check(
+    products: Products, b: Tensor, damping: float, tol: float, maxiter: int, x0: Tensor | None
+) -> None:
+    for name, v in (("b", b), ("x0", x0)):
+        if v is None:
+            continue
+        if not isinstance(v, Tensor):
+            raise TypeError(f"cg: {name}: expected a tensor, got {type(v).__name__}")
+        wanted = f"[{products.size}] or [{products.size}, K]" if name == "b" else list(b.shape)
+        fits = (
+            v.ndim in (1, 2) and v.shape[0] == products.size if name == "b" else v.shape == b.shape
+        )
+        if not fits:
+            raise ValueError(f"cg: {name}: expected shape {wanted}, got {list(v.shape)}")
+        if v.dtype not in (products.dtype, products.working):
+            raise TypeError(f"cg: {name}: expected dtype {products.dtype}, got {v.dtype}")
+        if v.device != products.device:
+            raise ValueError(f"cg: {name}: expected device {products.device}, got {v.device}")
+        if v.device.type == "cpu" and not bool(v.isfinite().all()):
+            raise ValueError(f"cg: {name}: contains nan or inf")
+    if not (damping >= 0 and math.isfinite(damping)):
+        raise ValueError(
+            f"cg: damping: expected a finite λ >= 0, got {damping!r}; for A - sI pass that operator"
+        )
+    if not (tol >= 0 and math.isfinite(tol)):
+        raise ValueError(f"cg: tol: expected a finite number >= 0, got {tol!r}")
+    if maxiter < 0:
+        raise ValueError(f"cg: maxiter: expected a number >= 0, got {maxiter!r}")
+
+
+def _rows(products: Products, b: Tensor) -> Tensor:
+    """Right-hand sides as rows ``[K, P]`` of an algorithm's own."""
+    columns = b.detach().unsqueeze(1) if b.ndim == 1 else b.detach()
+    return columns.to(products.working).T.clone(memory_format=torch.contiguous_format)
+
+
+def _inverse(
+    products: Products, preconditioner: Preconditioner | None
+) -> Callable[[Tensor], Tensor] | None:
+    """What is applied to residuals, rows ``[K, P]``."""
+    if preconditioner is None:
+        return None
+    if isinstance(preconditioner, Tensor):
+        diagonal = preconditioner.detach()
+        if diagonal.shape != (products.size,):
+            raise ValueError(
+                f"cg: preconditioner: expected a diagonal [{products.size}], got {list(diagonal.shape)}"
+            )
+        if diagonal.device != products.device:
+            raise ValueError(
+                f"cg: preconditioner: expected device {products.device}, got {diagonal.device}"
+            )
+        if not bool((diagonal > 0).all()):
+            raise ValueError(
+                "cg: preconditioner: a diagonal must be positive; add the damping, or a small floor"
+            )
+        inverse = diagonal.to(products.working).reciprocal()
+        return lambda r: r * inverse
+    apply = getattr(preconditioner, "matvec", preconditioner)
+    if not callable(apply):
+        raise TypeError(
+            "cg: preconditioner: expected a diagonal [P], an operator with matvec or a function, "
+            f"got {type(preconditioner).__name__}"
+        )
+    wants = getattr(preconditioner, "dtype", None) or products.working
+
+    def each(r: Tensor) -> Tensor:
+        z = [apply(row.to(wants)) for row in r]
+        for one in z:
+            if not isinstance(one, Tensor) or one.shape != r.shape[1:]:
+                got = list(one.shape) if isinstance(one, Tensor) else type(one).__name__
+                raise ValueError(
+                    f"cg: preconditioner: returned {got} for a vector [{products.size}]"
+                )
+        return torch.stack(z).to(r.dtype)
+
+    return each
+
+
+@dataclass(frozen=True)
+class _System:
+    products: Products
+    damping: float
+    inverse: Callable[[Tensor], Tensor] | None
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """(A + λI) applied to each row of ``[K, P]``."""
+        if len(rows) == 0:
+            return rows.clone()
+        product = multiply(self.products, rows)
+        return product.add_(rows, alpha=self.damping) if self.damping else product
+
+    def precondition(self, r: Tensor) -> Tensor:
+        return r if self.inverse is None else self.inverse(r)
+
+
+class _Solution:
+    """K systems on their way: rows ``[K, P]``, and float64 scalars ``[K]``, all on the device."""
+
+    def __init__(
+        self, system: _System, right: Tensor, x0: Tensor | None, tol: float, maxiter: int
+    ) -> None:
+        size = length(right)
+        self.system = system
+        self.right = right
+        self.maxiter = maxiter
+        self.target = tol * size
+        self.x = torch.zeros_like(right) if x0 is None else x0
+        self.x[size == 0] = 0  # of all solutions for b = 0 the one without a doubt
+        self.r = right.clone() if x0 is None else right - system.multiply(self.x)
+        #: ‖b − (A + λI) x‖, measured
+        self.residual = length(self.r)
+        self.iterations = torch.zeros_like(size, dtype=torch.long)
+        self.negative = torch.zeros_like(size, dtype=torch.bool)
+        self.curvature = torch.full_like(size, math.nan)
+        #: directions of negative curvature, unit rows ``[K, P]``, once there is one
+        self.direction: Tensor | None = None
+
+    def solve(self, bar: Progress) -> None:
+        """Runs, each from the measured residual of the one before, as long as they get anywhere."""
+        pending = self._unsolved()
+        while bool(pending.any()):
+            at = pending.nonzero()[:, 0]
+            before = self.residual[at]
+            self._run(at, bar)
+            self.r[at] = self.right[at] - self.system.multiply(self.x[at])
+            self.residual[at] = length(self.r[at])
+            gained = torch.zeros_like(pending)
+            gained[at] = self.residual[at] <= before / 2
+            pending = self._unsolved() & gained
+
+    def _unsolved(self) -> Tensor:
+        return (self.residual > self.target) & ~self.negative & (self.iterations < self.maxiter)
+
+    def _run(self, at: Tensor, bar: Progress) -> None:
+        """Conjugate gradients for the systems ``at``, until each has stopped by its own recurrence.
+
+        One that has stopped stands still behind a mask, and is left out once the host looks.
+        """
+        system, eps = self.system, torch.finfo(self.x.dtype).eps
+        look_every = LOOK_EVERY.get(at.device.type, 1)
+        x, r, steps, target = self.x[at], self.r[at], self.iterations[at], self.target[at]
+        z = system.precondition(r)
+        p, rho = z.clone(), inner(r, z)
+        norm, bent = torch.zeros_like(rho), torch.full_like(rho, math.nan)
+        met = torch.zeros_like(rho, dtype=torch.bool)
+        wrong, live = rho <= 0, ~met
+        left = self.maxiter - int(steps.min())
+        for step in range(1, left + 1):
+            q = system.multiply(p)
+            square, curvature = inner(p, p), inner(p, q)
+            # of ‖A + λI‖ the best lower bound so far
+            norm = torch.maximum(norm, (inner(q, q) / square).sqrt())
+            now = live & (curvature <= eps * norm * square)
+            met, bent = met | now, torch.where(now, curvature / square, bent)
+            live = live & ~now
+            size = torch.where(live, rho / curvature, 0.0).to(r.dtype).unsqueeze(1)
+            x.addcmul_(p, size)
+            r.addcmul_(q, size, value=-1)
+            steps = steps + live
+            residual = length(r)
+            live = live & (residual > target) & (steps < self.maxiter)
+            z = system.precondition(r)
+            ahead = inner(r, z)
+            wrong = wrong | (live & (ahead <= 0))
+            # p of a system that has stopped stays: it may be the direction that is asked for
+            p.mul_(torch.where(live, ahead / rho, 1.0).to(p.dtype).unsqueeze(1))
+            p.addcmul_(z, live.to(p.dtype).unsqueeze(1))
+            rho = ahead
+            if step % look_every and step < left:
+                continue
+            if bool(wrong.any()):
+                raise ValueError(
+                    "cg: preconditioner: not positive definite, <r, M r> <= 0 for a residual r"
+                )
+            bar.to(
+                system.products.count, f"residual / ‖b‖ tol {float((residual / target).max()):.1e}"
+            )
+            out = ~live
+            if bool(out.any()):
+                self._leave(at[out], x[out], steps[out])
+                self._bent(at[met], p[met], bent[met])
+                if bool(out.all()):
+                    return
+                at, x, r, p, rho = at[live], x[live], r[live], p[live], rho[live]
+                steps, target, norm, bent = steps[live], target[live], norm[live], bent[live]
+                met, wrong, live = met[live], wrong[live], live[live]
+
+    def _leave(self, at: Tensor, x: Tensor, steps: Tensor) -> None:
+        self.x[at] = x
+        self.iterations[at] = steps
+
+    def _bent(self, at: Tensor, p: Tensor, curvature: Tensor) -> None:
+        """Notes the directions of negative curvature of the systems ``at``."""
+        if len(at) == 0:
+            return
+        if self.direction is None:
+            self.direction = torch.zeros_like(self.x)
+        self.direction[at] = p / length(p).to(p.dtype).unsqueeze(1)
+        self.curvature[at] = curvature
+        self.negative[at] = True
+
+    def result(self, single: bool) -> CGResult:
+        """What has been found, as numbers for a single right-hand side."""
+        converged = self.residual <= self.target
+        count = self.system.products.count
+        direction = self.direction
+        if not single:
+            return CGResult(
+                self.x.T,
+                self.residual,
+                self.iterations,
+                converged,
+                None if direction is None else direction.T,
+                self.curvature,
+                count,
+            )
+        return CGResult(
+            self.x[0],
+            float(self.residual),
+            int(self.iterations),
+            bool(converged),
+            None if direction is None else direction[0],
+            float(self.curvature),
+            count,
+        )

@@ -1,0 +1,154 @@
+"""The diagonal of an operator from products with random vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from curvext.algorithms.leave_one_out import mean_of_left_out, pairs, sketch
+from curvext.algorithms.probes import (
+    Probes,
+    basis,
+    blocks,
+    check_count,
+    check_finite,
+)
+from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.progress import Progress
+from curvext.results import Estimate
+
+
+def diagonal(
+    A: SymmetricOperator,
+    method: str = "hutchinson",
+    probes: int = 60,
+    seed: int = 0,
+    progress: bool = False,
+) -> Estimate:
+    """The diagonal of a symmetric operator, each entry with its standard error.
+
+        "hutchinson"   diag A ≈ (1/m) Σ_i z_i ⊙ A z_i,   z_i random signs
+        "xdiag"        the mean over i of diag QQᵀA + z_i ⊙ (I − QQᵀ) A z_i,   Q = orth(A Z) without column i
+
+    An entry's variance under Hutchinson's estimator is Σ_{j≠i} A_ij² / m: exact for a diagonal matrix, poor where a
+    row's weight lies off the diagonal. XDiag takes the leading directions of A exactly, which pays where
+    eigenvalues fall off quickly.
+
+    Args:
+        A: any curvext operator, or an object with shape, dtype, device, matvec; P×P, symmetric.
+        method: "hutchinson" or "xdiag".
+        probes: the budget of products m: at most so many vectors are multiplied with A. XDiag gives half of them
+            to its probes and half to A Q. P of them or more give the exact diagonal, from P columns of the identity.
+        seed: of the probes, drawn from a generator of their own.
+        progress: show a bar over blocks of products (needs tqdm).
+
+    Returns:
+        An :class:`Estimate` of tensors ``[P]``, summed in float64. The standard error is 0 where P products gave the
+        diagonal exactly, and inf where a single probe says nothing about its spread. XDiag is exact to
+        rounding for a rank below probes // 2.
+
+    Raises:
+        TypeError: A lacks an attribute.
+        ValueError: A is not square or returns nan or inf, ``method`` is unknown, or ``probes`` is less than
+            1 ("hutchinson") or 2 ("xdiag").
+
+    Cost:
+        ``probes`` products or fewer; O(P) memory ("hutchinson") or O(P · probes).
+
+    Source:
+        Bekas, Kokiopoulou, Saad (2007); Epperly, Tropp, Webber (2024), XTrace, section 5 on XDiag.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+        >>> H = cx.HessianOperator(model, loss, (torch.eye(2), torch.zeros(2, 1)))
+        >>> cx.diagonal(H).value
+        tensor([1., 1.])
+    """
+    if method not in _METHODS:
+        raise ValueError(f"diagonal: method: expected one of {sorted(_METHODS)}, got {method!r}")
+    least, estimate = _METHODS[method]
+    products = Products(A, "diagonal")
+    check_count("diagonal", "probes", probes, least, f"for method={method!r}")
+    with Progress(progress, min(probes, products.size), "diagonal") as bar:
+        if products.size <= probes:
+            value, error = _by_basis(products, bar)
+        else:
+            value, error = estimate(products, probes, Probes(products, seed), bar)
+    check_finite("diagonal", value)
+    return Estimate(value.to(products.working), error.to(products.working), products.count)
+
+
+Answer = tuple[Tensor, Tensor]  # values and standard errors, float64, [P]
+
+
+def _by_basis(products: Products, bar: Progress) -> Answer:
+    value = torch.zeros(products.size, dtype=torch.float64, device=products.device)
+    for run in blocks(products.size):
+        rows = products.block(basis(products, run))[run.start : run.stop]
+        value[run.start : run.stop] = rows.diagonal()
+        bar.to(products.count)
+    return value, torch.zeros_like(value)
+
+
+def _hutchinson(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+    spread = Spread(products)
+    for run in blocks(count):
+        z = probes.signs(len(run))
+        spread.add((z * products.block(z)).double())
+        bar.to(products.count)
+    return spread.mean, spread.standard_error()
+
+
+def _xdiag(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+    s = sketch(products, probes.signs(count // 2), bar)
+    Z, Q, AQ = s.probes, s.basis, s.basis_image
+    k = Z.shape[1]
+    # of A z_i what Q has from z_i itself goes back to the part that is sampled
+    alone = Q @ (s.lost * (s.lost * s.coordinates).sum(0))
+    samples = Z * (s.image - Q @ s.coordinates + alone) - (Q @ s.lost) * (AQ @ s.lost)
+    samples = (samples + (Q * AQ).sum(1, keepdim=True)).T
+
+    def step(i: Tensor, j: Tensor) -> Tensor:
+        """How the estimates by probes i change when the range loses what only probes j gave, ``[P, n]``."""
+        d = s.also_lost(i, j)
+        return (Q @ d) * (AQ @ d - Z[:, i] * (d * s.coordinates[:, i]).sum(0))
+
+    shared = torch.zeros_like(samples[0])
+    for i, j in (pairs(k, n, Z.device) for n in range(k * s.full)):
+        shared += (step(i, j) * step(j, i)).sum(1)
+    return mean_of_left_out(samples, shared / max(1, k * (k - 1) // 2))
+
+
+class Spread:
+    """Mean and standard error of samples that come in blocks, entry by entry, none of them kept."""
+
+    def __init__(self, products: Products) -> None:
+        self.mean = torch.zeros(products.size, dtype=torch.float64, device=products.device)
+        self._squares = torch.zeros_like(self.mean)
+        self._count = 0
+
+    def add(self, samples: Tensor) -> None:
+        """Adds samples ``[P, K]`` (Chan, Golub & LeVeque 1983: sums of squares about the mean, merged)."""
+        more = samples.shape[1]
+        here = samples.mean(1)
+        step = here - self.mean
+        both = self._count + more
+        self._squares += (samples - here.unsqueeze(1)).square().sum(1)
+        self._squares += step.square() * (self._count * more / both)
+        self.mean = self.mean + step * (more / both)
+        self._count = both
+
+    def standard_error(self) -> Tensor:
+        """Of the mean, ``[P]``; inf for one sample."""
+        if self._count == 1:
+            return torch.full_like(self.mean, torch.inf)
+        return (self._squares / (self._count * (self._count - 1))).sqrt()
+
+
+_METHODS: dict[str, tuple[int, Callable[[Products, int, Probes, Progress], Answer]]] = {
+    "hutchinson": (1, _hutchinson),
+    "xdiag": (2, _xdiag),
+}

@@ -1,0 +1,106 @@
+"""Gauss quadrature of an operator's spectral distribution, by Lanczos from random probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvext.algorithms.lanczos import tridiagonalise
+from curvext.algorithms.probes import Probes, check_count, check_finite
+from curvext.algorithms.products import Products
+from curvext.algorithms.progress import Progress
+
+#: up to so many rows the matrix is formed and decomposed where that takes no more products
+DENSE_ROWS = 1024
+#: Lanczos bases are held up to this many bytes, so that many probes share the passes over the data
+_BASES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """∫ f dμ ≈ Σ w f(θ) for μ = (1/P) Σ_i δ(λ_i), one rule for each probe, on the CPU in float64.
+
+    Attributes:
+        nodes: Ritz values θ, ``[m, s]``, ascending in each row.
+        weights: squared first components of the eigenvectors of T, ``[m, s]``; each row adds to 1.
+        errors: how far at most the nearest eigenvalue is from each node, ``[m, s]``.
+        exact: the nodes are all P eigenvalues.
+        size: P.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+    errors: Tensor
+    exact: bool
+    size: int
+
+    def by_probe(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """Σ w f(θ) for each probe, ``[m]``; nodes without weight do not count, whatever f is there."""
+        values = f(self.nodes)
+        return torch.where(self.weights > 0, self.weights * values, 0.0).sum(1)
+
+    def jackknife(self, samples: Tensor, g: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """g of the samples' mean and its standard error.
+
+        Args:
+            samples: ``[m, q]``, one row for each probe.
+            g: maps means ``[..., q]`` to ``[...]``.
+        """
+        count = len(samples)
+        value = g(samples.mean(0))
+        if self.exact:
+            return value, torch.zeros_like(value)
+        if count == 1:
+            return value, torch.full_like(value, torch.inf)
+        left_out = g((samples.sum(0) - samples) / (count - 1))
+        spread = (left_out - left_out.mean(0)).square().sum(0)
+        return value, (spread * (count - 1) / count).sqrt()
+
+
+def quadrature(
+    products: Products,
+    probes: int,
+    steps: int,
+    seed: int,
+    bar: Progress,
+    reorthogonalise: bool = True,
+) -> Quadrature:
+    """The quadrature by ``probes`` probes with ``steps`` products each, or by all eigenvalues where P is smaller.
+
+    Raises:
+        ValueError: ``probes`` or ``steps`` is no positive integer, P is 0, or A returns nan or inf.
+    """
+    check_count(products.caller, "probes", probes, 1)
+    check_count(products.caller, "steps", steps, 1)
+    if products.size == 0:
+        raise ValueError(f"{products.caller}: A is 0 x 0: it has no spectrum")
+    if products.size <= min(probes * steps, DENSE_ROWS):
+        matrix = products.dense()
+        check_finite(products.caller, matrix)
+        values = torch.linalg.eigvalsh(matrix).cpu()
+        weights = torch.full_like(values, 1 / products.size)
+        return Quadrature(
+            values[None], weights[None], torch.zeros_like(values[None]), True, products.size
+        )
+    stream = Probes(products, seed)
+    held = products.size * min(steps, products.size) * products.working.itemsize
+    group = max(1, _BASES // held if reorthogonalise else probes)
+    parts = []
+    for first in range(0, probes, group):
+        start = stream.signs(min(group, probes - first))
+        T = tridiagonalise(products, start, min(steps, products.size), reorthogonalise)
+        parts.append((T.alpha.T.cpu(), T.beta.T.cpu()))
+        bar.to(products.count)
+    alpha, beta = (torch.cat(rows) for rows in zip(*parts, strict=True))
+    check_finite(products.caller, alpha)
+    matrices = alpha.diag_embed() + beta[:, :-1].diag_embed(1) + beta[:, :-1].diag_embed(-1)
+    nodes, vectors = torch.linalg.eigh(matrices)
+    weights = vectors[:, 0].square()
+    # what a Krylov space that ended is padded with has no weight but rounding
+    weights = torch.where(weights > torch.finfo(torch.float64).eps ** 2, weights, 0.0)
+    weights = weights / weights.sum(1, keepdim=True)
+    errors = beta[:, -1:] * vectors[:, -1].abs()
+    return Quadrature(nodes, weights, errors, False, products.size)

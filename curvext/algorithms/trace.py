@@ -1,0 +1,168 @@
+"""The trace of an operator from products with random vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from curvext.algorithms.leave_one_out import mean_of_left_out, pairs, sketch
+from curvext.algorithms.probes import (
+    Probes,
+    basis,
+    blocks,
+    check_count,
+    check_finite,
+    multiply,
+    representable,
+)
+from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.progress import Progress
+from curvext.results import Estimate
+
+
+def trace(
+    A: SymmetricOperator,
+    method: str = "hutchinson",
+    probes: int = 60,
+    seed: int = 0,
+    progress: bool = False,
+) -> Estimate:
+    """The trace of a symmetric operator, with its standard error.
+
+        "hutchinson"   tr A ≈ (1/m) Σ_i z_iᵀ A z_i,   z_i random signs
+        "hutch++"      tr A ≈ tr QᵀA Q + the same of (I − QQᵀ) A (I − QQᵀ),   Q = orth(A S)
+        "xtrace"       the mean over i of hutch++ with Q from all probes but the i-th, and the i-th as its one probe
+
+    Hutchinson's error falls as 1/√m and is had from its own spread. The two others take what A does
+    on its leading directions exactly, which pays where eigenvalues fall off quickly, as those of curvature
+    matrices do: the error can fall as 1/m. They are as right for indefinite matrices.
+
+    Args:
+        A: any curvext operator, or an object with shape, dtype, device, matvec; P×P, symmetric.
+        method: "hutchinson", "hutch++" or "xtrace".
+        probes: the budget of products m: at most so many vectors are multiplied with A. Hutch++ gives a third of
+            them to the sketch A S, a third to A Q and the rest to the residual; XTrace gives half to its probes and
+            half to A Q. P of them or more give the exact trace, from P columns of the identity.
+        seed: of the probes, drawn from a generator of their own.
+        progress: show a bar over blocks of products (needs tqdm).
+
+    Returns:
+        An :class:`Estimate` with scalar tensors, summed in float64. The standard error is 0 where P products gave
+        the trace exactly, and inf where a single probe says nothing about its spread. Hutch++ is exact to
+        rounding for a rank of at most probes // 3, XTrace for a rank below probes // 2: their standard
+        errors then are rounding too. Hutchinson's is exact for diagonal matrices.
+
+    Raises:
+        TypeError: A lacks an attribute.
+        ValueError: A is not square or returns nan or inf, ``method`` is unknown, or ``probes`` is less than
+            1 ("hutchinson"), 3 ("hutch++") or 2 ("xtrace").
+
+    Cost:
+        ``probes`` products or fewer, O(P · probes) memory ("hutchinson": O(P)), O(P · probes²) arithmetic.
+
+    Source:
+        Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021), Hutch++, algorithm 1; Epperly, Tropp, Webber
+        (2024), XTrace, algorithm 1 with the normalisation of its section 2.3 and its error estimate.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+        >>> H = cx.HessianOperator(model, loss, (torch.eye(2), torch.zeros(2, 1)))
+        >>> print(cx.trace(H))
+        2 exactly (2 products)
+    """
+    if method not in _METHODS:
+        raise ValueError(f"trace: method: expected one of {sorted(_METHODS)}, got {method!r}")
+    least, estimate = _METHODS[method]
+    products = Products(A, "trace")
+    check_count("trace", "probes", probes, least, f"for method={method!r}")
+    with Progress(progress, min(probes, products.size), "trace") as bar:
+        if products.size <= probes:
+            value, error = _by_basis(products, bar)
+        else:
+            value, error = estimate(products, probes, Probes(products, seed), bar)
+    check_finite("trace", value)
+    return Estimate(value.to(products.working), error.to(products.working), products.count)
+
+
+Answer = tuple[Tensor, Tensor]  # value and standard error, float64
+
+
+def _by_basis(products: Products, bar: Progress) -> Answer:
+    total = torch.zeros((), dtype=torch.float64, device=products.device)
+    for run in blocks(products.size):
+        rows = products.block(basis(products, run))[run.start : run.stop]
+        total += rows.diagonal().double().sum()
+        bar.to(products.count)
+    return total, torch.zeros_like(total)
+
+
+def _hutchinson(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+    quadratic = []
+    for run in blocks(count):
+        z = probes.signs(len(run))
+        quadratic.append(_dots(z, products.block(z)))
+        bar.to(products.count)
+    return _mean(torch.cat(quadratic))
+
+
+def _hutchpp(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+    third = count // 3
+    image = multiply(products, probes.normals(third), bar)
+    Q = torch.linalg.qr(image).Q
+    exact = _dots(Q, multiply(products, representable(products, Q), bar)).sum()
+    rest = probes.signs(count - 2 * third).double()
+    outside = representable(products, rest - Q @ (Q.T @ rest))
+    value, error = _mean(_dots(outside, multiply(products, outside, bar)))
+    return exact + value, error
+
+
+def _xtrace(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+    s = sketch(products, probes.normals(count // 2), bar)
+    H = s.basis.T @ s.basis_image
+    ours = s.basis.T @ s.probes
+    forms, lengths = _dots(s.probes, s.image), _dots(s.probes, s.probes)
+
+    def by_probe(i: Tensor, *lost: Tensor) -> Tensor:
+        """Estimates by probes i ``[n]`` from ranges that lack some orthogonal directions ``[r, n]``."""
+        inside = H.diagonal().sum().expand(len(i))
+        x, dimension = ours[:, i], torch.full_like(forms[i], products.size - len(H))
+        for d in lost:
+            inside = inside - (d * (H @ d)).sum(0)
+            x = x - d * (d * x).sum(0)
+            dimension = dimension + d.square().sum(0)
+        # zᵀ A z for the part of each probe outside the range
+        outside = forms[i] - 2 * (x * s.coordinates[:, i]).sum(0) + (x * (H @ x)).sum(0)
+        # a Gaussian's length says nothing of A: each part is scaled to the length that it has on average
+        return inside + outside * dimension / (lengths[i] - x.square().sum(0))
+
+    every = torch.arange(len(forms), device=forms.device)
+    samples = by_probe(every, s.lost)
+    shared = []
+    for i, j in (pairs(len(samples), n, forms.device) for n in range(len(samples) * s.full)):
+        without_j = by_probe(i, s.lost[:, i], s.also_lost(i, j))
+        without_i = by_probe(j, s.lost[:, j], s.also_lost(j, i))
+        shared.append((samples[i] - without_j) * (samples[j] - without_i))
+    return mean_of_left_out(samples, torch.cat(shared).mean() if shared else 0.0)
+
+
+_METHODS: dict[str, tuple[int, Callable[[Products, int, Probes, Progress], Answer]]] = {
+    "hutchinson": (1, _hutchinson),
+    "hutch++": (3, _hutchpp),
+    "xtrace": (2, _xtrace),
+}
+
+
+def _dots(V: Tensor, W: Tensor) -> Tensor:
+    """vᵢ·wᵢ for all columns, summed in float64, ``[K]``."""
+    return (V.double() * W.double()).sum(0)
+
+
+def _mean(samples: Tensor) -> Answer:
+    """The mean of the samples and its standard error; inf for one sample."""
+    count = len(samples)
+    if count == 1:
+        return samples.mean(), torch.full_like(samples[0], torch.inf)
+    return samples.mean(), samples.std() / count**0.5

@@ -1,0 +1,153 @@
+"""Ways around operations whose derivative PyTorch lacks, has wrong, or has at many times its cost.
+
+A detour is found by the name of a node in the graph of a first forward pass, which is then run again in
+a context that takes an equivalent way; nothing is slowed down where such a node does not occur.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from curvext.linearise.attention import AttentionInClosedForm
+
+#: what a graph is made for: backward passes alone, tangents as well, or to be differentiated twice
+GraphUse = Literal["backward", "linearised", "twice"]
+
+
+@dataclass(frozen=True)
+class Detour:
+    """A context for the forward pass, and the uses of the graph that need it."""
+
+    taken: Callable[[], AbstractContextManager[object]]
+    needed_for: Collection[GraphUse]
+
+
+def needed(names: Collection[str], use: GraphUse) -> set[str]:
+    """Those of some node names that have a detour for this use."""
+    return {n for n in names if n in DETOURS and use in DETOURS[n].needed_for}
+
+
+# ---------------------------------------------------------------------- wrong second derivatives
+
+
+class _ComposedWeightNorm(torch.overrides.TorchFunctionMode):
+    """``torch._weight_norm`` from elementary operations: the fused one has a wrong second derivative."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch._weight_norm:
+            direction, magnitude, *rest = args
+            dim = (kwargs or {}).get("dim", rest[0] if rest else 0)
+            others = (
+                [d for d in range(direction.ndim) if d != dim % direction.ndim]
+                if dim != -1
+                else None
+            )
+            norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
+            return direction * (magnitude / norm)
+        return func(*args, **(kwargs or {}))
+
+
+# ---------------------------------------------------------------------- fused recurrent layers
+
+
+@contextmanager
+def _without(backend: Any) -> Iterator[None]:
+    # backend.flags(...) would also reset TF32 and determinism, and warns where TF32 is unknown
+    before = backend.enabled
+    backend.enabled = False
+    try:
+        yield
+    finally:
+        backend.enabled = before
+
+
+def _without_mkldnn() -> AbstractContextManager[None]:
+    return _without(torch.backends.mkldnn)
+
+
+def _without_cudnn() -> AbstractContextManager[None]:
+    return _without(torch.backends.cudnn)
+
+
+# ---------------------------------------------------------------------- slow second derivatives
+
+
+class _Gelu(torch.autograd.Function):
+    """x Φ(x), with a second derivative in closed form; PyTorch composes it of some thirty passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.nn.functional.gelu(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return _GeluSlope.apply(g, *ctx.saved_tensors)
+
+
+class _GeluSlope(torch.autograd.Function):
+    """g h'(x) with h' = Φ + x φ, so that h'' = φ (2 − x²)."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(g, x)
+        return torch.ops.aten.gelu_backward(g, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, Tensor]:
+        g, x = ctx.saved_tensors
+        half = x.square().mul_(-0.5)
+        density = half.exp()
+        curvature = half.add_(1).mul_(density).mul_(g).mul_(u).mul_(2 / math.sqrt(2 * math.pi))
+        return torch.ops.aten.gelu_backward(u, x), curvature
+
+
+class _GeluInClosedForm(torch.overrides.TorchFunctionMode):
+    """The exact GELU by :class:`_Gelu`."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.gelu and kwargs.get("approximate", "none") == "none":
+            return _Gelu.apply(args[0] if args else kwargs["input"])
+        return func(*args, **kwargs)
+
+
+# ---------------------------------------------------------------------- attention
+
+
+@contextmanager
+def _composed_attention() -> Iterator[None]:
+    """In closed form where a mode sees the call, and elsewhere of elementary operations."""
+    with sdpa_kernel(SDPBackend.MATH), AttentionInClosedForm():
+        yield
+
+
+_FORWARD_TOO: tuple[GraphUse, ...] = ("linearised", "twice")
+_TWICE: tuple[GraphUse, ...] = ("twice",)
+
+DETOURS: dict[str, Detour] = {
+    # unrolled, each step of a recurrent layer is an ordinary product with its weights
+    "MkldnnRnnLayerBackward0": Detour(_without_mkldnn, ("backward", *_FORWARD_TOO)),
+    "CudnnRnnBackward0": Detour(_without_cudnn, ("backward", *_FORWARD_TOO)),
+    "WeightNormInterfaceBackward0": Detour(_ComposedWeightNorm, _FORWARD_TOO),
+    # fused attention has no second derivative; of its tangents only the CPU kernel's is known
+    "ScaledDotProductFlashAttentionForCpuBackward0": Detour(_composed_attention, _TWICE),
+    "ScaledDotProductFlashAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
+    "ScaledDotProductEfficientAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
+    "ScaledDotProductCudnnAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
+    "GeluBackward0": Detour(_GeluInClosedForm, _TWICE),
+}

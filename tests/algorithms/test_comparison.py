@@ -1,0 +1,207 @@
+"""Comparisons against dense matrices; and the equalities of theory where they hold and where not."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import curvext as cx
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(*sizes, dtype=torch.float64):
+    torch.manual_seed(4)
+    layers = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.Tanh()]
+    return nn.Sequential(*layers[:-1]).to(dtype)
+
+
+def classification(dtype=torch.float64, samples=60):
+    model = network(10, 30, 5, dtype=dtype)
+    data = (torch.randn(samples, 10).to(dtype), torch.randint(5, (samples,)))
+    return cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+
+
+def by_hand(risk, samples=1, seed=0):
+    return {
+        "H": risk.hessian().to_dense(),
+        "G": risk.ggn().to_dense(),
+        "F": risk.fisher().to_dense(),
+        "F_mc": risk.mc_fisher(samples, seed).to_dense(),
+        "F_emp": risk.empirical_fisher().to_dense(),
+    }
+
+
+def states(comparison):
+    return {e.claim: e.holds for e in comparison.equalities}
+
+
+def test_small_risks_are_compared_exactly():
+    risk = classification()
+    dense = by_hand(risk, samples=2, seed=3)
+    c = cx.compare(risk, leading=4, samples=2, seed=3)
+    assert list(c.traces) == list(dense) and not c.refused and c.size == 485
+    spaces = {}
+    for name, A in dense.items():
+        assert float(c.traces[name].value) == pytest.approx(float(A.trace()), rel=1e-10)
+        assert float(c.norms[name].value) == pytest.approx(float(A.norm()), rel=1e-10)
+        assert float(c.norms[name].standard_error) == 0
+        values, vectors = torch.linalg.eigh(A)
+        at = values.abs().argsort(descending=True)[:4]
+        assert torch.allclose(c.eigenvalues[name], values[at], rtol=1e-9)
+        spaces[name] = vectors[:, at]
+    for (a, b), distance in c.distances.items():
+        expected = float((dense[a] - dense[b]).norm() / dense[b].norm())
+        assert float(distance.value) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        overlap = float((spaces[a].T @ spaces[b]).square().sum() / 4)
+        assert c.overlaps[a, b] == pytest.approx(overlap, rel=1e-6)
+    assert c.value == pytest.approx(risk.value())
+    assert c.gradient_norm == pytest.approx(float(risk.gradient().norm()))
+
+
+def test_large_risks_are_compared_within_the_standard_errors():
+    risk = classification()
+    exact = cx.compare(risk)
+    figures = ("traces", "norms", "distances")
+    inside = total = 0
+    ratios = []
+    for probes in range(
+        12, 24
+    ):  # another count, other probes; another seed would draw other labels
+        c = cx.compare(risk, probes=probes, dense_limit=0)
+        assert c.products < 500
+        for kind in figures:
+            for key, truth in getattr(exact, kind).items():
+                found = getattr(c, kind)[key]
+                off, bar = abs(float(found.value - truth.value)), float(found.standard_error)
+                inside += off <= 2.5 * bar + 1e-10
+                total += 1
+                ratios.append(off / bar if bar > 1e-10 else 0.0)
+        for pair, overlap in exact.overlaps.items():
+            assert c.overlaps[pair] == pytest.approx(overlap, abs=1e-4)
+    # figures of one comparison share their probes, so they err together
+    assert inside / total > 0.85
+    assert max(ratios) < 6
+
+
+def test_cross_entropy_has_g_equal_to_f_also_from_probes():
+    for limit in (1000, 0):
+        c = cx.compare(classification(), dense_limit=limit)
+        assert states(c) == {"F = G": True, "H = G": False, "F_mc = F": False, "F_emp = F": False}
+        assert float(c.distances["F", "G"].value) < 1e-12
+
+
+def test_squared_error_has_g_equal_to_f_and_h_where_residuals_vanish():
+    model = network(3, 8, 2)
+    x = torch.randn(20, 3).double()
+    fitted = (x, model(x).detach())
+    c = cx.compare(cx.EmpiricalRisk(model, nn.MSELoss(), fitted))
+    assert states(c)["F = G"] and states(c)["H = G"]
+    assert c.gradient_norm == 0 and float(c.traces["F_emp"].value) == 0
+    assert math.isnan(c.overlaps["G", "F_emp"]), "a zero matrix has no leading eigenvectors"
+    assert math.isinf(float(c.distances["G", "F_emp"].value))
+    nearly = (x, model(x).detach() + 1e-3 * torch.randn(20, 2).double())
+    c = cx.compare(cx.EmpiricalRisk(model, nn.MSELoss(), nearly))
+    h_is_g = c.equalities[1]
+    assert not h_is_g.holds and h_is_g.near and str(h_is_g).startswith("H = G nearly holds: ")
+
+
+def test_a_model_that_is_linear_in_its_parameters_has_h_equal_to_g():
+    risk = cx.EmpiricalRisk(
+        nn.Linear(4, 3).double(),
+        nn.CrossEntropyLoss(),
+        (torch.randn(30, 4).double(), torch.randint(3, (30,))),
+    )
+    assert states(cx.compare(risk))["H = G"]
+
+
+def test_the_empirical_fisher_is_near_where_the_model_is_the_truth():
+    # many labels drawn from the model itself: F_emp is then a Monte-Carlo estimate of F
+    model = network(4, 3)
+    x = torch.randn(40_000, 4).double()
+    with torch.no_grad():
+        y = torch.multinomial(model(x).softmax(1), 1).squeeze(1)
+    c = cx.compare(cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y)))
+    for equality in c.equalities[1:]:
+        assert equality.near and not (equality.claim.startswith("F_") and equality.holds)
+
+
+def test_what_a_loss_does_not_have_is_refused_with_its_reason():
+    def cubed(output, target):
+        return (output - target).abs().pow(3).mean(1).mean()
+
+    data = (torch.randn(20, 3).double(), torch.randn(20, 2).double())
+    c = cx.compare(cx.EmpiricalRisk(network(3, 4, 2), cubed, data, reduction="mean"))
+    assert list(c.traces) == ["H", "G", "F_emp"] and list(c.refused) == ["F", "F_mc"]
+    assert "does not say of which distribution" in c.refused["F"]
+    assert states(c) == {"F = G": None, "H = G": False, "F_mc = F": None, "F_emp = F": None}
+    assert "F = G is not defined: there is no F\n" in str(c)
+    assert f"no F: {c.refused['F']}" in str(c)
+
+
+def test_some_of_the_matrices_can_be_compared_alone():
+    risk = classification()
+    c, every = cx.compare(risk, matrices=("F_emp", "H", "G")), cx.compare(risk)
+    assert list(c.traces) == ["H", "G", "F_emp"] and states(c) == {"H = G": False}
+    assert not c.refused and c.products < every.products
+    assert torch.equal(c.distances["H", "G"].value, every.distances["H", "G"].value)
+    for wrong in (("H", "F"), ("G", "K")):
+        with pytest.raises(ValueError, match="compare: matrices: expected some of .*, got "):
+            cx.compare(risk, matrices=wrong)
+
+
+def test_float32_and_densities():
+    c = cx.compare(classification(torch.float32), dense_limit=0, densities=True)
+    assert states(c)["F = G"] is True
+    assert set(c.densities) == set(c.traces)
+    d = c.densities["G"]
+    assert float(torch.trapezoid(d.density, d.grid)) == pytest.approx(1, abs=1e-9)
+
+
+def test_a_risk_with_one_parameter():
+    model = nn.Linear(1, 1, bias=False).double()
+    data = (torch.ones(3, 1).double(), torch.zeros(3, 1).double())
+    c = cx.compare(cx.EmpiricalRisk(model, nn.MSELoss(), data))
+    assert float(c.traces["H"].value) == pytest.approx(2)
+    assert c.overlaps["H", "G"] == pytest.approx(1)
+
+
+def test_bits_repeat_and_the_global_state_is_left():
+    risk = classification()
+    before = torch.get_rng_state()
+    one, two = (cx.compare(risk, dense_limit=0) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert str(one) == str(two)
+    assert torch.equal(one.distances["H", "G"].value, two.distances["H", "G"].value)
+
+
+def test_it_prints_a_table():
+    lines = str(cx.compare(classification())).splitlines()
+    assert lines[0].startswith("P = 485, L = 1.7")
+    assert lines[2].split() == ["matrix", "trace", "Frobenius", "norm", "leading", "eigenvalues"]
+    assert "‖row − column‖ / ‖column‖" in lines
+    assert lines[-4].startswith("F = G holds: ") and lines[-3].startswith("H = G does not hold: ")
+    assert max(len(line) for line in lines) <= 120
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(
+        TypeError, match="compare: risk must have the methods .* HessianOperator has no value"
+    ):
+        cx.compare(classification().hessian())
+    for arguments, message in (
+        (dict(leading=0), "leading: expected an integer of at least 1"),
+        (
+            dict(probes=1),
+            r"probes: expected an integer of at least 2 \(for a standard error\), got 1",
+        ),
+        (dict(near=0.0), "near: expected a number > 0"),
+    ):
+        with pytest.raises(ValueError, match=f"compare: {message}"):
+            cx.compare(classification(), **arguments)

@@ -1,0 +1,276 @@
+"""The benchmarks' own machinery: clocks, records, comparisons, pages. What it measures is no matter here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from benchmarks import record as records
+from benchmarks.__main__ import main
+from benchmarks.compare import compare
+from benchmarks.kernels import Case
+from benchmarks.machine import environment, machine
+from benchmarks.models.networks import NETWORKS, build
+from benchmarks.models.quantities import LIBRARIES, Truth, ask, missing
+from benchmarks.record import Record, load, reason
+from benchmarks.report import page, tables
+from benchmarks.suites import kernels, memory, models, scaling
+from benchmarks.timing import interleaved, summary
+
+
+def row(quantity: str, gradients: float, spread: float = 0.01, **more: object) -> dict:
+    return {
+        "network": "mlp",
+        "quantity": quantity,
+        "library": "curvext",
+        "mode": "eager",
+        "milliseconds": 10 * gradients,
+        "gradients": gradients,
+        "lower": gradients * (1 - spread),
+        "upper": gradients * (1 + spread),
+        "error": 1e-7,
+        **more,
+    }
+
+
+def of(*rows: dict) -> Record:
+    return Record("models", environment("cpu"), list(rows))
+
+
+# ---------------------------------------------------------------------- clocks
+
+
+def test_rounds_are_interleaved_after_a_warm_up():
+    met: list[str] = []
+    interleaved({"a": lambda: met.append("a"), "b": lambda: met.append("b")}, rounds=3)
+    assert met == ["a", "b"] * 5
+
+
+def test_a_budget_shortens_the_rounds_to_three_at_least():
+    times = interleaved({"a": lambda: None}, rounds=50, budget=1.0, known=0.1)
+    assert times["a"].rounds == 10
+    assert interleaved({"a": lambda: None}, rounds=50, budget=0.0)["a"].rounds == 3
+
+
+def test_a_summary_holds_median_quartiles_and_the_shortest():
+    t = summary([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert (t.lower, t.median, t.upper, t.shortest, t.rounds) == (2.0, 3.0, 4.0, 1.0, 5)
+
+
+# ---------------------------------------------------------------------- records
+
+
+def test_the_machine_is_named_after_its_hardware():
+    name = machine("cpu")
+    assert re.fullmatch(r"cpu-\d+core-[a-z0-9-]+", name)
+    assert environment("cpu")["machine"] == name
+
+
+def test_a_record_comes_back_from_its_file(tmp_path):
+    kept = of(row("G v", 1.5, spread=0.5))
+    kept.failed(ValueError("no rule"), network="mlp", quantity="H v", library="x", mode="eager")
+    found = load(kept.save(tmp_path))
+    assert found.rows == kept.rows and found.suite == "models"
+    assert found.failures[0]["reason"] == "ValueError: no rule"
+
+
+def test_a_file_without_rows_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="it has no rows"):
+        load(path)
+
+
+def test_a_reason_is_one_line_without_paths():
+    error = OSError("cannot open /somewhere/on/this/machine.so because\nof reasons")
+    assert reason(error) == "OSError: cannot open … because"
+    assert len(reason(ValueError("x" * 500))) == 200
+
+
+# ---------------------------------------------------------------------- compare
+
+
+def test_what_got_slower_by_more_than_noise_is_named():
+    before = of(row("G v", 1.0), row("H v", 2.0), row("F v", 1.0, spread=0.2), row("old", 1.0))
+    after = of(row("G v", 1.2), row("H v", 1.5), row("F v", 1.2), row("new", 1.0))
+    found = compare(before, after)
+    assert [c.name for c in found.slower] == ["mlp G v curvext eager"]
+    assert [c.name for c in found.faster] == ["mlp H v curvext eager"]
+    assert found.unchanged == 1
+    assert found.only_before == ["mlp old curvext eager"]
+    assert "SLOWER  mlp G v curvext eager: gradients 1 -> 1.2 (1.20x, noise 5%)" in str(found)
+
+
+def test_another_machine_is_told(tmp_path):
+    before, after = of(row("G v", 1.0)), of(row("G v", 1.0))
+    after.environment = {**after.environment, "machine": "cpu-9core-other"}
+    assert any("machine differs" in note for note in compare(before, after).notes)
+
+
+def test_records_of_different_suites_are_not_compared():
+    with pytest.raises(ValueError, match="'models' and 'kernels'"):
+        compare(of(), Record("kernels", {}))
+
+
+def test_the_command_fails_where_something_got_slower(tmp_path, capsys):
+    a, b = of(row("G v", 1.0)).save(tmp_path / "a"), of(row("G v", 2.0)).save(tmp_path / "b")
+    assert main(["compare", str(a), str(b)]) == 1
+    assert main(["compare", str(b), str(a)]) == 0
+    assert "1 slower, 0 faster" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- suites
+
+
+def test_every_kernel_has_cases_or_a_measure():
+    for name, specification in kernels.specifications().items():
+        assert hasattr(specification, "cases") or hasattr(specification, "measure"), name
+
+
+@pytest.mark.parametrize("name", sorted(kernels.specifications()))
+def test_every_form_of_a_kernel_gives_its_answer(name):
+    specification = kernels.specifications()[name]
+    if not hasattr(specification, "cases"):
+        pytest.skip("this file has measure(), whose forms are its own")
+    cases = specification.cases("cpu", torch.float32)
+    case: Case = min(cases, key=lambda c: sum(t.numel() for t in c.inputs))
+    exact = case.exact(*(t.double() if t.is_floating_point() else t for t in case.inputs))
+    forms = {"kernel": case.kernel, "plain": case.plain, **case.rivals}
+    for words, form in forms.items():
+        if form is not None:
+            assert kernels.relative_error(form(*case.inputs), exact) < 1e-4, words
+    assert case.flops > 0 and case.traffic > 0
+
+
+def test_the_floor_is_the_longer_of_two_times():
+    case = Case("", (), print, None, print, flops=4e9, traffic=1e9)
+    assert kernels.floor(case, {"GEMM GFLOP/s": 2.0, "copy GB/s": 1.0}) == (2.0, "GEMM")
+    assert kernels.floor(case, {"GEMM GFLOP/s": 8.0, "copy GB/s": 1.0}) == (1.0, "copy")
+
+
+def small() -> models.Effort:
+    return dataclasses.replace(models.QUICK, networks=(), rounds=2, budget=0.0, slow=1e9)
+
+
+@pytest.mark.filterwarnings("ignore")  # other libraries warn, of what they know
+def test_every_library_that_is_installed_agrees_with_float64():
+    torch.manual_seed(0)
+    network = NETWORKS["mlp"](4)
+    record = Record("models", {})
+    models.measure(record, network, small(), lambda _: None)
+    assert {row["library"] for row in record.rows} >= {"torch", "curvext", "torch.func"}
+    for found in record.rows:
+        assert found["error"] is None or found["error"] < 1e-4, found
+    installed = {library.LIBRARY for library in LIBRARIES if not missing(library)}
+    assert not [f for f in record.failures if f["library"] in installed], record.failures
+
+
+def test_a_wrong_answer_has_a_large_error():
+    truth = Truth(ask(build("gpt-small", "cpu").part(1)))
+    right = truth.of("gradient").float()
+    assert truth.error("gradient", right) < 1e-6
+    assert truth.error("gradient", 1.1 * right) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_network_for_other_libraries_has_the_same_loss():
+    network = build("gpt-small", "cpu").part(2)
+    other = network.classifier()
+    ours = network.loss(network.model(network.batch[0]), network.batch[1])
+    theirs = other.loss(other.model(other.batch[0]), other.batch[1])
+    torch.testing.assert_close(ours, theirs)
+    assert [p.shape for p in network.model.parameters()] == [
+        p.shape for p in other.model.parameters()
+    ]
+
+
+def test_a_missing_library_is_said_and_not_left_out(monkeypatch):
+    monkeypatch.setattr("benchmarks.models.quantities.installed", lambda package: None)
+    record = Record("models", {})
+    problem = ask(NETWORKS["mlp"](2))
+    models.prepare(record, problem, Truth(problem), compiled=False, blocks=False)
+    told = {f["library"]: f["reason"] for f in record.failures}
+    assert told["curvlinops"] == "not installed: pip install curvlinops-for-pytorch"
+
+
+def test_growth_is_measured_point_by_point():
+    record = Record("scaling", {})
+    effort = scaling.Effort(sweeps=("N",), rounds=2, budget=0.0, points=2)
+    scaling.run(record, "cpu", effort, lambda _: None)
+    assert not record.failures
+    assert {row["value"] for row in record.rows} == set(scaling.SWEEPS["N"][:2])
+
+
+def megabytes(count: int) -> list[dict]:
+    peak = memory.Peak("cpu")
+    peak.start()
+    torch.ones(count * 250_000)
+    return [{"megabytes": peak.megabytes()}]
+
+
+def fails() -> list[dict]:
+    raise ValueError("as it must")
+
+
+def test_the_peak_of_a_fresh_process_is_what_it_allocates(monkeypatch):
+    for name, value in memory.ALLOCATOR.items():
+        monkeypatch.setenv(name, value)
+    told = memory.in_fresh_process(megabytes, 64, limit=60)
+    assert told[0]["megabytes"] == pytest.approx(64, rel=0.1)
+    assert memory.in_fresh_process(fails, limit=60) == "ValueError: as it must"
+
+
+# ---------------------------------------------------------------------- pages
+
+
+def test_tables_hold_the_figures_of_the_rows():
+    record = of(row("G v", 1.234), row("G v", 2.5, library="curvlinops"), row("G v kept", 0.5))
+    lines = tables.models_table(record, None, "mlp")
+    assert any("| G v kept | curvext | 5.00 | 0.50 |" in line for line in lines)
+    assert any("| G v | curvlinops | 25.0 | 2.50 |" in line for line in lines)
+    assert "| G v, kept | **0.50** · 2.50 | – | – |" in tables.readme_table(record)
+
+
+def test_a_fast_wrong_answer_is_no_rival():
+    wrong = row("H v", 0.1, library="fast", error=0.003)
+    right = row("H v", 3.0, library="slow")
+    other = row("H v", 0.2, library="another matrix", of="H v per token")
+    assert tables.fastest_other(of(wrong, right, other), "mlp", "H v kept")["library"] == "slow"
+
+
+def test_what_failed_stands_in_the_page():
+    record = of()
+    record.failed("no rule", network="cnn", quantity="H v", library="X", mode="eager")
+    record.failed("no rule", network="gpt", quantity="H v", library="X", mode="eager")
+    assert tables.failures_table([record])[-1] == "| X | H v | cnn, gpt | no rule |"
+
+
+def test_the_exponent_of_linear_growth_is_one():
+    points = [{"sweep": "N", "value": n, "milliseconds": 0.5 * n} for n in (4, 16, 64)]
+    assert tables.exponent(points) == pytest.approx(1)
+
+
+def test_the_performance_page_is_that_of_the_committed_json():
+    assert page.PAGE.read_text() == page.performance(), "run: python -m benchmarks report"
+
+
+def test_the_readme_quotes_the_committed_json():
+    text = page.README.read_text()
+    assert page.SECTION.search(text).group(0) == page.readme_section(page.quoted())
+
+
+def test_every_picture_of_the_pages_is_there():
+    for source in (page.PAGE, page.README):
+        for target in re.findall(r"!\[[^]]*\]\((?!https?:)([^)]+)\)", source.read_text()):
+            assert (source.parent / target).is_file(), f"{source.name} shows {target}"
+
+
+def test_committed_results_name_no_path_and_no_host():
+    for path in records.RESULTS.rglob("*.json"):
+        if "quick" not in path.parts:
+            text = path.read_text()
+            assert "/tmp" not in text and "/home" not in text and "/root" not in text, path.name
+            assert "host" not in json.loads(text)["environment"]

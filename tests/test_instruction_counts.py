@@ -1,0 +1,42 @@
+"""Instructions of two CPU kernels, counted by valgrind; skipped, and so counted, where it is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "tools" / "instruction_counts.py"
+specification = importlib.util.spec_from_file_location("instruction_counts", SOURCE)
+tool = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(tool)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, int]:
+    try:
+        tool.expected()
+        return tool.counts()
+    except tool.Unavailable as why:
+        pytest.skip(f"instructions are not counted: {why}")
+
+
+def test_no_kernel_takes_more_instructions_than_is_written_down(found):
+    assert tool.differences(found, tool.expected()) == []
+
+
+def test_a_second_count_is_the_same(found):
+    assert tool.counts() == found
+
+
+def test_a_slower_build_is_caught(found):
+    slower = tool.counts(("-std=c++20", "-O1", "-Wno-psabi"))
+    assert tool.differences(slower, found)
+
+
+def test_a_difference_names_the_kernel_and_both_counts():
+    before = dict.fromkeys(tool.KERNELS, 1000)
+    words = tool.differences({**before, "outer_square": 1100}, before)
+    assert words == ["outer_square: 1100 instructions, expected 1000 (+10.0%, tolerance 3%)"]
+    assert tool.differences({**before, "outer_square": 1029}, before) == []

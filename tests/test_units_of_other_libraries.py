@@ -1,0 +1,139 @@
+"""The factors of docs/conventions.md, by running the libraries; where one is not installed its tests are skipped."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import curvext as cx
+
+N, C = 7, 3
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what other libraries warn of is their affair
+
+
+def problem(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, C)).double()
+    x = torch.randn(N, 4, dtype=torch.float64)
+    targets = {
+        "ce": (nn.CrossEntropyLoss(), torch.randint(C, (N,))),
+        "mse": (nn.MSELoss(), torch.randn(N, C, dtype=torch.float64)),
+        "bce": (nn.BCEWithLogitsLoss(), torch.rand(N, C, dtype=torch.float64)),
+    }
+    loss, y = targets[name]
+    return model, loss, x, y
+
+
+def close(theirs: torch.Tensor, ours: torch.Tensor, factor: float) -> None:
+    torch.testing.assert_close(theirs.double(), factor * ours, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse", "bce"])
+def test_curvlinops_has_our_h_and_g_and_c_times_our_fisher_for_means_over_outputs(loss):
+    curvlinops = pytest.importorskip("curvlinops")
+    model, criterion, x, y = problem(loss)
+    risk = cx.EmpiricalRisk(model, criterion, (x, y))
+    parameters, data = list(model.parameters()), [(x, y)]
+    pairs = {
+        "HessianLinearOperator": (risk.hessian(), 1),
+        "GGNLinearOperator": (risk.ggn(), 1),
+        "EFLinearOperator": (risk.empirical_fisher(), 1 if loss == "ce" else C),
+    }
+    for name, (ours, factor) in pairs.items():
+        theirs = getattr(curvlinops, name)(model, criterion, parameters, data)
+        close(theirs @ torch.eye(ours.shape[0], dtype=torch.float64), ours.to_dense(), factor)
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse", "bce"])
+def test_hessian_eigenthings_has_our_units(loss):
+    he = pytest.importorskip("hessian_eigenthings")
+    standard = pytest.importorskip("hessian_eigenthings.loss_fns.standard")
+    model, criterion, x, y = problem(loss)
+    risk = cx.EmpiricalRisk(model, criterion, (x, y))
+    data = [(x, y)]
+    theirs = [
+        he.HessianOperator(model, data, standard.supervised_loss(criterion)),
+        he.GGNOperator(
+            model,
+            data,
+            standard.supervised_forward,
+            standard.supervised_loss_of_output(criterion),
+        ),
+        he.EmpiricalFisherOperator(model, data, standard.supervised_per_sample_loss(criterion)),
+    ]
+    v = torch.randn(risk.hessian().shape[0], dtype=torch.float64)
+    for operator, ours in zip(
+        theirs, [risk.hessian(), risk.ggn(), risk.empirical_fisher()], strict=True
+    ):
+        close(operator.matvec(v).detach(), ours @ v, 1)
+
+
+def test_hessian_eigenthings_averages_unequal_batches_with_equal_weights():
+    he = pytest.importorskip("hessian_eigenthings")
+    standard = pytest.importorskip("hessian_eigenthings.loss_fns.standard")
+    model, criterion, x, y = problem("ce")
+    batches = [(x[:5], y[:5]), (x[5:], y[5:])]
+    v = torch.randn(43, dtype=torch.float64)
+    theirs = he.HessianOperator(model, batches, standard.supervised_loss(criterion)).matvec(v)
+    parts = [cx.HessianOperator(model, criterion, batch) @ v for batch in batches]
+    close(theirs.detach(), (parts[0] + parts[1]) / 2, 1)
+    assert not torch.allclose(theirs, cx.HessianOperator(model, criterion, batches) @ v)
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse", "bce"])
+def test_backpack_has_shares_of_the_mean(loss):
+    backpack = pytest.importorskip("backpack")
+    from backpack import extensions
+
+    model, criterion, x, y = problem(loss)
+    ours_squares = cx.fisher_diagonal(model, criterion, (x, y))
+    ours_norms = cx.per_sample_gradient_norms(model, criterion, (x, y))
+    ours_ggn = cx.ggn_diagonal(model, criterion, (x, y))
+    theirs, their_loss = (
+        backpack.extend(copy.deepcopy(model)),
+        backpack.extend(copy.deepcopy(criterion)),
+    )
+    asked = [extensions.SumGradSquared(), extensions.BatchL2Grad()]
+    if loss != "bce":  # BackPACK has it for one output only
+        asked.append(extensions.DiagGGNExact())
+    with backpack.backpack(*asked):
+        their_loss(theirs(x), y).backward()
+    named = dict(theirs.named_parameters())
+    for name, p in named.items():
+        close(p.sum_grad_squared, ours_squares[name], 1 / N)
+        if loss != "bce":
+            close(p.diag_ggn_exact, ours_ggn[name], 1)
+    close(torch.stack([p.batch_l2 for p in named.values()]).sum(0).sqrt(), ours_norms, 1 / N)
+
+
+def test_opacus_has_our_norms():
+    grad_sample = pytest.importorskip("opacus.grad_sample")
+    model, criterion, x, y = problem("ce")
+    ours = cx.per_sample_gradient_norms(model, criterion, (x, y))
+    wrapped = grad_sample.GradSampleModuleFastGradientClipping(copy.deepcopy(model))
+    criterion(wrapped(x), y).backward()
+    close(wrapped.get_norm_sample().detach(), ours, 1)
+
+
+@pytest.mark.parametrize(
+    "loss, likelihood, ggn, fisher",
+    [("ce", "classification", N, N), ("mse", "regression", N * C / 2, N * C**2 / 2)],
+)
+def test_laplace_torch_sums_over_data_with_unit_variance(loss, likelihood, ggn, fisher):
+    curvature = pytest.importorskip("laplace.curvature", exc_type=(ImportError, RuntimeError))
+    if not hasattr(curvature, "BackPackGGN"):
+        pytest.skip("laplace-torch without BackPACK")
+    from backpack import extend
+
+    model, criterion, x, y = problem(loss)
+    risk = cx.EmpiricalRisk(model, criterion, (x, y))
+    theirs = extend(copy.deepcopy(model))
+    theirs.output_size = C
+    _, G = curvature.BackPackGGN(theirs, likelihood).full(x, y)
+    _, F = curvature.BackPackEF(theirs, likelihood).full(x, y)
+    close(G, risk.ggn().to_dense(), ggn)
+    close(F, risk.empirical_fisher().to_dense(), fisher)
