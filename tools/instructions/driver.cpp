@@ -65,7 +65,7 @@ __attribute__((noinline)) void counted_softmax_hessian_mm(SoftmaxHessian& at) {
   problem.z_outer = problem.u_outer = problem.out_outer = SoftmaxHessian::classes;
   problem.u_vector = problem.out_vector = SoftmaxHessian::rows * SoftmaxHessian::classes;
   problem.z_class = problem.u_class = problem.out_class = 1;
-  at.isa.softmax_float.rows(problem, 0, SoftmaxHessian::rows, at.scratch.data());
+  at.isa.softmax_float.hessian.rows(problem, 0, SoftmaxHessian::rows, at.scratch.data());
 }
 }
 
