@@ -64,11 +64,15 @@ class LinearOperator(ABC):
         return self._columns([v.contiguous()])[0]
 
     def matmat(self, V: Tensor) -> Tensor:
-        """A V for a matrix ``[P, K]``; columns share the passes over data and network."""
+        """A V for a matrix ``[P, K]``; columns share the passes over data and network.
+
+        The answer's columns are contiguous, and so are best those of ``V``: turning a matrix of
+        contiguous rows over costs about as much as reading it K times.
+        """
         self._check(V, "V", ndim=2)
         if V.shape[1] == 0:
             return V.clone()
-        return torch.stack(self._columns([c.contiguous() for c in V.unbind(1)]), 1)
+        return torch.stack(self._columns(list(V.T.contiguous()))).T
 
     def __matmul__(self, v: Vector) -> Vector:
         if isinstance(v, Tensor):
