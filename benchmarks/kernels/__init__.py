@@ -22,6 +22,7 @@ class Case:
         traffic: bytes that must be read and written at least once.
         rivals: other forms by name, functions of the inputs; the best one is what counts.
         bounds: what the hardware is asked for at least, by name: another result of the same FLOPs or bytes.
+        uncompilable: why the plain form is not compiled, where torch.compile's code would end the process.
     """
 
     problem: str
@@ -33,6 +34,7 @@ class Case:
     traffic: float
     rivals: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     bounds: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    uncompilable: str | None = None
 
 
 def nbytes(*tensors: Tensor) -> int:

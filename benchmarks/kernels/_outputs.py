@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -26,6 +27,8 @@ SOFTMAX_PROBLEMS = {
 ELEMENT_PROBLEMS = {"cpu": [(2048, 2048), (8192, 10)], "cuda": [(16384, 32000)]}
 
 Form = Callable[..., Tensor]
+
+_INDUCTOR = "on torch 2.13 the code that torch.compile makes of it looks up an index out of bounds and aborts"
 
 
 def logits(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Tensor:
@@ -85,7 +88,8 @@ def sampled(
         name = f"z={list(shape)}" + ("" if dim is None else f" dim={dim}")
         forms = tuple(partial(form, seed=0, **at) for form in (kernel, reference, reference))
         bounds = {"torch's own numbers": partial(own, **at)}
-        yield _case(name, (z, weights(z, dim)), (forms[0], forms[1], forms[2]), bounds)
+        case = _case(name, (z, weights(z, dim)), (forms[0], forms[1], forms[2]), bounds)
+        yield dataclasses.replace(case, uncompilable=_INDUCTOR) if sweeps else case
 
 
 def elements(kernel: Form, plain: Form, device: str, dtype: torch.dtype) -> Iterator[Case]:

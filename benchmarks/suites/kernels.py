@@ -73,7 +73,9 @@ def measure_case(
     forms: dict[str, Callable[..., Tensor]] = {"kernel": case.kernel}
     if case.plain is not None:
         forms["eager"] = case.plain
-        if compiled:
+        if compiled and case.uncompilable:
+            record.failed(case.uncompilable, **where, form="compiled")
+        elif compiled:
             torch.compiler.reset()
             forms["compiled"] = torch.compile(case.plain, dynamic=False)
     else:
