@@ -177,6 +177,8 @@ def _doors(
             door = Products(getattr(risk, method)(**arguments), "compare", like=gradient)
             door.vector(torch.zeros_like(gradient))  # some refuse only when they are multiplied
         except (ValueError, NotImplementedError) as error:
+            # the gradient was had, so model and data are sound: this matrix has no meaning here, and
+            # the answer prints why
             refused[name] = str(error)
         else:
             doors[name] = door

@@ -84,7 +84,7 @@ def _without_cudnn() -> AbstractContextManager[None]:
 
 
 class _Gelu(torch.autograd.Function):
-    """x Φ(x), with a second derivative in closed form; PyTorch composes it of some thirty passes."""
+    """x Φ(x), with a second derivative in closed form; PyTorch composes it of many elementwise passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class OutputKernel:
 
     def oracle(self, **inputs: Any) -> tuple[Tensor, Tensor]:
         """The result in float64, and its largest rounding error."""
-        raise NotImplementedError
+        raise NotImplementedError("each kernel's test class gives its own")
 
     def check(self, inputs: Inputs) -> None:
         expected, bound = self.oracle(**inputs)
@@ -164,7 +164,7 @@ class SoftmaxKernel(OutputKernel):
         vectors: int = 2,
         scale: float = 3.0,
     ) -> Inputs:
-        raise NotImplementedError
+        raise NotImplementedError("each kernel's test class gives its own")
 
     def logits(self, shape: Any, dtype: torch.dtype, device: str, scale: float) -> Tensor:
         return (scale * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
@@ -369,7 +369,7 @@ class ElementKernel(OutputKernel):
     def inputs(
         self, shape: Any, dtype: torch.dtype, device: str = "cpu", vectors: int = 2
     ) -> Inputs:
-        raise NotImplementedError
+        raise NotImplementedError("each kernel's test class gives its own")
 
     def weights(self, z: Tensor) -> Tensor:
         return torch.rand(z.shape, dtype=torch.float64).add(0.5).to(z.device, z.dtype)

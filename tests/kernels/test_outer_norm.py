@@ -4,6 +4,7 @@ import pytest
 import torch
 from bounds import assert_within, slice_of_larger, unit_roundoff
 from torch import Tensor
+from windows import IMAGES, windows_of
 
 from curvext import kernels, reference
 from curvext.kernels import outer_norm
@@ -156,42 +157,17 @@ def test_bad_arguments_are_named(a, g, error, message, on_reference):
         outer_norm(a, g)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "image, channels, kernel, stride",
-    [
-        ((5, 4), 1, (2, 3), 1),
-        ((9, 9), 3, (3, 3), 2),
-        ((14, 13), 40, (3, 2), 1),  # more positions than a panel, more features than one vector
-        ((4, 4), 130, (2, 2), 1),  # more features than a block of the result
-        ((3, 3), 2, (3, 3), 1),  # a single position
-        ((40, 6), 2, (1, 1), 1),
-        ((0, 4), 2, (0, 1), 1),
-    ],
-)
+@pytest.mark.parametrize("image, channels, kernel, stride", IMAGES)
 def test_windows_of_an_image_are_taken_as_if_written_out(
     image, channels, kernel, stride, dtype, device, simd
 ):
-    N, O = 3, 19
-    x = torch.randn(N, *image, channels).to(device, dtype)
-    lines, line = ((e - k) // stride + 1 for e, k in zip(image, kernel, strict=True))
-    s = x.stride()
-    windows = x.as_strided(
-        (N, lines, line, kernel[0], kernel[1] * channels),
-        (s[0], s[1] * stride, s[2] * stride, s[1], 1),
-    )
-    a = windows.reshape(N, lines * line, kernel[0] * kernel[1] * channels)
-    g = (
-        torch.randn(2, N, O, lines * line).to(device, dtype).mT
-    )  # neighbouring positions, as images have
+    windows, a, g = windows_of(image, channels, kernel, stride, dtype, device)
     expected, magnitude = oracle(a, g)
+    bound = rounding_bound(a, g, magnitude)
     for there in (g, g.contiguous()):
-        actual = outer_norm(windows, there)
-        assert_within(actual, expected, rounding_bound(a, g, magnitude), f"{image}")
+        assert_within(outer_norm(windows, there), expected, bound, f"{image}")
     with kernels.use_reference():
-        assert_within(
-            outer_norm(windows, g), expected, rounding_bound(a, g, magnitude), "reference"
-        )
+        assert_within(outer_norm(windows, g), expected, bound, "reference")
 
 
 def test_windows_that_do_not_fit_g_are_refused(device):
