@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvext.linearise.autograd_graph import Graph, saved_bytes
+from curvext.linearise.first_backward import FirstBackward
 from curvext.linearise.tangents import Tangents
 from curvext.losses import LossPoint
 
@@ -84,31 +85,26 @@ class Linearisation(Linearised):
         self._parameters = list(parameters)
         self._curvature = _OutputCurvature(point)
         self._tangents: Tangents | None = None
-        self._live: list[int] = []
-        self._live_gradient: list[Tensor] = []
+        self._first_backward: FirstBackward | None = None
         #: whether second derivatives can be had on this graph: fused attention has none
         self.twice_differentiable = True
         if not output.requires_grad:
             return
-        graph = Graph(output, self._parameters)
-        self.twice_differentiable = not any("ScaledDotProduct" in name for name in graph.names)
-        if not Tangents.missing(graph):
-            self._tangents = Tangents(graph)
+        self._graph = Graph(output, self._parameters)
+        self.twice_differentiable = not any(
+            "ScaledDotProduct" in name for name in self._graph.names
+        )
+        if not Tangents.missing(self._graph):
+            self._tangents = Tangents(self._graph)
         else:
             self.keep_gradient()
 
     def keep_gradient(self) -> None:
         """Keeps the first backward pass with its graph, which second derivatives need."""
-        if self._live or not self._output.requires_grad:
+        if self._first_backward is not None or not self._output.requires_grad:
             return
-        self._residual = _Residual.apply(self._output, self._curvature)
-        gradient = torch.autograd.grad(
-            self._output, self._parameters, self._residual, create_graph=True, allow_unused=True
-        )
-        # only these are differentiated again; a gradient that r does not reach is constant
-        live = [(i, w) for i, w in enumerate(gradient) if w is not None and w.requires_grad]
-        self._live = [i for i, _ in live]
-        self._live_gradient = [w for _, w in live]
+        residual = _Residual.apply(self._output, self._curvature)
+        self._first_backward = FirstBackward(self._graph, self._output, residual, self._parameters)
 
     @property
     def gradient(self) -> list[Tensor]:
@@ -120,14 +116,16 @@ class Linearisation(Linearised):
         product: Tensor | None = None
         if self._tangents is not None:
             product = self._tangents(v)
-        elif self._live:
-            (product,) = torch.autograd.grad(
-                self._live_gradient,
-                self._residual,
-                [v[i] for i in self._live],
-                retain_graph=True,
-                allow_unused=True,
-            )
+        elif self._first_backward is not None:
+            values, cotangents = self._first_backward.paired_with(v, weights_move=False)
+            if values:
+                (product,) = torch.autograd.grad(
+                    values,
+                    self._first_backward.residual,
+                    cotangents,
+                    retain_graph=True,
+                    allow_unused=True,
+                )
         return torch.zeros_like(self._output) if product is None else product
 
     def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
@@ -160,23 +158,25 @@ class Linearisation(Linearised):
         return self._second(v, False, last)
 
     def _second(self, v: Sequence[Tensor], active: bool, last: bool) -> list[Tensor]:
-        if not self._live:
+        if self._first_backward is None:
+            return [torch.zeros_like(p) for p in self._parameters]
+        values, cotangents = self._first_backward.paired_with(v)
+        if not values:
             return [torch.zeros_like(p) for p in self._parameters]
         self._curvature.active = active
         products = torch.autograd.grad(
-            self._live_gradient,
+            values,
             self._parameters,
-            [v[i] for i in self._live],
+            cotangents,
             retain_graph=self.kept or not last,
             allow_unused=True,
         )
         return dense_or_zeros(products, self._parameters)
 
     def nbytes(self) -> int:
-        roots = [t.grad_fn for t in (self._output, *self._live_gradient) if t.grad_fn is not None]
-        return saved_bytes(_reachable(roots)) + sum(
-            w.numel() * w.element_size() for w in self._live_gradient
-        )
+        held = [] if self._first_backward is None else self._first_backward.tensors
+        roots = [t.grad_fn for t in (self._output, *held) if t.grad_fn is not None]
+        return saved_bytes(_reachable(roots)) + sum(t.numel() * t.element_size() for t in held)
 
 
 def dense_or_zeros(products: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

@@ -88,15 +88,19 @@ class Tangents:
             for which in range(len(node._input_metadata)):
                 at[position, which] = select(graph, position, which, x)
             return
-        rule = _RULES.get(name)
-        if rule is not None:
-            tangent = rule(node, inputs, graph.shape(position))
+        if name in _RULES:
+            tangent = apply_rule(graph, position, inputs)
             if tangent is not None:
                 at[position, 0] = tangent
             return
         for which, tangent in enumerate(_transposed(node, inputs)):
             if tangent is not None:
                 at[position, which] = tangent
+
+
+def apply_rule(graph: Graph, position: int, inputs: Sequence[Tensor | None]) -> Tensor | None:
+    """The tangent of a node's output from those of its inputs, for a node with a written rule."""
+    return _RULES[graph.names[position]](graph.nodes[position], inputs, graph.shape(position))
 
 
 def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:
