@@ -35,6 +35,12 @@ struct TileOps {
   void (*add_norm)(int64_t samples, int64_t k, const T* left, const T* right, double* norms);
 };
 
+// A run of neighbouring columns of one row: where it lies, counted from the row's first column, and where in the panels
+// it goes, counted from the row's place in the first one.
+struct Run {
+  int64_t from, to, count;
+};
+
 // Copies `count` rows of `extent` columns into panels of a fixed width, `panel_stride` apart; what is left of the last
 // panel is zero.
 template <class S, class T>
@@ -43,6 +49,8 @@ struct PackOps {
                         T* panels);
   Pack left, right;  // panels as wide as a tile has rows, columns; `stride` lies between rows, columns are neighbours
   Pack left_across;  // likewise, with `stride` between columns, rows being neighbours
+  // right, for rows `stride` apart that lie in runs, none across two panels; the panels were zero
+  void (*right_runs)(int64_t count, const Run* runs, int64_t run_count, const S* source, int64_t stride, T* panels);
 };
 
 // Rows of contiguous values.

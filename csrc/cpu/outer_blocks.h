@@ -92,7 +92,10 @@ class OuterPlan {
     const int64_t threads = at::get_num_threads();
     block_rows_ = even_block(O, kBlockRows, tile_rows, 1);
     block_columns_ = even_block(I, kBlockColumns, tile_columns, 1);
-    if (blocks() % threads != 0 && blocks() < 4 * threads) block_rows_ = even_block(O, kBlockRows, tile_rows, threads);
+    // Cutting rows packs a once more; cutting samples makes one more result to be added, which may be the smaller.
+    const bool small = blocks() == 1 && 8 * threads * O < pair.samples * pair.positions;
+    if (blocks() % threads != 0 && blocks() < 4 * threads && !small)
+      block_rows_ = even_block(O, kBlockRows, tile_rows, threads);
     // Waking threads costs more than a small product, most of all on a busy machine.
     if (2.0 * double(pair.vectors * pair.samples * pair.positions) * double(O * I) < 1e6) {
       grain = blocks();

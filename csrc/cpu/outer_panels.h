@@ -20,7 +20,6 @@ class PanelProducts {
         block_(block),
         left_(panel_rows() * ops.rows * left_panels()),
         right_(panel_rows() * ops.columns * right_panels()),
-        row_(pair.run < block.columns ? block.columns : 0),
         tmp_(pair.positions > kPanelRows ? tile_values() : 0) {}
 
   // For samples [begin, end): visit(v, n, samples, left, right, tile) for runs of whole samples in the panels of a
@@ -68,8 +67,13 @@ class PanelProducts {
 
   // a[n .. n + samples, s .. s + count, columns of the block], samples one after the other in each panel
   void pack_right(int64_t n, int64_t s, int64_t samples, int64_t count) {
+    const bool same = used_ == samples * count;
     used_ = samples * count;
     const bool plain = pair_.run >= block_.column + block_.columns && pair_.line == pair_.positions;
+    if (!plain && !same) {
+      find_runs(used_ * ops_.columns);
+      std::fill_n(right_.data(), used_ * ops_.columns * right_panels(), T(0));
+    }
     for (int64_t i = 0; i < samples; ++i) {
       const S* source = pair_.a + (n + i) * pair_.a_sample;
       T* panels = right_.data() + i * count * ops_.columns;
@@ -80,26 +84,28 @@ class PanelProducts {
     }
   }
 
-  // One position after the other, each gathered from its runs.
+  // Line by line of positions, each position from its runs.
   void pack_windows(const S* sample, int64_t s, int64_t count, T* panels) {
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t position = s + k;
-      const S* source = sample + position / pair_.line * pair_.a_line + position % pair_.line * pair_.a_position;
-      pack_.right(1, block_.columns, gathered(source), 0, used_ * ops_.columns, panels + k * ops_.columns);
+    for (int64_t k = 0; k < count;) {
+      const int64_t line = (s + k) / pair_.line, inside = (s + k) % pair_.line;
+      const int64_t positions = std::min(pair_.line - inside, count - k);
+      pack_.right_runs(positions, runs_.data(), int64_t(runs_.size()),
+                       sample + line * pair_.a_line + inside * pair_.a_position, pair_.a_position,
+                       panels + k * ops_.columns);
+      k += positions;
     }
   }
 
-  const S* gathered(const S* position) {
-    int64_t first = block_.column, left = block_.columns;
-    if (first % pair_.run + left <= pair_.run)  // inside one run
-      return position + first / pair_.run * pair_.a_run + first % pair_.run;
-    for (S* out = row_.data(); left > 0;) {
-      const int64_t inside = first % pair_.run, count = std::min(pair_.run - inside, left);
-      out = std::copy_n(position + first / pair_.run * pair_.a_run + inside, count, out);
-      first += count;
-      left -= count;
+  // Where the block's columns of one position lie, cut at the edges of runs and of panels `stride` apart.
+  void find_runs(int64_t stride) {
+    runs_.clear();
+    for (int64_t done = 0; done < block_.columns;) {
+      const int64_t column = block_.column + done, inside = column % pair_.run;
+      const int64_t panel = done / ops_.columns, in_panel = done % ops_.columns;
+      const int64_t count = std::min({pair_.run - inside, ops_.columns - in_panel, block_.columns - done});
+      runs_.push_back({column / pair_.run * pair_.a_run + inside, panel * stride + in_panel, count});
+      done += count;
     }
-    return row_.data();
   }
 
   // g[v, n .. n + samples, s .. s + count, rows of the block]
@@ -129,7 +135,7 @@ class PanelProducts {
   OuterBlock block_;
   int64_t used_ = 0;  // rows in each panel
   LineAligned<T> left_, right_;
-  LineAligned<S> row_;  // one position's features, where they lie in several runs
+  std::vector<Run> runs_;  // of one position
   LineAligned<T> tmp_;
 };
 

@@ -326,8 +326,9 @@ class ConvolutionUse(Use):
         """
         inner = self._inner[start:stop].flatten(0, 1).movedim(1, -1)
         size = [s + 2 * p for s, p in zip(inner.shape[1:-1], self._padding, strict=True)]
-        x = inner.contiguous()
-        if any(self._padding):
+        if not any(self._padding):
+            x = inner.contiguous()
+        else:
             x = inner.new_zeros(inner.shape[0], *size, inner.shape[-1])
             middle = [
                 slice(p, p + s) for s, p in zip(inner.shape[1:-1], self._padding, strict=True)

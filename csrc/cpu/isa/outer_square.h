@@ -104,6 +104,36 @@ static void pack(int64_t count, int64_t extent, const S* source, int64_t row_str
     pack_row<Width>(extent, source + k * row_stride, panel_stride, panels + k * Width);
 }
 
+template <int Count, class S, class T>
+CURVEXT_INLINE void copy(const S* source, T* to) {
+  if constexpr (std::is_same_v<S, T>) __builtin_memcpy(to, source, Count * sizeof(T));
+  else
+    for (int i = 0; i < Count; ++i) to[i] = T(scalar(source + i));
+}
+
+// A few values by two moves that overlap, as many as the largest power of two in them each.
+template <int Most, class S, class T>
+CURVEXT_INLINE void copy_few(int64_t count, const S* source, T* to) {
+  if constexpr (Most > 0) {
+    if (count < Most) return copy_few<Most / 2>(count, source, to);
+    copy<Most>(source, to);
+    copy<Most>(source + count - Most, to + count - Most);
+  }
+}
+
+template <int Width, class S, class T>
+static void pack_runs(int64_t count, const Run* runs, int64_t run_count, const S* source, int64_t stride, T* panels) {
+  constexpr int lanes = Simd<T>::lanes;
+  for (int64_t k = 0; k < count; ++k, source += stride, panels += Width)
+    for (int64_t r = 0; r < run_count; ++r) {
+      const S* from = source + runs[r].from;
+      T* to = panels + runs[r].to;
+      int64_t left = runs[r].count;
+      for (; left >= lanes; left -= lanes, from += lanes, to += lanes) copy<lanes>(from, to);
+      copy_few<lanes / 2>(left, from, to);
+    }
+}
+
 // Column by column, whose rows are neighbours: a panel's piece stays in L1 while it is filled across.
 template <int Width, class S, class T>
 static void pack_across(int64_t count, int64_t extent, const S* source, int64_t column_stride, int64_t panel_stride,

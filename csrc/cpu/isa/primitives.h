@@ -19,7 +19,8 @@ static constexpr TileOps<T> tile_ops() {
 
 template <class S, class T>
 static constexpr PackOps<S, T> pack_ops() {
-  return {pack<kRows, S, T>, pack<Tile<T>::columns, S, T>, pack_across<kRows, S, T>};
+  return {pack<kRows, S, T>, pack<Tile<T>::columns, S, T>, pack_across<kRows, S, T>,
+          pack_runs<Tile<T>::columns, S, T>};
 }
 
 template <class S, class T>
