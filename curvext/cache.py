@@ -41,6 +41,11 @@ class Cache:
         self._device = device
         self._entries: dict[Hashable, Entry] = {}
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is anything it would keep."""
+        return self._budget is not False and self._budget != 0
+
     def get(self, slot: Hashable, key: int) -> Any | None:
         """The item kept in ``slot`` if it was made of the content ``key``."""
         entry = self._entries.get(slot)
@@ -49,7 +54,7 @@ class Cache:
     def offer(self, slot: Hashable, key: int, item: Any) -> bool:
         """Keeps ``item``, which tells its size as ``item.nbytes()``, if the budget allows; whether it did."""
         self.drop(slot)
-        if self._budget is False or self._budget == 0:
+        if not self.keeps:
             return False
         nbytes = item.nbytes()
         if self._budget is not True and nbytes > self._left():

@@ -306,16 +306,19 @@ class Problem:
         state = self._current_state()
         if state != self._state:
             self._forget()
-            for name, p in self.space.parameters.items():
-                if not is_finite(p):
-                    raise ValueError(f"params: {name!r} contains nan or inf")
-            self._state = state
+        elif self._cache.keeps:
+            return
+        self._totals = None
+        for name, p in self.space.parameters.items():
+            if not is_finite(p):
+                raise ValueError(f"params: {name!r} contains nan or inf")
+        self._state = state
 
     def _current_state(self) -> tuple[object, ...]:
         model = [*self._model.parameters(), *self._model.buffers()]
         state: list[object] = [m.training for m in self._model.modules()]
         state += [(id(t), t.data_ptr(), t._version) for t in model]
-        if self.space.device.type == "cpu":
+        if self.space.device.type == "cpu" and self._cache.keeps:
             # p.data.copy_() passes by the version counter; on CUDA a look would be a synchronisation
             state += [bit_sum(t) for t in model]
         if self._batches.resident:

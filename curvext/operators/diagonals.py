@@ -12,6 +12,9 @@ from curvext.operators.fisher import FisherOperator, MCFisherOperator
 from curvext.operators.ggn import GGNOperator
 from curvext.space import Selection
 
+#: nothing follows that could use what is kept, nor needs a look at whether it is still fresh
+_ONCE: dict[str, Any] = {"cache": False}
+
 
 def fisher_diagonal(
     model: nn.Module,
@@ -50,6 +53,7 @@ def fisher_diagonal(
         >>> cx.fisher_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         {'weight': tensor([[2., 2.]])}
     """
+    options = _ONCE | options
     operator: EmpiricalFisherOperator | FisherOperator | MCFisherOperator
     if kind == "empirical":
         operator = EmpiricalFisherOperator(model, loss, data, params, **options)
@@ -88,7 +92,7 @@ def ggn_diagonal(
         >>> cx.ggn_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         {'weight': tensor([[1.0000, 1.0000]])}
     """
-    operator = GGNOperator(model, loss, data, params, **options)
+    operator = GGNOperator(model, loss, data, params, **_ONCE | options)
     return operator.split(operator.diagonal())
 
 
@@ -108,4 +112,5 @@ def per_sample_gradient_norms(
         >>> cx.per_sample_gradient_norms(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         tensor([2., 2.])
     """
-    return EmpiricalFisherOperator(model, loss, data, params, **options).gradient_norms()
+    operator = EmpiricalFisherOperator(model, loss, data, params, **_ONCE | options)
+    return operator.gradient_norms()
