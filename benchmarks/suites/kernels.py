@@ -33,7 +33,7 @@ class Effort:
 
 
 FULL = Effort()
-QUICK = Effort(rounds=3, budget=0.5, cases=2, compiled=0)
+QUICK = Effort(rounds=3, budget=0.2, cases=2, compiled=0)
 
 
 def specifications() -> dict[str, ModuleType]:

@@ -48,11 +48,11 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(
-    networks=("mlp", "gpt-small"),
+    networks=("cnn", "gpt-small"),
     rounds=3,
-    budget=5.0,
+    budget=3.0,
     compiled=False,
-    lanczos_steps=10,
+    lanczos_steps=4,
     lanczos_networks=("gpt-small",),
     time_slow=False,
     blocks=(),
