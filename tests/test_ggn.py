@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from compare import assert_close
 from models import GRID
 from problems import LOSSES, pose, pose_language_model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import curvext as cx
 
@@ -84,3 +88,34 @@ def test_a_summary_without_closed_form_raises_and_names_what_to_use(method, devi
     assert torch.allclose(
         getattr(cx, method)(H, probes=H.size).value, getattr(H.to_dense(), method)()
     )
+
+
+def test_exact_diagonal_takes_one_product_by_weight_however_many_classes():
+    widths, N = (6, 8, 7, 5), 4
+    layers = [nn.Linear(i, o, bias=False) for i, o in itertools.pairwise(widths)]
+    model = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
+    data = (torch.randn(N, widths[0]), torch.randint(widths[-1], (N,)))
+    cx.ggn_diagonal(model, nn.CrossEntropyLoss(), data)  # learns where samples lie
+    first, *others = (2 * N * w.numel() for w in model.parameters())
+    with FlopCounterMode(display=False) as counter:
+        cx.ggn_diagonal(model, nn.CrossEntropyLoss(), data)
+    # the forward pass and the squares; down to the first layer once for each class
+    assert counter.get_total_flops() == 2 * (first + sum(others)) + widths[-1] * sum(others)
+
+
+def test_exact_diagonal_of_a_weight_that_is_used_in_parts(device):
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(6, 4))
+
+        def forward(self, x):
+            # the parts meet the same x, and lie in the other order than they are used
+            return torch.tanh(x @ self.w[2:4].T) * (x @ self.w[4:].T) + x @ self.w[:2].T
+
+    torch.manual_seed(0)
+    model = Halves().to(device, torch.float64)
+    x = torch.randn(5, 4, dtype=torch.float64, device=device)
+    data = (x, torch.randint(2, (5,), device=device))
+    G = cx.GGNOperator(model, nn.CrossEntropyLoss(), data)
+    assert_close(G.diagonal(), G.to_dense().diagonal())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from curvext.linearise.selections import Arrangement
-from curvext.linearise.uses import Use
+from curvext.linearise.tape import Tape
+from curvext.linearise.uses import OuterUse, Use
 from curvext.space import ParameterSpace, dtype_of_sums
 
 
@@ -49,31 +54,71 @@ class BlockSum:
 
 
 class SquareSum:
-    """Visitor: ± Σ_n g_n² by parameter, unnormalised.
+    """Visitor: Σ_n Σ_k ± g_nk² by parameter, unnormalised.
 
     Args:
         space: the parameters.
     """
 
-    #: +1 adds what comes, −1 subtracts it
-    sign: float = 1.0
-
     def __init__(self, space: ParameterSpace) -> None:
         self._dtype = space.dtype
         self._sum = BlockSum(space, dtype_of_sums(space.dtype))
+        self._sign = 1.0
+        #: (parameter, which of its uses) → the use and Σ_k ± g_k², while there are several columns
+        self._separable: dict[tuple[int, int], _Separable] | None = None
+        self._met: Counter[int] = Counter()
+
+    def play(self, tape: Tape, columns: Iterable[tuple[Tensor, float]]) -> None:
+        """Adds ± (J_nᵀ s_nk)² for columns s_k with their signs: one backward pass for each, which end the tape.
+
+        Where a sample has one position, (g aᵀ)² = g² (a²)ᵀ, so its squares are summed over the columns first
+        and the product with a² is made once.
+        """
+        left = iter(columns)
+        column = next(left, None)
+        while column is not None:
+            following = next(left, None)
+            if following is not None and self._separable is None:
+                self._separable = {}
+            cotangent, self._sign = column
+            self._met.clear()
+            tape.play(self, cotangent, keep=following is not None)
+            column = following
+        for (parameter, _), at in (self._separable or {}).items():
+            self._sum.add(parameter, at.use.with_squares(at.squares), at.arrange)
+        self._separable = None
 
     def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
         """Adds the squares of a use."""
-        self._sum.add(parameter, use.square(), arrange, self.sign)
+        if self._separable is None or not isinstance(use, OuterUse) or use.a.shape[1] != 1:
+            self._sum.add(parameter, use.square(), arrange, self._sign)
+            return
+        squares = use.g[:, 0].to(dtype_of_sums(self._dtype)).square()
+        # the passes over one graph meet the uses of a parameter in one order
+        key = (parameter, self._met[parameter])
+        self._met[parameter] += 1
+        if key in self._separable:
+            self._separable[key].squares.add_(squares, alpha=self._sign)
+        else:
+            self._separable[key] = _Separable(use, squares.mul_(self._sign), arrange)
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
         """Adds one sample's squares."""
         squares = gradient.to(dtype_of_sums(self._dtype)).square()
-        self._sum.add(parameter, squares, sign=self.sign)
+        self._sum.add(parameter, squares, sign=self._sign)
 
     def flat(self, scale: float) -> Tensor:
         """The sums times ``scale`` as a flat vector ``[P]``; ends the summation."""
         return self._sum.flat().mul_(scale).to(self._dtype)
+
+
+@dataclass(frozen=True)
+class _Separable:
+    """A use with one position, where it lies, and the squares of its g summed over columns, ``[N, O]``."""
+
+    use: OuterUse
+    squares: Tensor
+    arrange: Arrangement
 
 
 class SquaredNorms:

@@ -119,6 +119,10 @@ class OuterUse(Use):
     def square(self) -> Tensor:
         return self._turned(outer_square(self.a, self.g.unsqueeze(0)))
 
+    def with_squares(self, squares: Tensor) -> Tensor:
+        """Σ_n G_n², shape D, for one position in each sample and ``squares`` [N, O] in place of g²."""
+        return self._turned(squares.mT @ _wide(self.a[:, 0]).square())
+
     def sample(self, n: int) -> Tensor:
         return self._turned(self.g[n].mT @ self.a[n])
 

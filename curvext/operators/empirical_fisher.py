@@ -110,7 +110,13 @@ class EmpiricalFisherOperator(CurvatureOperator):
         With ``per="token"`` one backward pass for each position of a sample.
         """
         squares = SquareSum(self._problem.space)
-        self._problem.visit_tapes(lambda tape, point: self._play(tape, point, squares))
+
+        def add(tape: Tape, point: LossPoint) -> None:
+            token = self._per == "token"
+            columns = point.residual_by_position() if token else [point.residual]
+            squares.play(tape, ((column, 1.0) for column in columns))
+
+        self._problem.visit_tapes(add)
         return squares.flat(self._scale())
 
     def gradient_norms(self) -> Tensor:
@@ -265,13 +271,6 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
         self._problem.visit_tapes(measure)
         return torch.cat(parts)
-
-    def _play(self, tape: Tape, point: LossPoint, squares: SquareSum) -> None:
-        if self._per == "sample":
-            tape.play(squares, point.residual)
-            return
-        for cotangent in point.residual_by_position():
-            tape.play(squares, cotangent, keep=True)
 
     def _samples_only(self, method: str) -> None:
         if self._per == "token":

@@ -121,9 +121,8 @@ class MCFisherOperator(CurvatureOperator):
         squares = SquareSum(self._problem.space)
 
         def add(tape: Tape, point: LossPoint) -> None:
-            for draw in range(self._samples):
-                score = point.sampled(self._seed, draw, tape.first)
-                tape.play(squares, score, keep=draw + 1 < self._samples)
+            draws = range(self._samples)
+            squares.play(tape, ((point.sampled(self._seed, k, tape.first), 1.0) for k in draws))
 
         self._problem.visit_tapes(add)
         return squares.flat(self._scale())

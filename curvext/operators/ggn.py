@@ -9,8 +9,6 @@ from torch import Tensor
 
 from curvext.linearise.jacobian import Linearised
 from curvext.linearise.sums import SquareSum
-from curvext.linearise.tape import Tape
-from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator, flat
 
 
@@ -44,13 +42,7 @@ class GGNOperator(CurvatureOperator):
         One backward pass for each output of a sample: C for a classifier, C·T with T positions.
         """
         squares = SquareSum(self._problem.space)
-
-        def add(tape: Tape, point: LossPoint) -> None:
-            for column, sign in point.root_columns():
-                squares.sign = sign
-                tape.play(squares, column, keep=True)
-
-        self._problem.visit_tapes(add)
+        self._problem.visit_tapes(lambda tape, point: squares.play(tape, point.root_columns()))
         return squares.flat(self._problem.mean_scale())
 
     def trace(self) -> Tensor:
