@@ -87,7 +87,7 @@ class FirstBackward:
         Without ``weights_move`` only derivatives by r are asked for, on which x Vᵀ does not depend.
         """
         # a tensor of inference mode cannot be part of a graph; a copy made outside of it can
-        v = [t.clone() if t.is_inference() else t for t in v]
+        v = [t.clone() if t.is_inference() else t.contiguous() for t in v]
         values = [w for _, w in self._rest]
         cotangents = [v[i] for i, _ in self._rest]
         for node, g in self._nodes:

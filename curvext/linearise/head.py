@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class HeadLinearisation(Linearised):
         self._edges = [GradientEdge(graph.nodes[position], nr) for position, nr in roots]
         self._tangents = Tangents(graph, roots)
 
-    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
         moved = [self._tangents.of(v) for v in columns]
         pulled = [[torch.zeros_like(self._h), torch.zeros_like(self._w)] for _ in columns]
         if self._b is not None:
@@ -80,7 +80,8 @@ class HeadLinearisation(Linearised):
                 by_w.addmm_(h.T, part)
                 for total in by_b:
                     total += part.sum(0)
-        return [self._pull_back(parts, parts is pulled[-1]) for parts in pulled]
+        for parts in pulled:
+            yield self._pull_back(parts, parts is pulled[-1])
 
     def _moved(
         self, rows: slice, h: Tensor | None, w: Tensor | None, b: Tensor | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,8 +49,11 @@ class Linearised(ABC):
     kept: bool = True
 
     @abstractmethod
-    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-        """Jᵀ H_ℓ J v per parameter for each v, which has one tensor per parameter; nothing follows in this pass."""
+    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
+        """Jᵀ H_ℓ J v per parameter for each v, which has one tensor per parameter, one after the other.
+
+        Nothing follows in this pass.
+        """
 
     @abstractmethod
     def nbytes(self) -> int:
@@ -141,13 +144,14 @@ class Linearisation(Linearised):
         )
         return dense_or_zeros(products, self._parameters)
 
-    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
         # one vector needs no copy: outputs are the largest tensors of a language model
         moved = [self.jvp(v) for v in columns]
         tangents = moved.pop().unsqueeze(0) if len(moved) == 1 else torch.stack(moved)
         outputs = list(self.point.hessian_mm(tangents))
         del moved, tangents
-        return [self.vjp(u, last=u is outputs[-1]) for u in outputs]
+        for u in outputs:
+            yield self.vjp(u, last=u is outputs[-1])
 
     def hvp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         """∂²ℓ/∂θ² v per parameter: the kernel's part and the model's curvature in one pass."""

@@ -67,7 +67,8 @@ class Tangents:
         with torch.no_grad():
             for step, position in enumerate(self._order):
                 if graph.names[position] == LEAF:
-                    at[position, 0] = v[graph.parameter_at[position]]
+                    # a column of a block of vectors may have any stride
+                    at[position, 0] = v[graph.parameter_at[position]].contiguous()
                 else:
                     self._carry(position, at)
                 for done in self._last_use[step]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,39 +64,44 @@ class CurvatureOperator(LinearOperator):
         self._problem.visit(visitor)
 
     @abstractmethod
-    def _block(self, at: Any, columns: list[Blocks]) -> list[Tensor]:
+    def _block(self, at: Any, columns: list[Blocks]) -> Iterable[Tensor]:
         """The unnormalised product of one batch with each column, flat ``[P]``; ``at`` is what it was recorded as."""
 
     def _scale(self) -> float:
         """The factor on the sum over batches."""
         return self._problem.mean_scale()
 
-    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
+    def _columns(self, columns: list[Tensor]) -> Tensor:
         space = self._problem.space
         blocks = [space.blocks(c.detach()) for c in columns]
-        totals: list[Tensor] | None = None
+        totals: Tensor | None = None
 
         def add(at: Any) -> None:
             nonlocal totals
-            parts = [p.to(dtype_of_sums(space.dtype)) for p in self._block(at, blocks)]
-            if totals is None:
-                totals = parts
-            else:
-                for total, part in zip(totals, parts, strict=True):
-                    total.add_(part)
+            first = totals is None
+            for k, product in enumerate(self._block(at, blocks)):
+                part = product.to(dtype_of_sums(space.dtype))
+                if totals is None:  # one column is its own matrix
+                    alone = len(columns) == 1
+                    totals = part[None] if alone else part.new_empty(len(columns), len(part))
+                    if alone:
+                        continue
+                if first:
+                    totals[k].copy_(part)
+                else:
+                    totals[k].add_(part)
 
         self._visit(add)
         assert totals is not None
-        scale = self._scale()
-        return [total.mul_(scale).to(space.dtype) for total in totals]
+        return totals.mul_(self._scale()).to(space.dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
 
 
-def pulled_back(at: Linearisation, outputs: list[Tensor]) -> list[Tensor]:
-    """Jᵀ u, ``[P]``, for each u; nothing follows in this pass."""
-    return [flat(at.vjp(u, last=u is outputs[-1])) for u in outputs]
+def pulled_back(at: Linearisation, outputs: list[Tensor]) -> Iterator[Tensor]:
+    """Jᵀ u, ``[P]``, for each u, one after the other; nothing follows in this pass."""
+    return (flat(at.vjp(u, last=u is outputs[-1])) for u in outputs)
 
 
 def flat(blocks: Blocks) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,19 +75,18 @@ class EmpiricalFisherOperator(CurvatureOperator):
         else:
             self._problem.visit_records(lambda batch, number: visitor(batch))
 
-    def _block(self, at: Linearisation | Records, columns: list[Blocks]) -> list[Tensor]:
+    def _block(self, at: Linearisation | Records, columns: list[Blocks]) -> Iterator[Tensor]:
         if isinstance(at, Records):
-            return at.weighted_sum(at.dot(columns).T)
+            yield from at.weighted_sum(at.dot(columns).T)
+            return
         residual = at.point.residual
-        products = []
         for v in columns:
             slope = residual * at.jvp(v)  # summed over a datum's outputs: <g_n, v>
             if self._per == "token":
                 inner = at.point.position_sum(slope)
             else:
                 inner = slope.flatten(1).sum(1).view([-1] + [1] * (residual.ndim - 1))
-            products.append(flat(at.vjp(residual * inner, last=v is columns[-1])))
-        return products
+            yield flat(at.vjp(residual * inner, last=v is columns[-1]))
 
     def _scale(self) -> float:
         return self._token_scale() if self._per == "token" else self._problem.outer_scale()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,7 +103,7 @@ class MCFisherOperator(CurvatureOperator):
         self._samples = samples
         self._seed = seed
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> list[Tensor]:
+    def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Tensor]:
         tangents = [at.jvp(v) for v in columns]
         products = [torch.zeros_like(t) for t in tangents]
         for draw in range(self._samples):

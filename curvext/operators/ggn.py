@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -33,8 +33,8 @@ class GGNOperator(CurvatureOperator):
     def _visit(self, visitor: Callable[[Any], None]) -> None:
         self._problem.visit_for_ggn(visitor)
 
-    def _block(self, at: Linearised, columns: list[Blocks]) -> list[Tensor]:
-        return [flat(product) for product in at.ggn_mm(columns)]
+    def _block(self, at: Linearised, columns: list[Blocks]) -> Iterator[Tensor]:
+        return map(flat, at.ggn_mm(columns))
 
     def diagonal(self) -> Tensor:
         """diag G, ``[P]``, exact: Σ_n Σ_k ± (Jᵀ s_k)² over the columns of a root of H_ℓ.

@@ -43,8 +43,8 @@ class LinearOperator(ABC):
     check_finite: bool = False
 
     @abstractmethod
-    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
-        """The product with each of some flat vectors ``[P]``, all checked."""
+    def _columns(self, columns: list[Tensor]) -> Tensor:
+        """The product with each of K flat vectors ``[P]`` of any stride, all checked, as new rows ``[K, P]``."""
 
     # ------------------------------------------------------------------ products
 
@@ -66,13 +66,13 @@ class LinearOperator(ABC):
     def matmat(self, V: Tensor) -> Tensor:
         """A V for a matrix ``[P, K]``; columns share the passes over data and network.
 
-        The answer's columns are contiguous, and so are best those of ``V``: turning a matrix of
-        contiguous rows over costs about as much as reading it K times.
+        The answer's columns are contiguous. Those of ``V`` are copied where they are not, when their
+        turn comes.
         """
         self._check(V, "V", ndim=2)
         if V.shape[1] == 0:
             return V.clone()
-        return torch.stack(self._columns(list(V.T.contiguous()))).T
+        return self._columns(list(V.unbind(1))).T
 
     def __matmul__(self, v: Vector) -> Vector:
         if isinstance(v, Tensor):
@@ -246,8 +246,8 @@ class Identity(LinearOperator):
             raise ValueError(f"Identity: expected a size P >= 0, got {size!r}")
         self.size = size
 
-    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
-        return [c.clone() for c in columns]
+    def _columns(self, columns: list[Tensor]) -> Tensor:
+        return torch.stack(columns)
 
     def diagonal(self) -> Tensor:
         """Ones, ``[P]``."""
@@ -286,16 +286,13 @@ class WeightedSum(LinearOperator):
             ):
                 raise ValueError("operators on different parameters cannot be added")
 
-    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
-        total: list[Tensor] | None = None
-        for factor, operator in self.terms:
-            part = operator._columns(columns)
-            if total is None:
-                total = [p * factor for p in part]
-            else:
-                for t, p in zip(total, part, strict=True):
-                    t.add_(p, alpha=factor)
-        assert total is not None
+    def _columns(self, columns: list[Tensor]) -> Tensor:
+        (factor, operator), *others = self.terms
+        total = operator._columns(columns)
+        if factor != 1:
+            total *= factor
+        for factor, operator in others:
+            total.add_(operator._columns(columns), alpha=factor)
         return total
 
     def diagonal(self) -> Tensor:
