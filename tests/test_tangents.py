@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import curvext as cx
+from curvext.linearise import closed_forms
 from curvext.linearise.attention import AttentionInClosedForm
 from curvext.linearise.autograd_graph import Graph
-from curvext.linearise.detours import _Gelu
+from curvext.linearise.closed_forms import Gelu, LayerNorm, LayerNormInClosedForm
 from curvext.linearise.tangents import _RULES, Tangents
 
 torch.manual_seed(0)
@@ -173,8 +174,9 @@ def test_every_elementwise_rule_is_for_a_node_that_exists():
     ):
         x = X.abs().requires_grad_()
         made.add(function(x).grad_fn.name())
-    closed = _Gelu.apply(X.clone().requires_grad_())  # the node lives as long as its tensor
+    closed = Gelu.apply(X.clone().requires_grad_())  # the node lives as long as its tensor
     made.add(closed.grad_fn.name())
+    made.add("LayerNormBackward")  # held by the tests of layer norm
     made.add("_AttentionBackward")  # held by the tests of attention
     made.add("ScaledDotProductFlashAttentionForCpuBackward0")
     assert set(_RULES) - made == set()
@@ -230,7 +232,8 @@ def derivatives(y, inputs, g, u):
     """The gradients along g, and those of their inner product with u, which are second derivatives."""
     first = torch.autograd.grad(y, inputs, g, create_graph=True)
     inner = sum((a * b).sum() for a, b in zip(first, u, strict=True))
-    return [y, *first, *torch.autograd.grad(inner, [g, *inputs])]
+    second = torch.autograd.grad(inner, [g, *inputs], materialize_grads=True)
+    return [y, *first, *second]
 
 
 def test_attention_in_closed_form_has_both_derivatives_of_the_composed_one(
@@ -332,12 +335,67 @@ def test_the_closed_form_gelu_has_the_derivatives_of_pytorch_s(device):
     x = torch.linspace(-6, 6, 41, dtype=torch.float64, device=device, requires_grad=True)
     g = torch.randn(41, dtype=torch.float64, device=device)
     derivatives = []
-    for function in (F.gelu, _Gelu.apply):
+    for function in (F.gelu, Gelu.apply):
         (slope,) = torch.autograd.grad(function(x), x, g, create_graph=True)
         derivatives.append((slope, *torch.autograd.grad(slope, x, g)))
     for ours, theirs in zip(*derivatives, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
-    assert torch.autograd.gradgradcheck(_Gelu.apply, x)
+    assert torch.autograd.gradgradcheck(Gelu.apply, x)
+
+
+#: shape, normalised dimensions, whether there is a weight, a bias
+NORMS = {
+    "affine": ((3, 4, 5), (5,), True, True),
+    "without bias": ((3, 4, 5), (5,), True, False),
+    "plain": ((3, 4, 5), (5,), False, False),
+    "two dimensions": ((3, 4, 5), (4, 5), True, True),
+    "one row": ((6,), (6,), True, True),
+}
+
+
+@pytest.fixture(params=NORMS)
+def norm(request, device, monkeypatch):
+    monkeypatch.setattr(closed_forms, "_CHUNK", 12)  # rows of two or more runs
+    shape, dims, *parts = NORMS[request.param]
+    torch.manual_seed(0)
+    kind = {"dtype": torch.float64, "device": device, "requires_grad": True}
+    inputs = [torch.randn(shape, **kind)] + [torch.randn(dims, **kind) for has in parts if has]
+    return dims, inputs
+
+
+def layer_norm(dims, x, weight=None, bias=None):
+    return LayerNorm.apply(x, weight, bias, dims, 1e-2)
+
+
+def test_the_closed_form_layer_norm_has_the_derivatives_of_pytorch_s(norm):
+    dims, inputs = norm
+    y = layer_norm(dims, *inputs)
+    g = torch.randn_like(y, requires_grad=True)
+    u = [torch.randn_like(t) for t in inputs]
+    ours = derivatives(y, inputs, g, u)
+    theirs = derivatives(F.layer_norm(inputs[0], dims, *inputs[1:], eps=1e-2), inputs, g, u)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    assert torch.autograd.gradgradcheck(lambda *t: layer_norm(dims, *t), inputs)
+
+
+def test_the_tangent_of_the_closed_form_layer_norm_is_that_of_pytorch_s(norm):
+    dims, inputs = norm
+    moved = [torch.randn_like(t) for t in inputs]
+    ours = Tangents(Graph(layer_norm(dims, *inputs), inputs))(moved)
+    theirs = F.layer_norm(inputs[0], dims, *inputs[1:], eps=1e-2)
+    torch.testing.assert_close(ours, Tangents(Graph(theirs, inputs))(moved), rtol=1e-13, atol=1e-14)
+
+
+def test_a_layer_norm_that_the_closed_form_lacks_is_left_to_pytorch(device):
+    x = torch.randn(3, 4, device=device, dtype=torch.bfloat16, requires_grad=True)
+    ones = torch.ones(4, device=device, dtype=torch.bfloat16)
+    with LayerNormInClosedForm():
+        half = F.layer_norm(x, (4,), ones)
+        only_bias = F.layer_norm(x.float(), (4,), None, ones.float())
+        closed = F.layer_norm(x.float(), (4,), ones.float(), ones.float())
+    assert half.grad_fn.name() == only_bias.grad_fn.name() == "NativeLayerNormBackward0"
+    assert closed.grad_fn.name() == "LayerNormBackward"
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])

@@ -6,18 +6,16 @@ a context that takes an equivalent way; nothing is slowed down where such a node
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvext.linearise.attention import AttentionInClosedForm
+from curvext.linearise.closed_forms import GeluInClosedForm, LayerNormInClosedForm
 
 #: what a graph is made for: backward passes alone, tangents as well, or to be differentiated twice
 GraphUse = Literal["backward", "linearised", "twice"]
@@ -80,52 +78,6 @@ def _without_cudnn() -> AbstractContextManager[None]:
     return _without(torch.backends.cudnn)
 
 
-# ---------------------------------------------------------------------- slow second derivatives
-
-
-class _Gelu(torch.autograd.Function):
-    """x Φ(x), with a second derivative in closed form; PyTorch composes it of many elementwise passes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.nn.functional.gelu(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _GeluSlope.apply(g, *ctx.saved_tensors)
-
-
-class _GeluSlope(torch.autograd.Function):
-    """g h'(x) with h' = Φ + x φ, so that h'' = φ (2 − x²)."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(g, x)
-        return torch.ops.aten.gelu_backward(g, x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, Tensor]:
-        g, x = ctx.saved_tensors
-        half = x.square().mul_(-0.5)
-        density = half.exp()
-        curvature = half.add_(1).mul_(density).mul_(g).mul_(u).mul_(2 / math.sqrt(2 * math.pi))
-        return torch.ops.aten.gelu_backward(u, x), curvature
-
-
-class _GeluInClosedForm(torch.overrides.TorchFunctionMode):
-    """The exact GELU by :class:`_Gelu`."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.gelu and kwargs.get("approximate", "none") == "none":
-            return _Gelu.apply(args[0] if args else kwargs["input"])
-        return func(*args, **kwargs)
-
-
 # ---------------------------------------------------------------------- attention
 
 
@@ -149,5 +101,7 @@ DETOURS: dict[str, Detour] = {
     "ScaledDotProductFlashAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
     "ScaledDotProductEfficientAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
     "ScaledDotProductCudnnAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
-    "GeluBackward0": Detour(_GeluInClosedForm, _TWICE),
+    # slow second derivatives
+    "GeluBackward0": Detour(GeluInClosedForm, _TWICE),
+    "NativeLayerNormBackward0": Detour(LayerNormInClosedForm, _TWICE),
 }

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from curvext.linearise import attention
 from curvext.linearise.autograd_graph import LEAF, Graph
+from curvext.linearise.closed_forms import normalised_slope
 from curvext.linearise.selections import is_selection, select
 
 #: a node, the tangents of its inputs (None for zero), the shape of its output → the output's tangent
@@ -325,10 +326,30 @@ def _dims(node: Any) -> list[int] | None:
 
 
 def _layer_norm(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:
-    """y = w x̂ + b. The Jacobian of x̂ by x is symmetric: that of the norm without a weight."""
-    x, weight, bias = (*inputs, None, None)[:3]
+    """y = w x̂ + b."""
     saved, dims = node._saved_input, list(node._saved_normalized_shape)
-    mean, rstd = node._saved_result1, node._saved_result2
+    scale = getattr(node, "_saved_weight", None)
+    return _normalised(inputs, saved, scale, node._saved_result1, node._saved_result2, dims, shape)
+
+
+def _closed_form_layer_norm(
+    node: Any, inputs: Sequence[Tensor | None], shape: torch.Size
+) -> Tensor | None:
+    """y = w x̂ + b by the function that second derivatives are taken of."""
+    saved, scale, mean, rstd = node.saved_tensors
+    return _normalised(inputs, saved, scale, mean, rstd, node.dims, shape)
+
+
+def _normalised(
+    inputs: Sequence[Tensor | None],
+    saved: Tensor,
+    scale: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    dims: Sequence[int],
+    shape: torch.Size,
+) -> Tensor | None:
+    x, weight, bias = (*inputs, None, None)[:3]
     total: Tensor | None = None
     if weight is not None:
         # the norm with the tangents in place of weight and bias
@@ -339,10 +360,7 @@ def _layer_norm(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) -
         total = bias.expand(shape)
     if x is None:
         return total
-    moved = torch.ops.aten.native_layer_norm_backward(
-        x.contiguous(), saved, dims, mean, rstd, None, None, [True, False, False]
-    )[0]
-    scale = getattr(node, "_saved_weight", None)
+    moved = normalised_slope(x, saved, dims, mean, rstd)
     if scale is None:
         return _total([moved, total], shape)
     return moved.mul_(scale) if total is None else torch.addcmul(total, moved, scale)
@@ -424,7 +442,8 @@ _RULES: dict[str, Rule] = {
     "NativeLayerNormBackward0": _layer_norm,
     "MaxPool2DWithIndicesBackward0": _max_pool,
     "LogSoftmaxBackward0": _log_softmax,
-    "_GeluBackward": _gelu,
     "ScaledDotProductFlashAttentionForCpuBackward0": _fused_attention,
     "_AttentionBackward": _closed_form_attention,
+    "GeluBackward": _gelu,
+    "LayerNormBackward": _closed_form_layer_norm,
 }
