@@ -116,3 +116,14 @@ def test_every_sample_counts_once_whatever_the_batch_size(device):
         assert_close(
             cx.HessianOperator(posed.model, posed.loss, posed.cut(*sizes)) @ V, whole, str(sizes)
         )
+
+
+def test_that_a_network_needs_another_way_is_found_once_for_all_its_risks():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2))
+    data = (torch.randn(5, 3), torch.randint(2, (5,)))
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    for expected in (2, 1, 1):
+        runs.clear()
+        cx.HessianOperator(model, torch.nn.CrossEntropyLoss(), data) @ torch.ones(26)
+        assert len(runs) == expected

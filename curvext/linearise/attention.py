@@ -45,12 +45,17 @@ class Scores:
     def probabilities(self, q: Tensor, k: Tensor, heads: slice, shape: torch.Size) -> Tensor:
         """P of some heads [H, T, T']; zero in rows that see nothing."""
         scores = torch.bmm(q, k.mT).mul_(self.alpha)
-        if self.mask is not None:
-            scores += self.mask.broadcast_to(shape).flatten(0, -3)[heads]
         if self.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
-            scores.masked_fill_(later, -math.inf)
+            scores += _after(scores.shape[-2], scores.shape[-1], scores)
+        if self.mask is None:  # every row sees something
+            return torch.softmax(scores, -1)
+        scores += self.mask.broadcast_to(shape).flatten(0, -3)[heads]
         return torch._safe_softmax(scores, -1)
+
+
+def _after(rows: int, columns: int, like: Tensor) -> Tensor:
+    """−∞ for the positions after each row's own, else 0."""
+    return like.new_full((rows, columns), -math.inf).triu_(1)
 
 
 def _chunks(q: Tensor, k: Tensor) -> Iterator[slice]:
@@ -114,16 +119,32 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
-        ctx.save_for_backward(q, k, v)
         ctx.scores = scores
         with sdpa_kernel(_FUSED):
+            if _has_fused_slope(q, k, v, scores):
+                y, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                    q, k, v, 0.0, scores.causal, scale=scores.alpha
+                )
+                ctx.save_for_backward(q, k, v, y, logsumexp)
+                return y
+            ctx.save_for_backward(q, k, v)
             return torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, scores.mask, is_causal=scores.causal, scale=scores.alpha
             )
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_AttentionSlope.apply(g, *ctx.saved_tensors, ctx.scores), None)
+        q, k, v, *fused = ctx.saved_tensors
+        fused = [t.detach() for t in fused]
+        return (*_AttentionSlope.apply(g, q, k, v, fused, ctx.scores), None)
+
+
+def _has_fused_slope(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
+    """Whether the CPU's fused kernels take this; rows that a mask leaves nothing of are not for them."""
+    if q.device.type != "cpu" or scores.mask is not None:
+        return False
+    kernel = torch._fused_sdp_choice(q, k, v, None, 0.0, scores.causal, scale=scores.alpha)
+    return bool(kernel == SDPBackend.FLASH_ATTENTION.value)
 
 
 class _AttentionSlope(torch.autograd.Function):
@@ -131,10 +152,14 @@ class _AttentionSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, q: Tensor, k: Tensor, v: Tensor, scores: Scores
+        ctx: Any, g: Tensor, q: Tensor, k: Tensor, v: Tensor, fused: list[Tensor], scores: Scores
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(g, q, k, v)
         ctx.scores = scores
+        if fused:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                g, q, k, v, *fused, 0.0, scores.causal, scale=scores.alpha
+            )
         shape = _square(q, k)
         outputs = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
         dq, dk, dv = (t.view(-1, *t.shape[-2:]) for t in outputs)
@@ -175,7 +200,7 @@ class _AttentionSlope(torch.autograd.Function):
             by_q[heads] = torch.bmm(by_S, k[heads]).baddbmm_(dS, y[heads])
             by_k[heads] = torch.bmm(by_S.mT, q[heads]).baddbmm_(dS.mT, x[heads])
             by_v[heads] = torch.bmm(dP.mT, g[heads])
-        return (*outputs, None)
+        return (*outputs, None, None)
 
 
 class AttentionInClosedForm(torch.overrides.TorchFunctionMode):

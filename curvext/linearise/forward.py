@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -16,6 +17,9 @@ from curvext import data
 from curvext.linearise import autograd_graph
 from curvext.linearise.detours import DETOURS, GraphUse, needed
 from curvext.space import ParameterSpace
+
+#: the detours a model was found to need, kept as long as it lives: to find one takes a forward pass of its own
+_DETOURS_OF: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 class Forward:
@@ -42,7 +46,7 @@ class Forward:
         self._space = space
         self._forward = forward
         self._target = target
-        self._detours: set[str] = set()
+        self._detours = _DETOURS_OF.setdefault(model, set())
         self._clean_in_mode: int | None = None
 
     @contextmanager
@@ -86,7 +90,7 @@ class Forward:
             detours = self._needed_detours(output, use)
             if detours <= self._detours:
                 break
-            self._detours |= detours
+            self._detours.update(detours)
         self._check_output(output)
         target = self._get_target(batch)
         if isinstance(target, Tensor) and target.ndim > 0 and target.shape[0] != output.shape[0]:

@@ -410,7 +410,7 @@ def _closed_form_attention(
     node: Any, inputs: Sequence[Tensor | None], shape: torch.Size
 ) -> Tensor | None:
     """y = P v by the function that second derivatives are taken of."""
-    q, k, v = node.saved_tensors
+    q, k, v = node.saved_tensors[:3]
     dq, dk, dv = (*inputs, None, None, None)[:3]
     return attention.tangent((q, k, v), (dq, dk, dv), node.scores)
 
