@@ -52,16 +52,19 @@ class Records:
             total += rows @ torch.stack([v[parameter].reshape(-1) for v in columns]).T
         return total
 
-    def weighted_sum(self, c: Tensor) -> list[Tensor]:
-        """Rᵀ c for c ``[K, N]``: K flat vectors ``[P]``."""
-        totals = [BlockSum(self._space, c.dtype) for _ in c]
+    def weighted_sum(self, c: Tensor) -> Tensor:
+        """Rᵀ c for c ``[K, N]``: flat vectors as rows ``[K, P]``."""
+        rows = torch.empty(len(c), self._space.size, dtype=c.dtype, device=c.device)
+        totals = [BlockSum(self._space, row) for row in rows]
         for parameter, arrange, use in self._uses:
             for total, part in zip(totals, use.weighted_sum(c), strict=True):
                 total.add(parameter, part, arrange)
-        for parameter, rows in self._rows.items():
-            for total, part in zip(totals, c @ rows, strict=True):
+        for parameter, written in self._rows.items():
+            for total, part in zip(totals, c @ written, strict=True):
                 total.add(parameter, part)
-        return [total.flat() for total in totals]
+        for total in totals:
+            total.flat()
+        return rows
 
     def gram(self, other: Records) -> Tensor:
         """R R'ᵀ with the records of another batch: ⟨r_n, r'_m⟩, ``[N, N']``."""

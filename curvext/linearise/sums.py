@@ -20,13 +20,12 @@ class BlockSum:
 
     Args:
         space: the parameters.
-        dtype: of the sum.
+        flat: where the sum goes, contiguous; what is there is overwritten.
     """
 
-    def __init__(self, space: ParameterSpace, dtype: torch.dtype) -> None:
-        with torch.inference_mode(False):  # it is added to where that is off
-            self._flat = torch.empty(space.size, dtype=dtype, device=space.device)
-            self._blocks = space.blocks(self._flat)
+    def __init__(self, space: ParameterSpace, flat: Tensor) -> None:
+        self._flat = flat
+        self._blocks = space.blocks(flat)
         self._untouched = set(range(len(self._blocks)))
 
     def add(
@@ -62,7 +61,9 @@ class SquareSum:
 
     def __init__(self, space: ParameterSpace) -> None:
         self._dtype = space.dtype
-        self._sum = BlockSum(space, dtype_of_sums(space.dtype))
+        with torch.inference_mode(False):  # it is added to where that is off
+            flat = torch.empty(space.size, dtype=dtype_of_sums(space.dtype), device=space.device)
+            self._sum = BlockSum(space, flat)
         self._sign = 1.0
         #: (parameter, which of its uses) → the use and Σ_k ± g_k², while there are several columns
         self._separable: dict[tuple[int, int], _Separable] | None = None

@@ -64,8 +64,11 @@ class CurvatureOperator(LinearOperator):
         self._problem.visit(visitor)
 
     @abstractmethod
-    def _block(self, at: Any, columns: list[Blocks]) -> Iterable[Tensor]:
-        """The unnormalised product of one batch with each column, flat ``[P]``; ``at`` is what it was recorded as."""
+    def _block(self, at: Any, columns: list[Blocks]) -> Tensor | Iterable[Tensor]:
+        """The unnormalised product of one batch with each column: rows ``[K, P]``, or flat ``[P]`` one after the other.
+
+        ``at`` is what the batch was recorded as.
+        """
 
     def _scale(self) -> float:
         """The factor on the sum over batches."""
@@ -73,23 +76,25 @@ class CurvatureOperator(LinearOperator):
 
     def _columns(self, columns: list[Tensor]) -> Tensor:
         space = self._problem.space
+        dtype = dtype_of_sums(space.dtype)
         blocks = [space.blocks(c.detach()) for c in columns]
         totals: Tensor | None = None
 
         def add(at: Any) -> None:
             nonlocal totals
-            first = totals is None
-            for k, product in enumerate(self._block(at, blocks)):
-                part = product.to(dtype_of_sums(space.dtype))
-                if totals is None:  # one column is its own matrix
-                    alone = len(columns) == 1
-                    totals = part[None] if alone else part.new_empty(len(columns), len(part))
-                    if alone:
-                        continue
-                if first:
-                    totals[k].copy_(part)
-                else:
-                    totals[k].add_(part)
+            products = self._block(at, blocks)
+            if len(columns) == 1 and not isinstance(products, Tensor):
+                (product,) = products
+                products = product[None]
+            if totals is not None:
+                for total, product in zip(totals, products, strict=True):
+                    total += product
+            elif isinstance(products, Tensor):
+                totals = products.to(dtype)
+            else:
+                totals = torch.empty(len(columns), space.size, dtype=dtype, device=space.device)
+                for total, product in zip(totals, products, strict=True):
+                    total.copy_(product)
 
         self._visit(add)
         assert totals is not None

@@ -75,10 +75,14 @@ class EmpiricalFisherOperator(CurvatureOperator):
         else:
             self._problem.visit_records(lambda batch, number: visitor(batch))
 
-    def _block(self, at: Linearisation | Records, columns: list[Blocks]) -> Iterator[Tensor]:
+    def _block(
+        self, at: Linearisation | Records, columns: list[Blocks]
+    ) -> Tensor | Iterator[Tensor]:
         if isinstance(at, Records):
-            yield from at.weighted_sum(at.dot(columns).T)
-            return
+            return at.weighted_sum(at.dot(columns).T)
+        return self._pulled_back(at, columns)
+
+    def _pulled_back(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Tensor]:
         residual = at.point.residual
         for v in columns:
             slope = residual * at.jvp(v)  # summed over a datum's outputs: <g_n, v>
@@ -254,7 +258,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
             nonlocal start
             records = _recorded(batch)
             products = records.weighted_sum(c[start : start + records.samples].T.contiguous())
-            total.add_(torch.stack(products, 1))
+            total.add_(products.T)
             start += records.samples
 
         self._problem.visit_records(add)
