@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curvext.cache import Cache
-from curvext.data import Batches, bit_sum, fingerprint, tensors
+from curvext.data import Batches, bit_sums, fingerprint, tensors
 from curvext.linearise.forward import Forward, is_finite
 from curvext.linearise.head import HeadLinearisation
 from curvext.linearise.jacobian import Linearisation, Linearised
@@ -323,9 +323,9 @@ class Problem:
         model = [*self._model.parameters(), *self._model.buffers()]
         state: list[object] = [m.training for m in self._model.modules()]
         state += [(id(t), t.data_ptr(), t._version) for t in model]
-        if self.space.device.type == "cpu" and self._cache.keeps:
-            # p.data.copy_() passes by the version counter; on CUDA a look would be a synchronisation
-            state += [bit_sum(t) for t in model]
+        if self._cache.keeps:
+            # p.data.copy_() and fused optimizers pass by the version counter; on CUDA the device is waited for once
+            state += bit_sums(model)
         if self._batches.resident:
             for batch in self._batches:
                 state.append(_identity(batch))
