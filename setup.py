@@ -64,7 +64,7 @@ def extension():
         [*common, *sources("cuda", "*.cpp"), *sources("cuda", "*.cu")],
         depends=headers(),
         define_macros=macros,
-        extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-std=c++17"]},
+        extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-std=c++17", "-lineinfo"]},
         extra_link_args=openmp,
     )
 

@@ -16,6 +16,7 @@ import dataclasses
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def effort(module: Any, options: argparse.Namespace) -> Any:
     chosen = module.QUICK if options.quick else module.FULL
     if options.rounds is not None and hasattr(chosen, "rounds"):
         chosen = dataclasses.replace(chosen, rounds=options.rounds)
+    if options.eager and hasattr(chosen, "compiled"):
+        chosen = dataclasses.replace(chosen, compiled=type(chosen.compiled)(0))
     return chosen
 
 
@@ -69,6 +72,22 @@ def run_suite(name: str, options: argparse.Namespace) -> Record:
             record.save(folder(options))
             saved = time.perf_counter()
 
+    try:
+        measure(name, record, options, keep)
+    finally:  # an error of the device ends the run, and not what was measured before it
+        record.seconds = time.perf_counter() - start
+        record.settings["quick"] = options.quick
+        path = record.save(folder(options))
+    for failure in record.failures:
+        print("not measured:", *(f"{value}" for value in failure.values()))
+    print(f"== {name}: {len(record.rows)} rows, {record.seconds:.0f} s, in {path}", flush=True)
+    return record
+
+
+def measure(
+    name: str, record: Record, options: argparse.Namespace, keep: Callable[[Row], None]
+) -> None:
+    """The rows of one suite, into its record."""
     if name == "kernels":
         dtype = getattr(torch, options.dtype)
         kernels.run(record, options.device, dtype, effort(kernels, options), keep, options.names)
@@ -80,13 +99,6 @@ def run_suite(name: str, options: argparse.Namespace) -> Record:
     else:
         module = {"scaling": scaling, "memory": memory}[name]
         module.run(record, options.device, effort(module, options), keep)
-    record.seconds = time.perf_counter() - start
-    record.settings["quick"] = options.quick
-    for failure in record.failures:
-        print("not measured:", *(f"{value}" for value in failure.values()))
-    path = record.save(folder(options))
-    print(f"== {name}: {len(record.rows)} rows, {record.seconds:.0f} s, in {path}", flush=True)
-    return record
 
 
 def folder(options: argparse.Namespace) -> Path:
@@ -108,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--quick", action="store_true", help="under two minutes in all")
         command.add_argument("--rounds", type=int, help="at most so many rounds")
+        command.add_argument("--eager", action="store_true", help="without torch.compile")
         command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the kernels")
         command.add_argument("--out", type=Path, help="folder for the JSON")
 

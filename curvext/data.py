@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,15 +128,32 @@ def bit_sum(t: Tensor, whole_words: bool = True) -> int:
         whole_words: read eight bytes at a time, which needs no widening and so runs at the speed of
             memory; otherwise element by element, so that any order of elements gives the same sum.
     """
+    return sum(int(part) for part in _bit_parts(t, whole_words))
+
+
+def bit_sums(several: Sequence[Tensor]) -> list[int]:
+    """:func:`bit_sum` of each of some tensors; a device is waited for once, however many there are."""
+    parts = [_bit_parts(t, True) for t in several]
+    flat = [part for some in parts for part in some]
+    if not flat:
+        return []
+    found = iter(torch.stack([part.to(flat[0].device) for part in flat]).tolist())
+    return [sum(next(found) for _ in some) for some in parts]
+
+
+def _bit_parts(t: Tensor, whole_words: bool) -> list[Tensor]:
+    """The sum of a tensor's bits in one or two parts, scalars of int64."""
     t = t.detach()
     if t.is_complex():
         t = torch.view_as_real(t)
     if t.dtype is torch.bool:
-        return int(t.sum())
+        return [t.sum()]
     flat = t.contiguous().view(-1)
     words = (
         flat.numel() * flat.element_size() // 8 if whole_words and flat.data_ptr() % 8 == 0 else 0
     )
     split = words * 8 // flat.element_size()
-    total = int(flat[split:].view(_WORD[t.element_size()]).sum(dtype=torch.int64))
-    return total + int(flat[:split].view(torch.int64).sum()) if words else total
+    parts = [flat[:split].view(torch.int64).sum()] if words else []
+    if not words or split < flat.numel():
+        parts.append(flat[split:].view(_WORD[t.element_size()]).sum(dtype=torch.int64))
+    return parts

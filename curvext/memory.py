@@ -10,7 +10,9 @@ import torch
 def available_bytes(device: torch.device) -> int:
     """Bytes that can be allocated on ``device`` now: free GPU memory, or the system's available RAM."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # what PyTorch holds in reserve is free for its tensors, though not for other processes
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserve
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:

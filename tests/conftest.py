@@ -1,6 +1,11 @@
-"""What every test shares: two threads and a device. That warnings are errors stands in pyproject.toml."""
+"""What every test shares: two threads, a device, and float32 that is not rounded to TF32.
+
+That warnings are errors stands in pyproject.toml.
+"""
 
 from __future__ import annotations
+
+import signal
 
 import pytest
 import torch
@@ -8,6 +13,9 @@ import torch
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(2)
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch lets cuDNN round, but no other product
+    # a run that is cut off says what had failed until then
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from curvext.data import Batches, bit_sum, fingerprint, is_batch, sample, tensors
+from curvext.data import Batches, bit_sum, bit_sums, fingerprint, is_batch, sample, tensors
 
 Pair = namedtuple("Pair", "inputs labels")
 X, Y = torch.randn(4, 3), torch.arange(4)
@@ -111,6 +111,7 @@ def test_a_fingerprint_changes_with_the_content(dtype):
     changed = t.clone()
     changed[1, 2] = 0
     assert bit_sum(t) == bit_sum(t.clone()) != bit_sum(changed)
+    assert bit_sums([t, changed, t[:0]]) == [bit_sum(t), bit_sum(changed), 0]
     assert fingerprint((t, Y)) != fingerprint((changed, Y))
 
 

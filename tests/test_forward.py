@@ -46,6 +46,7 @@ def snapshot(model):
         "rng": torch.get_rng_state(),
         "grad_mode": torch.is_grad_enabled(),
         "mkldnn": torch.backends.mkldnn.enabled,
+        "cudnn": (torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic),
         "sdp": (
             torch.backends.cuda.flash_sdp_enabled(),
             torch.backends.cuda.mem_efficient_sdp_enabled(),
@@ -93,6 +94,37 @@ def test_the_model_is_left_as_found(name, device):
     everything(risk, V)
     risk.explain()
     assert_as_found(before, snapshot(posed.model))
+
+
+def test_convolutions_are_asked_for_the_same_bits_each_time(device):
+    posed = pose("cnn", device=device)
+    seen = []
+    posed.model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.deterministic))
+    risk_of(posed).gradient()
+    assert seen and all(seen) and not torch.backends.cudnn.deterministic
+
+
+def test_a_default_device_of_the_user_is_not_where_the_library_computes():
+    """As with ``torch.set_default_device("cuda")``; a tensor made without a device would hold nothing here."""
+    posed = pose("tied", device="cpu")
+    V = posed.vectors()
+    G = risk_of(posed).ggn()
+
+    def answers():
+        options = {"seed": 1}
+        yield from everything(risk_of(posed), V)
+        yield cx.eigsh(G, 2, **options).values
+        yield cx.eigsh(G, 2, "BE", ncv=8, **options).values
+        yield cx.cg(G, V[:, 0], damping=0.1).x
+        yield cx.trace(G, probes=4, **options).value
+        yield cx.diagonal(G, probes=4, **options).value
+        yield cx.spectral_density(G, probes=2, steps=3, **options).density
+        yield risk_of(posed).mc_fisher(seed=3) @ V
+
+    here = list(answers())
+    with torch.device("meta"):
+        there = list(answers())
+    assert_same(here, there)
 
 
 def test_hooks_of_the_user_do_not_change_the_answer(device):

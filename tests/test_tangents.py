@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import curvext as cx
 from curvext.linearise import closed_forms
-from curvext.linearise.attention import AttentionInClosedForm
+from curvext.linearise.attention import _CHUNK, AttentionInClosedForm
 from curvext.linearise.autograd_graph import Graph
 from curvext.linearise.closed_forms import Gelu, LayerNorm, LayerNormInClosedForm
 from curvext.linearise.tangents import _RULES, Tangents
@@ -209,7 +209,7 @@ def composed_attention(*inputs, **options):
 @pytest.fixture(params=ATTENTION)
 def attention_options(request, device, monkeypatch):
     if request.param == "chunks":
-        monkeypatch.setattr("curvext.linearise.attention._CHUNK", 70)
+        monkeypatch.setitem(_CHUNK, device.type, 70)
     options = ATTENTION[request.param]
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
 
@@ -422,3 +422,19 @@ def test_the_hessian_of_a_network_with_gelu_is_that_of_the_dense_oracle(approxim
         rtol=1e-10,
         atol=1e-12,
     )
+
+
+def test_tangents_have_the_dtype_of_what_moves(device):
+    """Of bfloat16 inputs a norm keeps its statistics in float32 on CUDA, as it does on the CPU beside such weights."""
+    wide = torch.float32 if device.type == "cpu" else torch.bfloat16
+    x = torch.randn(3, 4, dtype=torch.bfloat16, device=device, requires_grad=True)
+    w = torch.randn(4, 4, dtype=torch.bfloat16, device=device, requires_grad=True)
+    scale, shift = (torch.randn(4, dtype=wide, device=device, requires_grad=True) for _ in range(2))
+    normed = F.layer_norm(x, (4,), scale, shift)
+    output = torch.add(F.gelu(normed) @ w, x.float() + w[:3])
+    for leaves in ([x, w, scale, shift], [scale, shift], [x]):
+        v = [torch.randn_like(p) for p in leaves]
+        tangent = Tangents(Graph(output, leaves))(v)
+        assert tangent.dtype is output.dtype
+        expected = by_double_backward(output, leaves, v)
+        torch.testing.assert_close(tangent, expected, rtol=0.05, atol=0.2)

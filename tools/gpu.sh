@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds, tests, sanitizes and times curvext on a machine with a GPU, with that machine's own python3.
 #
-#   [OUT=folder] [PYTHON=python3] tools/gpu.sh
+#   [OUT=folder] [PYTHON=python3] tools/gpu.sh [step ...]
 #
+# Steps: build info tests memcheck racecheck bench bench16; all by default, at most nine and a half minutes.
 # Needs torch with CUDA, nvcc, pytest and setuptools there; no network and no virtual environment. Every step is
-# reported and the next one runs whatever came of it; the exit status is 1 if any failed. Logs and results go to
-# OUT (default: benchmarks/results/<machine>). At most nine minutes.
+# reported and the next one runs whatever came of it; the exit status is 1 if any failed. In OUT (default:
+# benchmarks/results/<machine>) lie log.txt, summary.txt and the JSON of the benchmarks; a second run adds to them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,46 +16,101 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 OUT=${OUT:-benchmarks/results/$("$PYTHON" -c 'from benchmarks.machine import machine; print(machine("cuda"))')} || exit 1
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 for home in "${CUDA_HOME:-}" /usr/local/cuda; do
     [ -x "$home/bin/nvcc" ] && export CUDA_HOME=$home PATH=$home/bin:$PATH && break
 done
 
 failed=()
-summary=()
+
+report() {
+    printf '%-10s %4s s  %s\n' "$@" | tee -a "$OUT/summary.txt"
+}
 
 # step <name> <seconds> <command...>
 step() {
     local name=$1 limit=$2 status begin=$SECONDS
     shift 2
-    echo "=== $name (at most ${limit} s): $*"
-    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$OUT/$name.log"
+    echo "=== $name (at most ${limit} s): $*" | tee -a "$OUT/log.txt"
+    bounded "$limit" "$@" 2>&1 | tee -a "$OUT/log.txt"
     status=${PIPESTATUS[0]}
     local words="ok"
+    [ "$status" -ne 0 ] && failed+=("$name") && words="FAILED: exit status $status"
     [ "$status" -eq 124 ] && words="FAILED: out of time after ${limit} s"
-    [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && words="FAILED: exit status $status"
-    [ "$status" -ne 0 ] && failed+=("$name")
-    summary+=("$(printf '%-10s %4d s  %s' "$name" $((SECONDS - begin)) "$words")")
+    report "$name" $((SECONDS - begin)) "$words"
 }
 
+# A command under a time limit; one of the functions here keeps the limit itself.
+bounded() {
+    if declare -F "$2" >/dev/null; then "$2" "$1"; else timeout --kill-after=10 "$@"; fi
+}
+
+#: files whose tests run in one process each, as most of their time is Python's
+SHARDS=(
+    "tests/kernels/test_outer_*.py"
+    "tests/kernels/test_softmax_[hs]*.py"
+    "tests/kernels/test_softmax_r*.py"
+    "tests/kernels/test_mse_*.py tests/kernels/test_sigmoid_*.py"
+    "tests/test_empirical_fisher.py"
+    "tests/test_hessian.py tests/test_ggn.py"
+    "tests/test_[fl]*.py"
+    "tests/test_[cdopstu]*.py tests/test_head.py tests/algorithms"
+)
+
+# The tests of CUDA, shard beside shard.
+run_shards() {
+    local shard=0 status=0 code processes=()
+    for files in "${SHARDS[@]}"; do
+        # shellcheck disable=SC2086  # patterns are to be expanded
+        timeout --kill-after=10 "$1" "$PYTHON" -m pytest -q --tb=short --maxfail=40 \
+            -p no:cacheprovider -k cuda $files >"$scratch/$shard" 2>&1 &
+        processes+=($!)
+        shard=$((shard + 1))
+    done
+    for shard in "${!processes[@]}"; do
+        wait "${processes[$shard]}"
+        code=$?
+        echo "--- ${SHARDS[$shard]}: exit status $code"
+        tail -c 1000000 "$scratch/$shard"
+        [ "$code" -eq 0 ] || status=$code
+    done
+    return "$status"
+}
+
+# One size, dtype and layout of each kind of kernel; all of them would take hours.
 sanitize() {
     local tool=$1 limit=$2
     if ! command -v compute-sanitizer >/dev/null; then
-        summary+=("$(printf '%-10s    – s  %s' "$tool" 'SKIPPED: compute-sanitizer is not installed')")
+        report "$tool" – 'SKIPPED: compute-sanitizer is not installed'
         return
     fi
     # torch's caching allocator hides overruns into its own blocks
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" "$limit" compute-sanitizer --tool "$tool" \
         --error-exitcode 99 --kernel-regex kns=curvext --target-processes all \
-        "$PYTHON" -m pytest -q -x -k cuda tests/kernels
+        "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/kernels \
+        -k "cuda and (may_stand_anywhere or for_every_dtype or tails_of_tiles)"
 }
 
-step build 150 "$PYTHON" setup.py build_ext --inplace
-step info 30 "$PYTHON" -m curvext info
-step tests 120 "$PYTHON" -m pytest -q tests
-sanitize memcheck 75
-sanitize racecheck 60
-step bench 105 "$PYTHON" -m benchmarks kernels --device cuda --out "$OUT"
+bench() {
+    step "$1" "$2" "$PYTHON" -m benchmarks kernels --device cuda --eager --dtype "$3" --out "$4"
+}
 
-echo
-printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"
-[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }
+run() {
+    case $1 in
+        build) step build 150 env CURVEXT_CUDA=1 CURVEXT_REQUIRE_EXTENSION=1 "$PYTHON" setup.py build_ext --inplace ;;
+        info) step info 30 "$PYTHON" -m curvext info ;;
+        tests) step tests 150 run_shards ;;
+        memcheck) sanitize memcheck 65 ;;
+        racecheck) sanitize racecheck 45 ;;
+        bench) bench bench 75 float32 "$OUT" ;;
+        bench16) bench bench16 50 bfloat16 "$OUT/bfloat16" ;;
+        *) echo "gpu.sh: no step $1" && failed+=("$1") ;;
+    esac
+}
+
+for name in "${@:-build info tests memcheck racecheck bench bench16}"; do
+    for one in $name; do run "$one"; done
+done
+
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" | tee -a "$OUT/summary.txt"; exit 1; }

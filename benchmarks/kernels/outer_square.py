@@ -41,6 +41,11 @@ def one_gemm(a: Tensor, g: Tensor) -> Tensor:
     return g.flatten(0, 2).T @ a.flatten(0, 1)
 
 
+def formed(a: Tensor, g: Tensor) -> Tensor:
+    """The per-sample gradients alone, [N,O,I], neither squared nor summed."""
+    return torch.bmm(g[0].mT, a)
+
+
 def backpack_form(a: Tensor, g: Tensor) -> Tensor:
     """The contraction that BackPACK 1.7.1 hands to einsum, the squares of S = 1 apart."""
     return torch.einsum("nsi,nsj,nti,ntj->ij", g[0], a, g[0], a)
@@ -68,5 +73,8 @@ def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
             flops=2.0 * N * S * I * O,
             traffic=nbytes(a, g) + O * I * a.element_size(),
             rivals={"BackPACK's einsum": backpack_form} if S > 1 and N * S * S < 1 << 13 else {},
-            bounds={"bound: one GEMM": one_gemm},
+            bounds={
+                "bound: one GEMM": one_gemm,
+                **({"bound: [N,O,I] alone": formed} if fits and device == "cuda" else {}),
+            },
         )

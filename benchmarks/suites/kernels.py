@@ -92,7 +92,7 @@ def measure_case(
     forms.update(case.bounds)
     timed = [*errors, *case.bounds]
     calls = {name: (lambda f=forms[name]: f(*case.inputs)) for name in timed}
-    times = interleaved(calls, effort.rounds, device, effort.budget)
+    times = interleaved(calls, effort.rounds, device, effort.budget, launched=True)
     seconds, bound = floor(case, top)
     for name, t in times.items():
         yield {

@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <torch/version.h>
 
 #include "../checks.h"
 #include "../kernels.h"
@@ -32,6 +33,18 @@ int processors(const at::Tensor& tensor) {
   int count = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, tensor.get_device()));
   return count;
+}
+
+// What PyTorch's own products may do. Since 2.11 the first is read, which knows both the old and the new switches:
+// allowTF32CuBLAS() throws where a user has set the new ones.
+Float32Mode float32_mode() {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11
+  const bool tf32 = at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+                    at::Float32Precision::TF32;
+#else
+  const bool tf32 = at::globalContext().allowTF32CuBLAS();
+#endif
+  return tf32 ? Float32Mode::tf32 : Float32Mode::bf16x3;
 }
 
 at::Tensor unit_columns(const at::Tensor& tensor) {
@@ -166,11 +179,23 @@ at::Tensor outer_square(const at::Tensor& windows, const at::Tensor& g) {
   const at::Tensor result = at::empty({O, I}, options);
   const int64_t splits = outer_square_splits(V, N, S, I, O, result.element_size(), processors(a));
   at::Tensor parts = splits > 1 ? at::empty({splits, O, I}, options) : result;
-  const auto mode = at::globalContext().allowTF32CuBLAS() ? Float32Mode::tf32 : Float32Mode::bf16x3;
-  const OuterSquareLaunch launch{
-      x.const_data_ptr(), y.const_data_ptr(), V,           N,           S,           I,      O,
-      x.stride(0),        x.stride(1),        y.stride(0), y.stride(1), y.stride(2), splits, parts.data_ptr(),
-      result.data_ptr(),  type_of(a),         mode};
+  const OuterSquareLaunch launch{x.const_data_ptr(),
+                                 y.const_data_ptr(),
+                                 V,
+                                 N,
+                                 S,
+                                 I,
+                                 O,
+                                 x.stride(0),
+                                 x.stride(1),
+                                 y.stride(0),
+                                 y.stride(1),
+                                 y.stride(2),
+                                 splits,
+                                 parts.data_ptr(),
+                                 result.data_ptr(),
+                                 type_of(a),
+                                 float32_mode()};
   C10_CUDA_CHECK(outer_square(launch, c10::cuda::getCurrentCUDAStream()));
   return result;
 }

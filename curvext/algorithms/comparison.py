@@ -111,7 +111,8 @@ def compare(
             door.count += found.products
             pairs[name] = _ordered(found.values, found.vectors, found.residuals, door)
     if dense is not None:
-        basis, z = torch.eye(size, dtype=torch.float64), torch.zeros(size, 0, dtype=torch.float64)
+        basis = torch.eye(size, dtype=torch.float64, device=gradient.device)
+        z = basis[:, :0]
     else:
         first = next(iter(doors.values()))
         basis = next(pairs[n][1] for n in ("G", "F_emp") if n in pairs)

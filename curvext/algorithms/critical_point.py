@@ -221,10 +221,12 @@ def _extremes(
     products.count += found.products
     smallest, largest = (float(v) for v in found.values)
     zero = tol * max(abs(smallest), abs(largest))
-    nodes, weights = [torch.zeros(0)], [torch.zeros(0)]
+    nodes, weights = [torch.zeros(0, device="cpu")], [torch.zeros(0, device="cpu")]
     generator = torch.Generator().manual_seed(seed)
     for _ in range(probes):
-        probe = torch.randn(products.size, generator=generator, dtype=products.working)
+        probe = torch.randn(
+            products.size, generator=generator, dtype=products.working, device="cpu"
+        )
         start = probe.to(products.device)
         alpha, beta, _ = tridiagonalise(products, start, min(steps, products.size), False)
         T = torch.diag(alpha) + torch.diag(beta[:-1], 1) + torch.diag(beta[:-1], -1)

@@ -104,11 +104,16 @@ class _Request:
         """Which of ``values``, ascending, are asked for, and the next ``extra``: ascending indices."""
         k, n = self.k + extra, len(values)
         if self.which == "LA":
-            return torch.arange(n - k, n)
+            return torch.arange(n - k, n, device="cpu")
         if self.which == "SA":
-            return torch.arange(k)
+            return torch.arange(k, device="cpu")
         if self.which == "BE":
-            return torch.cat([torch.arange(k // 2), torch.arange(n - (k + 1) // 2, n)])
+            return torch.cat(
+                [
+                    torch.arange(k // 2, device="cpu"),
+                    torch.arange(n - (k + 1) // 2, n, device="cpu"),
+                ]
+            )
         return values.abs().sort(stable=True).indices[n - k :].sort().values
 
     def differ(self, one: Tensor, other: Tensor, slack: float) -> bool:
@@ -213,7 +218,7 @@ class _Search:
     def fresh(self) -> None:
         """Puts a random vector, orthogonal to all rows, ahead; nothing couples it to them."""
         ahead = self.basis[self.rows]
-        noise = torch.randn(ahead.shape, generator=self.generator, dtype=ahead.dtype)
+        noise = torch.randn(ahead.shape, generator=self.generator, dtype=ahead.dtype, device="cpu")
         ahead.copy_(noise)
         for _ in range(2):
             remove(ahead, self.basis[: self.rows])
@@ -326,7 +331,7 @@ class _Search:
 
     def _behind(self, values: Tensor, error: Tensor, at: Tensor, slack: float) -> bool:
         """Whether no other Ritz value would be among those asked for if it were off by its error."""
-        others = torch.ones(len(values), dtype=torch.bool)
+        others = torch.ones(len(values), dtype=torch.bool, device="cpu")
         others[at] = False
         rest, found = others.nonzero()[:, 0], values[at]
         for i, sign in ((rest[0], -1), (rest[-1], 1)):

@@ -30,13 +30,15 @@ class Probes:
     def signs(self, count: int) -> Tensor:
         """Independent signs ±1, ``[P, count]``; the variance of zᵀ A z is then free of A's diagonal."""
         shape = (count, self._products.size)
-        bits = torch.randint(0, 2, shape, generator=self._generator, dtype=torch.int8)
+        bits = torch.randint(0, 2, shape, generator=self._generator, dtype=torch.int8, device="cpu")
         return self._placed(bits.mul_(2).sub_(1))
 
     def normals(self, count: int) -> Tensor:
         """Independent standard normals, ``[P, count]``: no structure of A can hide from their span."""
         shape = (count, self._products.size)
-        return self._placed(torch.randn(shape, generator=self._generator, dtype=torch.float64))
+        return self._placed(
+            torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+        )
 
     def _placed(self, rows: Tensor) -> Tensor:
         # a probe is a row while it is drawn and stored, so each is contiguous and the stream has no blocks

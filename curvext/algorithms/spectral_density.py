@@ -95,7 +95,11 @@ def spectral_density(
     closed = points is None
     if points is None:
         points = torch.linspace(
-            least - margin * width, most + margin * width, _POINTS, dtype=torch.float64
+            least - margin * width,
+            most + margin * width,
+            _POINTS,
+            dtype=torch.float64,
+            device="cpu",
         )
     by_probe = torch.stack(
         [

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-#: elements of an attention matrix that are formed at a time; a few of them fit a CPU's cache
-_CHUNK = 1 << 18
+#: elements of an attention matrix that are formed at a time: a few of them fit a CPU's cache, or fill a GPU
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 _FUSED = [
     SDPBackend.FLASH_ATTENTION,
@@ -60,7 +60,8 @@ def _after(rows: int, columns: int, like: Tensor) -> Tensor:
 
 def _chunks(q: Tensor, k: Tensor) -> Iterator[slice]:
     """Slices of the heads of q [H, T, d] and k [H, T', d]."""
-    step = max(1, _CHUNK // max(1, q.shape[1] * k.shape[1]))
+    chunk = _CHUNK.get(q.device.type, _CHUNK["cpu"])
+    step = max(1, chunk // max(1, q.shape[1] * k.shape[1]))
     for start in range(0, q.shape[0], step):
         yield slice(start, min(start + step, q.shape[0]))
 
@@ -99,6 +100,60 @@ def tangent(
         assert total is not None
         out[heads] = total
     return out.view(*inputs[0].shape[:-1], v.shape[-1])
+
+
+def slope(
+    g: Tensor, inputs: tuple[Tensor, Tensor, Tensor], scores: Scores
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by q, k and v along g: dS = P ∘ (g vᵀ − ⟨P, g vᵀ⟩), then α dS k, α dSᵀ q and Pᵀ g."""
+    shape = _square(inputs[0], inputs[1])
+    outputs = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs]
+    dq, dk, dv = (t.view(-1, *t.shape[-2:]) for t in outputs)
+    g, q, k, v = (t.flatten(0, -3) for t in (g, *inputs))
+    for heads in _chunks(q, k):
+        P = scores.probabilities(q[heads], k[heads], heads, shape)
+        dS = _centred(P, torch.bmm(g[heads], v[heads].mT)).mul_(scores.alpha)
+        torch.bmm(dS, k[heads], out=dq[heads])
+        torch.bmm(dS.mT, q[heads], out=dk[heads])
+        torch.bmm(P.mT, g[heads], out=dv[heads])
+    return outputs[0], outputs[1], outputs[2]
+
+
+def of_node(node: Any) -> tuple[tuple[Tensor, Tensor, Tensor], Scores]:
+    """Queries, keys and values of a node of fused attention, and its scores."""
+    q, k, v = node._saved_query, node._saved_key, node._saved_value
+    alpha = 1 / math.sqrt(q.shape[-1]) if node._saved_scale is None else node._saved_scale
+    # the CPU's kernel and those of CUDA name it differently, and flash attention there has none
+    mask = getattr(node, "_saved_attn_mask", None)
+    mask = getattr(node, "_saved_attn_bias", None) if mask is None else mask
+    return (q, k, v), Scores(alpha, node._saved_is_causal, mask)
+
+
+#: fused attention whose backward adds up in any order, so that no two passes give the same bits
+UNORDERED = {
+    "ScaledDotProductFlashAttentionBackward0",
+    "ScaledDotProductEfficientAttentionBackward0",
+    "ScaledDotProductCudnnAttentionBackward0",
+}
+
+#: replaces what a node's backward gave: (gradients of the inputs, gradients of the outputs) → those of the inputs
+Hook = Callable[[tuple[Tensor | None, ...], tuple[Tensor, ...]], Any]
+
+
+def in_fixed_order(node: Any) -> Hook:
+    """A hook for a node of :data:`UNORDERED` that gives the gradients by q, k and v in closed form."""
+
+    def hook(gradients: tuple[Tensor | None, ...], cotangents: tuple[Tensor, ...]) -> Any:
+        inputs, scores = of_node(node)
+        if len({t.shape[:-2] for t in inputs}) > 1:  # heads in groups
+            return None
+        by_inputs = slope(cotangents[0].detach(), inputs, scores)
+        kept = [
+            None if old is None else new for old, new in zip(gradients[:3], by_inputs, strict=True)
+        ]
+        return (*kept, *gradients[3:])
+
+    return hook
 
 
 def _change(
@@ -148,7 +203,7 @@ def _has_fused_slope(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
 
 
 class _AttentionSlope(torch.autograd.Function):
-    """The gradients by q, k and v along g: dS = P ∘ (g vᵀ − ⟨P, g vᵀ⟩), then α dS k, α dSᵀ q and Pᵀ g."""
+    """:func:`slope`, differentiable."""
 
     @staticmethod
     def forward(
@@ -160,17 +215,7 @@ class _AttentionSlope(torch.autograd.Function):
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 g, q, k, v, *fused, 0.0, scores.causal, scale=scores.alpha
             )
-        shape = _square(q, k)
-        outputs = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
-        dq, dk, dv = (t.view(-1, *t.shape[-2:]) for t in outputs)
-        g, q, k, v = (t.flatten(0, -3) for t in (g, q, k, v))
-        for heads in _chunks(q, k):
-            P = scores.probabilities(q[heads], k[heads], heads, shape)
-            dS = _centred(P, torch.bmm(g[heads], v[heads].mT)).mul_(scores.alpha)
-            torch.bmm(dS, k[heads], out=dq[heads])
-            torch.bmm(dS.mT, q[heads], out=dk[heads])
-            torch.bmm(P.mT, g[heads], out=dv[heads])
-        return outputs[0], outputs[1], outputs[2]
+        return slope(g, (q, k, v), scores)
 
     @staticmethod
     @once_differentiable

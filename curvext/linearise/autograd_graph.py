@@ -94,6 +94,10 @@ class Graph:
             return leaf_variable(node).shape
         return torch.Size(cast(Any, node)._input_metadata[output_nr].shape)
 
+    def dtype(self, position: int) -> torch.dtype:
+        """Dtype of the first tensor that the node made in the forward pass."""
+        return cast(torch.dtype, cast(Any, self.nodes[position])._input_metadata[0].dtype)
+
     def bottom(self, positions: set[int]) -> set[int]:
         """Those of ``positions`` from which no other of them can be reached."""
         reaches: list[bool | None] = [None] * len(self.nodes)

@@ -56,7 +56,7 @@ class Forward:
         everything = list(self._model.parameters())
         flags = [p.requires_grad for p in everything]
         hooks = [p._backward_hooks for p in everything]
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _deterministic_cudnn():
             try:
                 for p, had in zip(everything, hooks, strict=True):
                     p.requires_grad_(id(p) in selected)
@@ -241,6 +241,17 @@ class Forward:
         self._clean_in_mode = mode
 
 
+@contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    """Convolutions by algorithms that give the same bits each time."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 def _uncompiled() -> AbstractContextManager[object]:
     """Compiled code runs as it was written: inside a compiled function neither uses nor second derivatives are seen."""
     if (
@@ -255,7 +266,8 @@ def is_finite(t: Tensor) -> bool:
     if t.numel() == 0:
         return True
     t = t.detach()
-    if t.is_contiguous() and t.dtype in (torch.float32, torch.float64):
+    # on CUDA one launch gives both extremes, and a dot product is limited to 2³¹ values
+    if not t.is_cuda and t.is_contiguous() and t.dtype in (torch.float32, torch.float64):
         flat = t.view(-1)
         if bool(torch.isfinite(torch.dot(flat, flat))):
             return True  # else nan, inf, or an overflow of the squares

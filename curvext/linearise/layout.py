@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,14 +57,16 @@ class Probe:
 
     def __init__(self, output: Tensor) -> None:
         self.samples = int(output.shape[0])
-        generator = torch.Generator(device="cpu").manual_seed(0x5EED)
+        # made where the output lies: that of a language model takes seconds on the CPU
+        where: dict[str, Any] = {
+            "generator": torch.Generator(output.device).manual_seed(0x5EED),
+            "device": output.device,
+        }
         levels = 8 if output.dtype is torch.float16 else 16
-        exponents = (
-            torch.randperm(max(self.samples, levels), generator=generator)[: self.samples] % levels
-        )
-        self.scale = (2.0**exponents).to(output.device, output.dtype)
-        noise = torch.randn(output.shape, generator=generator, dtype=torch.float32)
-        self.plain = noise.to(output.device, output.dtype)
+        exponents = torch.randperm(max(self.samples, levels), **where)[: self.samples] % levels
+        self.scale = (2.0**exponents).to(output.dtype)
+        noise = torch.randn(output.shape, dtype=torch.float32, **where)
+        self.plain = noise.to(output.dtype)
         self.scaled = self.plain * self.scale.view([-1] + [1] * (output.ndim - 1))
 
     def layouts(self, shape: Sequence[int], plain: _Sketch, scaled: _Sketch) -> set[Layout]:

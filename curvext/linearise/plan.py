@@ -98,7 +98,7 @@ class Plan:
         """The groups of a matrix and of a table, in this order, if the uses are one of each."""
         if len(groups) != 2 or len(shape) != 2:
             return None
-        identity = torch.arange(shape.numel()).view(shape)
+        identity = torch.arange(shape.numel(), device="cpu").view(shape)
 
         def is_use(group: list[int], kinds: set[tuple[str, int]], *forms: Tensor) -> bool:
             sites = [self.sites[i] for i in group]
@@ -174,7 +174,7 @@ def _groups(
     if len(arrangements) == 1:
         return [list(arrangements)], True
     groups: list[tuple[Tensor, list[int]]] = []
-    taken = torch.zeros(shape.numel(), dtype=torch.bool)
+    taken = torch.zeros(shape.numel(), dtype=torch.bool, device="cpu")
     disjoint = True
     for i, arrangement in arrangements.items():
         image = arrangement.image(shape)

@@ -293,6 +293,7 @@ _RULES: dict[tuple[str, int], Rule] = {
     ("NativeGroupNormBackward0", 2): _channel_bias,
     ("NativeBatchNormBackward0", 1): _batch_norm_weight,
     ("NativeBatchNormBackward0", 2): _channel_bias,
+    ("CudnnBatchNormBackward0", 1): _batch_norm_weight,
     ("CudnnBatchNormBackward0", 2): _channel_bias,
     ("FusedRmsNormBackward0", 1): _rms_norm_weight,
     ("ExpandBackward0", 0): _plain_broadcast,

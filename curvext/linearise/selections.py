@@ -155,4 +155,4 @@ class Arrangement:
 
     def image(self, shape: torch.Size) -> Tensor:
         """For each element of the use the number of the parameter's element it is."""
-        return self(torch.arange(shape.numel()).view(shape))
+        return self(torch.arange(shape.numel(), device="cpu").view(shape))

@@ -12,7 +12,6 @@ what the operation cost, and the network is not run again. Operations have a rul
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,7 +101,9 @@ class Tangents:
 
 def apply_rule(graph: Graph, position: int, inputs: Sequence[Tensor | None]) -> Tensor | None:
     """The tangent of a node's output from those of its inputs, for a node with a written rule."""
-    return _RULES[graph.names[position]](graph.nodes[position], inputs, graph.shape(position))
+    tangent = _RULES[graph.names[position]](graph.nodes[position], inputs, graph.shape(position))
+    # of mixed dtypes, as where a norm on CUDA keeps the statistics of bfloat16 in float32, comes the widest
+    return None if tangent is None else tangent.to(graph.dtype(position))
 
 
 def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:
@@ -171,7 +172,7 @@ def _transposed(node: Any, inputs: Sequence[Tensor | None]) -> Sequence[Tensor |
 def _symmetric(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:
     """y = h(x) with a symmetric Jacobian: the tangent is the node's own backward."""
     (t,) = (t for t in inputs if t is not None)
-    product = node(t)
+    product = node(t.to(node._input_metadata[0].dtype))
     return product[0] if isinstance(product, tuple) else product
 
 
@@ -360,6 +361,9 @@ def _normalised(
         total = bias.expand(shape)
     if x is None:
         return total
+    if not x.is_cuda:
+        # there statistics are always wider than bfloat16; here only beside wide weights
+        x, saved = x.to(mean.dtype), saved.to(mean.dtype)
     moved = normalised_slope(x, saved, dims, mean, rstd)
     if scale is None:
         return _total([moved, total], shape)
@@ -396,14 +400,9 @@ def _fused_attention(
     node: Any, inputs: Sequence[Tensor | None], shape: torch.Size
 ) -> Tensor | None:
     """y = P v by the fused kernel of the CPU."""
-    q, k, v = node._saved_query, node._saved_key, node._saved_value
+    qkv, scores = attention.of_node(node)
     dq, dk, dv = (*inputs, None, None, None)[:3]
-    scale = node._saved_scale
-    alpha = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    mask = getattr(node, "_saved_attn_mask", None)
-    return attention.tangent(
-        (q, k, v), (dq, dk, dv), attention.Scores(alpha, node._saved_is_causal, mask)
-    )
+    return attention.tangent(qkv, (dq, dk, dv), scores)
 
 
 def _closed_form_attention(

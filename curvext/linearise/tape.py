@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from curvext import data
+from curvext.linearise.attention import UNORDERED, in_fixed_order
 from curvext.linearise.autograd_graph import Graph, leaf_variable
 from curvext.linearise.layout import Layout, Probe, sketch
 from curvext.linearise.plan import Plan, PlanBook, Site
@@ -200,14 +201,15 @@ class Tape:
             return {i: {Layout(d, True) for d in range(max(1, len(graph.shape(i))))} for i in nodes}
         probe = Probe(self._output)
         sketches = []
-        for cotangent in (probe.plain, probe.scaled):
-            seen: dict[int, Any] = {}
+        with _repeatable(graph):
+            for cotangent in (probe.plain, probe.scaled):
+                seen: dict[int, Any] = {}
 
-            def arrived(position: int, gradient: Tensor, seen: dict[int, Any] = seen) -> None:
-                seen[position] = sketch(gradient)
+                def arrived(position: int, gradient: Tensor, seen: dict[int, Any] = seen) -> None:
+                    seen[position] = sketch(gradient)
 
-            _gradients_at(graph, self._output, cotangent, nodes, arrived, retain=True)
-            sketches.append(seen)
+                _gradients_at(graph, self._output, cotangent, nodes, arrived, retain=True)
+                sketches.append(seen)
         return {
             i: probe.layouts(graph.shape(i), sketches[0][i], sketches[1][i])
             if i in sketches[0]
@@ -257,6 +259,16 @@ def _gradients_at(
     for position, gradient in zip(lowest, gradients, strict=True):
         if gradient is not None:
             arrived(position, gradient)
+
+
+@contextmanager
+def _repeatable(graph: Graph) -> Iterator[None]:
+    """Two passes are compared to the last bit, so fused attention of CUDA gives its gradients in closed form."""
+    with _removed_after() as handles:
+        for node, name in zip(graph.nodes, graph.names, strict=True):
+            if name in UNORDERED:
+                handles.append(node.register_hook(in_fixed_order(node)))
+        yield
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from curvext.kernels.outer_norm import outer_norm
 from curvext.kernels.outer_square import outer_square
 from curvext.kernels.outer_sum import outer_sum
 
-_CHUNK_BYTES = 8 << 20  # workspace for whatever must be unfolded or formed; about a CPU's cache
+#: workspace for whatever must be unfolded or formed: about a CPU's cache, and what fills a GPU
+_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 
 
 class Use(ABC):
@@ -170,19 +171,20 @@ class RowsUse(Use):
         distinct, place = torch.unique(key, return_inverse=True)
         wide = _wide(self.g)
         merged = wide.new_zeros(distinct.numel(), wide.shape[-1])
-        merged.index_add_(0, place.flatten(), wide.flatten(0, 1))
+        _add_rows(merged, place.flatten(), wide.flatten(0, 1))
         return distinct // self.shape[0], distinct % self.shape[0], merged
 
     def square(self) -> Tensor:
         _, rows, merged = self._merged()
-        return merged.new_zeros(self.shape).index_add_(0, rows, merged.square_())
+        return _add_rows(merged.new_zeros(self.shape), rows, merged.square_())
 
     def sample(self, n: int) -> Tensor:
-        return self.g.new_zeros(self.shape).index_add_(0, self.index[n], self.g[n])
+        return _add_rows(self.g.new_zeros(self.shape), self.index[n], self.g[n])
 
     def norm(self) -> Tensor:
         samples, _, merged = self._merged()
-        return merged.new_zeros(self.index.shape[0]).index_add_(0, samples, merged.square_().sum(1))
+        norms = merged.new_zeros(self.index.shape[0])
+        return _add_rows(norms, samples, merged.square_().sum(1))
 
     def dot(self, W: Tensor) -> Tensor:
         # one k at a time: the looked-up rows are as large as g
@@ -192,7 +194,7 @@ class RowsUse(Use):
         total = self.g.new_zeros(c.shape[0], *self.shape)
         for k, weights in enumerate(c):
             weighted = self.g * weights.view(-1, 1, 1)
-            total[k].index_add_(0, self.index.flatten(), weighted.flatten(0, 1))
+            _add_rows(total[k], self.index.flatten(), weighted.flatten(0, 1))
         return total
 
     def rows(self) -> Tensor:
@@ -308,11 +310,12 @@ class ConvolutionUse(Use):
         samples = self._inner.shape[0]
         in_windows = len(self._stride) == 2 and self._groups == 1 and self._dilation[1] == 1
         elements = self._inner[0].numel()
-        if not in_windows:
+        if not in_windows or self._inner.is_cuda:  # the kernels unfold windows on CUDA
             positions = math.prod(self._outer.shape[3:])
             window = math.prod(self._shape[2:])
             elements = self._inner.shape[1] * self._inner.shape[2] * window * positions
-        step = max(1, _CHUNK_BYTES // max(1, elements * self._inner.element_size()))
+        workspace = _CHUNK_BYTES.get(self._inner.device.type, _CHUNK_BYTES["cpu"])
+        step = max(1, workspace // max(1, elements * self._inner.element_size()))
         for start in range(0, samples, step):
             n = min(start + step, samples) - start
             if in_windows and self._inner.shape[1] == 1:
@@ -439,7 +442,7 @@ class TiedUse(SumUse):
             rows, place = torch.unique(self._table.index[n], return_inverse=True)
             by_look_up = _wide(self._table.g[n])
             merged = by_look_up.new_zeros(len(rows), by_look_up.shape[-1])
-            merged.index_add_(0, place, by_look_up)
+            _add_rows(merged, place, by_look_up)
             by_product = _wide(self._matrix.g[n][:, rows]).mT @ _wide(self._matrix.a[n])
             yield rows, by_product.mul_(merged)
 
@@ -465,6 +468,13 @@ def join(uses: Sequence[Use], samples: int) -> Use:
     if len(written) == len(uses):
         return DirectUse(torch.stack(written).sum(0))
     return SumUse(uses, samples)
+
+
+def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Adds row i to ``total[index_i]``, in an order that is the same each time; gives ``total``."""
+    if total.is_cuda:  # index_add_ adds there in any order
+        return total.index_put_((index,), rows, accumulate=True)
+    return total.index_add_(0, index, rows)
 
 
 def _wide(t: Tensor) -> Tensor:

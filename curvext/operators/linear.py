@@ -175,7 +175,7 @@ class LinearOperator(ABC):
             rmatvec=matvec,
             matmat=matmat,
             rmatmat=matmat,
-            dtype=torch.empty(0, dtype=outside).numpy().dtype,
+            dtype=torch.empty(0, dtype=outside, device="cpu").numpy().dtype,
         )
 
     # ------------------------------------------------------------------ algebra

@@ -225,7 +225,7 @@ def _jackknife(samples: Tensor, g: Callable[[Tensor], Tensor], products: int) ->
 
 def _costs(risk: EmpiricalRisk, comparison: Comparison, rounds: int, seed: int) -> tuple[Cost, ...]:
     """Medians over interleaved rounds, everything warm: what can be kept is kept."""
-    v = torch.randn(risk.space.size, generator=torch.Generator().manual_seed(seed))
+    v = torch.randn(risk.space.size, generator=torch.Generator().manual_seed(seed), device="cpu")
     v = v.to(risk.space.device, risk.space.dtype)
     leaves = [p for p in risk.space.parameters.values()]
 
