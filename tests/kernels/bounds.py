@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvext import _extension
+
 
 def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
+
+
+def on_tensor_cores(tensor: Tensor) -> bool:
+    """Whether float32 products are formed of parts: on a GPU, or where tools/cuda_emulation.py runs its sources."""
+    emulated = (_extension.build_info() or {}).get("cuda") == "emulated"
+    return (tensor.is_cuda or emulated) and tensor.dtype != torch.float64
 
 
 def assert_within(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
