@@ -124,7 +124,7 @@ def built(sanitize: bool = False) -> Path:
     flags = [*FLAGS, *(SANITIZE if sanitize else ())]
     flags += [f"-I{folder / 'include'}", f"-I{EMULATION}", f"-I{sysconfig.get_path('include')}"]
     flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
-    flags += ['-DCURVEXT_CUDA="emulated"', "-DCURVEXT_CUDA_ARCH=none", "-DTORCH_EXTENSION_NAME=_C"]
+    flags += ["-DCURVEXT_CUDA=emulated", "-DCURVEXT_CUDA_ARCH=none", "-DTORCH_EXTENSION_NAME=_C"]
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}{source.suffix[1:]}.o"

@@ -12,10 +12,10 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def on_tensor_cores(tensor: Tensor) -> bool:
-    """Whether float32 products are formed of parts: on a GPU, or where tools/cuda_emulation.py runs its sources."""
+def runs_cuda_sources(tensor: Tensor) -> bool:
+    """Whether the kernels of csrc/cuda take this tensor: on a GPU, or where tools/cuda_emulation.py runs them."""
     emulated = (_extension.build_info() or {}).get("cuda") == "emulated"
-    return (tensor.is_cuda or emulated) and tensor.dtype != torch.float64
+    return tensor.is_cuda or emulated
 
 
 def assert_within(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:

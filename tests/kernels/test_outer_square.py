@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bounds import assert_within, on_tensor_cores, slice_of_larger, unit_roundoff
+from bounds import assert_within, runs_cuda_sources, slice_of_larger, unit_roundoff
 from torch import Tensor
 from windows import IMAGES, windows_of
 
@@ -32,7 +32,8 @@ def rounding_bound(a: Tensor, g: Tensor, magnitude: Tensor) -> Tensor:
     """2 (S + 2) u for the squared product of S terms, (V N + 1) u for the sum of the squares."""
     V, N, S, _ = g.shape
     dtype = torch.promote_types(a.dtype, torch.float32)
-    u = 2.0**-16 if on_tensor_cores(a) else unit_roundoff(dtype)
+    on_tensor_cores = runs_cuda_sources(a) and a.dtype != torch.float64
+    u = 2.0**-16 if on_tensor_cores else unit_roundoff(dtype)
     return (2 * (S + 2) + V * N + 1) * 1.01 * u * magnitude
 
 
