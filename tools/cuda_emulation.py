@@ -171,10 +171,17 @@ def main() -> None:
     if options.build:
         return
     if options.sanitize and "libasan" not in os.environ.get("LD_PRELOAD", ""):
-        asan = subprocess.run(
-            ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        environment = os.environ | {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0"}
+        # before any other library, and libstdc++ for the exceptions that it watches
+        libraries = [
+            subprocess.run(
+                ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for name in ("libasan.so", "libstdc++.so")
+        ]
+        environment = os.environ | {
+            "LD_PRELOAD": " ".join(libraries),
+            "ASAN_OPTIONS": "detect_leaks=0",
+        }
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     sys.path.insert(0, str(ROOT))
     load(library).cpu.use_simd(options.order)

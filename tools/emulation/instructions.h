@@ -58,15 +58,17 @@ void multiply_by(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1
   const auto* all = emulation::meet("mma", line, ~0u, mine);
   float left[16][Layout::kDepth], right[Layout::kDepth][8];
   const Place corner = result_place(emulation::lane(), 0);
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < Layout::kLeft; ++i) {
-      const Place at = Layout::left(lane, i);
-      if (at.row % 8 == corner.row) left[at.row][at.column] = Layout::value(all[lane].word, i);
-    }
-    for (int i = 0; i < Layout::kRight; ++i) {
-      const Place at = Layout::right(lane, i);
-      if (at.column / 2 * 2 == corner.column) right[at.row][at.column] = Layout::value(all[lane].word + 4, i);
-    }
+  for (int lane = 0; lane < 32; ++lane) {  // those that hold what this lane's results are made of
+    if (Layout::left(lane, 0).row == corner.row)
+      for (int i = 0; i < Layout::kLeft; ++i) {
+        const Place at = Layout::left(lane, i);
+        left[at.row][at.column] = Layout::value(all[lane].word, i);
+      }
+    if (Layout::right(lane, 0).column / 2 * 2 == corner.column)
+      for (int i = 0; i < Layout::kRight; ++i) {
+        const Place at = Layout::right(lane, i);
+        right[at.row][at.column] = Layout::value(all[lane].word + 4, i);
+      }
   }
   for (int i = 0; i < 4; ++i) {
     const Place at = result_place(emulation::lane(), i);
