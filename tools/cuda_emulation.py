@@ -1,8 +1,8 @@
 """Runs the kernels' tests on the CUDA sources without a GPU: compiled for the CPU, each thread of a block a fiber.
 
-``python tools/cuda_emulation.py [--order reverse] [--sanitize] [pytest arguments]`` needs g++ and an x86-64 or other Linux with torch's
-CPU build. It finds wrong indices, missing barriers, wrong layouts of fragments; it checks the logic of the kernels, not that
-they run on a GPU, and no time measured here means anything.
+``python tools/cuda_emulation.py [--order reverse] [--sanitize] [pytest arguments]`` needs Linux, g++ and any torch. It
+finds wrong indices, missing barriers and wrong layouts of fragments: the logic of the kernels. It is no run on a GPU: it
+says nothing of the hardware, of nvcc, or of time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+from torch.utils import cpp_extension
+
 ROOT = Path(__file__).resolve().parent.parent
 EMULATION = ROOT / "tools" / "emulation"
 ORDERS = ("forward", "reverse", "shuffled")
@@ -33,17 +35,30 @@ HEADERS = (
     "c10/cuda/CUDAStream.h",
 )
 # registers that were never written hold a pattern, as shared memory does
-FLAGS = "-std=c++20 -O1 -fmax-errors=2 -fPIC -Wall -Wno-unknown-pragmas -Wno-psabi -Wno-sign-compare -ftrivial-auto-var-init=pattern".split()
-# the stacks of fibers are not known to the address sanitizer; indices of arrays on them are checked by -fsanitize=bounds
-SANITIZE = (
-    "-g1 -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all --param=asan-stack=0"
-).split()
+FLAGS = [
+    *("-std=c++20", "-O1", "-fPIC", "-ftrivial-auto-var-init=pattern", "-fmax-errors=2"),
+    *("-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-sign-compare"),
+]
+# the address sanitizer does not know the stacks of fibers; -fsanitize=bounds checks the indices of arrays there
+SANITIZE = [
+    *("-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"),
+    "--param=asan-stack=0",
+]
 LAUNCH = re.compile(r"(\w+(?:<[^;(){}]*>)?)<<<(.*?)>>>\(")
 SHARED = re.compile(r"__shared__ (.*?)(\w+\[[^;]*);")
 
 
 class Unavailable(Exception):
     """Why nothing can be emulated here."""
+
+
+def compiler() -> str:
+    """g++, and the stacks of fibers that Linux has."""
+    if not sys.platform.startswith("linux"):
+        raise Unavailable(f"fibers are not made on {sys.platform}")
+    if shutil.which("g++") is None:
+        raise Unavailable("g++ is not installed")
+    return "g++"
 
 
 def split(text: str) -> list[str]:
@@ -62,7 +77,7 @@ def plain(source: str) -> str:
     """CUDA C++ as C++: launches, and declarations of shared memory."""
 
     def launch(found: re.Match[str]) -> str:
-        configuration = (split(found[2]) + ["0", "nullptr"])[:4]
+        configuration = [*split(found[2]), "0", "nullptr"][:4]
         return f"emulation::launch({', '.join([found[1], *configuration])}, "
 
     def shared(found: re.Match[str]) -> str:
@@ -75,9 +90,9 @@ def plain(source: str) -> str:
         return " ".join(declared)
 
     result = SHARED.sub(shared, LAUNCH.sub(launch, source))
-    for rest in ("<<<", "__shared__", "asm"):
-        if re.search(rf"(?<!\w){rest}(?!\w)", result):
-            raise ValueError(f"cuda_emulation: cannot translate {rest!r}")
+    left = re.search(r"<<<|\b(__shared__|asm|extern)\b", result)
+    if left:
+        raise ValueError(f"cuda_emulation: cannot translate {left[0]!r}")
     return result
 
 
@@ -108,22 +123,22 @@ def translate(folder: Path) -> list[Path]:
     return sources
 
 
+def includes(folder: Path) -> list[str]:
+    ours = [folder / "include", EMULATION, sysconfig.get_path("include")]
+    return [f"-I{path}" for path in ours] + [
+        f"-isystem{path}" for path in cpp_extension.include_paths()
+    ]
+
+
 def built(sanitize: bool = False) -> Path:
     """The emulated extension, compiled where it is older than its sources."""
-    if shutil.which("g++") is None:
-        raise Unavailable("g++ is not installed")
-    from torch.utils import cpp_extension
-
+    compiler()
     folder = ROOT / "build" / ("cuda_emulation_sanitized" if sanitize else "cuda_emulation")
     sources = translate(folder)
     newest = max(
-        path.stat().st_mtime
-        for place in (folder, EMULATION)
-        for path in place.rglob("*.h")
+        path.stat().st_mtime for place in (folder, EMULATION) for path in place.rglob("*.h")
     )
-    flags = [*FLAGS, *(SANITIZE if sanitize else ())]
-    flags += [f"-I{folder / 'include'}", f"-I{EMULATION}", f"-I{sysconfig.get_path('include')}"]
-    flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    flags = [*FLAGS, *(SANITIZE if sanitize else ()), *includes(folder)]
     flags += ["-DCURVEXT_CUDA=emulated", "-DCURVEXT_CUDA_ARCH=none", "-DTORCH_EXTENSION_NAME=_C"]
 
     def compile_one(source: Path) -> Path:
@@ -142,7 +157,14 @@ def built(sanitize: bool = False) -> Path:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
     library = folder / "_C.so"
-    link = ["g++", "-shared", *(SANITIZE if sanitize else ()), *map(str, objects), "-o", str(library)]
+    link = [
+        "g++",
+        "-shared",
+        *(SANITIZE if sanitize else ()),
+        *map(str, objects),
+        "-o",
+        str(library),
+    ]
     link += [f"-L{path}" for path in cpp_extension.library_paths()]
     link += ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
     if not library.exists() or any(o.stat().st_mtime > library.stat().st_mtime for o in objects):
@@ -150,9 +172,20 @@ def built(sanitize: bool = False) -> Path:
     return library
 
 
+def faults(folder: Path) -> str:
+    """What the program of planted faults prints."""
+    translate(folder)
+    write(folder / "faults.cpp", plain((EMULATION / "faults.cu").read_text()))
+    command = [compiler(), *FLAGS, *includes(folder), "-o", str(folder / "faults")]
+    sources = [str(folder / "faults.cpp"), str(EMULATION / "emulation.cpp")]
+    subprocess.run([*command, *sources], check=True)
+    return subprocess.run(
+        [str(folder / "faults")], capture_output=True, text=True, check=True
+    ).stdout
+
+
 def load(library: Path) -> ModuleType:
     """The emulated extension in the place of ``curvext._C``."""
-    importlib.import_module("torch")
     loader = importlib.machinery.ExtensionFileLoader("_C", str(library))
     specification = importlib.util.spec_from_loader("_C", loader)
     module = importlib.util.module_from_spec(specification)
@@ -180,7 +213,7 @@ def main() -> None:
         ]
         environment = os.environ | {
             "LD_PRELOAD": " ".join(libraries),
-            "ASAN_OPTIONS": "detect_leaks=0",
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
         }
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     sys.path.insert(0, str(ROOT))

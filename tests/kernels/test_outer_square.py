@@ -104,6 +104,23 @@ def test_half_precision_products_are_accumulated_in_float32(device):
     assert outer_square(a, a[None]).item() == 4096.0**2
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 1), (2, 3, 7), (1, 2, 33)])
+def test_tf32_is_taken_on_cuda_where_the_setting_allows_it(shape, device):
+    a, g = sample_inputs(*shape, 37, 140, torch.float32, device)
+    exact = outer_square(a, g)
+    expected, magnitude = oracle(a, g)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        actual = outer_square(a, g)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    bound = 2.0**6 * rounding_bound(a, g, magnitude)  # from 2^-16 to 2^-10
+    assert_within(actual, expected, bound, "TF32")
+    # one position is folded, which needs more than TF32 has
+    assert torch.equal(actual, exact) == (shape[2] == 1 or not runs_cuda_sources(a))
+
+
 def test_squares_of_half_precision_inputs_do_not_overflow(device):
     a = torch.full((1, 1, 1), 3000.0, dtype=torch.float16, device=device)
     assert outer_square(a, a[None]).item() == pytest.approx(3000.0**4, rel=1e-4)

@@ -57,7 +57,6 @@ class TestSoftmaxResidualOfIndices(Residual):
         inputs["target"][1] = -100
         assert (self.kernel(**inputs)[1] == 0).all()
 
-
     @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6), (4, 2000)])
     @pytest.mark.parametrize("above", [False, True])
     def test_an_index_outside_the_classes_is_refused_and_on_cuda_gives_nan(

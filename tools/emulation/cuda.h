@@ -13,9 +13,9 @@
 #include <type_traits>
 
 // What csrc/cuda uses of CUDA, for a C++ compiler: the kernels run on the CPU, each thread of a block as a fiber.
-// Barriers and the operations of a warp are where fibers meet; emulation.cpp schedules them. It stands in for every CUDA
-// header. Stricter than a GPU: all threads of a block come to a barrier, all lanes of a warp to an operation, at the
-// same line of the source.
+// Barriers and the operations of a warp are where fibers meet; emulation.cpp schedules them. It stands in for every
+// CUDA header. Stricter than a GPU: all threads of a block come to a barrier, all lanes of a warp to an operation, at
+// the same line of the source.
 
 #define __global__
 #define __device__
