@@ -1,8 +1,8 @@
 """Runs the kernels' tests on the CUDA sources without a GPU: compiled for the CPU, each thread of a block a fiber.
 
 ``python tools/cuda_emulation.py [--order reverse] [--sanitize] [pytest arguments]`` needs Linux, g++ and any torch. It
-finds wrong indices, missing barriers and wrong layouts of fragments: the logic of the kernels. It is no run on a GPU: it
-says nothing of the hardware, of nvcc, or of time.
+finds wrong indices, missing barriers and wrong layouts of fragments: the logic of the kernels. It is no run on a GPU:
+it says nothing of the hardware, of nvcc, or of time.
 """
 
 from __future__ import annotations
