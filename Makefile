@@ -9,10 +9,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 NATIVE := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench gpu cuda-check docs clean
+.PHONY: help demo test check bench gpu cuda-check cuda-emulate docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.built ## train a small network on digits and compare H, G, F and the empirical Fisher
 	$(BIN)/python examples/digits.py
@@ -35,6 +35,9 @@ gpu: ## on a machine with CUDA: build in place, test, sanitize and time the kern
 
 cuda-check: ## compile the CUDA sources for every architecture, without a GPU; fails where nvcc is absent
 	$(PYTHON) tools/cuda_check.py
+
+cuda-emulate: $(VENV)/.built ## run the kernels' tests on the CUDA sources, on the CPU: checks their logic, not the hardware
+	$(BIN)/python tools/cuda_emulation.py $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet

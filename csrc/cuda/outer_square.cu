@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "instructions.h"
 #include "launch.h"
 
 // Sum over (v, n) of the squared product over s. A block owns a 128 x 128 tile of the result in registers. For each
@@ -91,40 +92,6 @@ struct Loader {
   }
 };
 
-__device__ unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
-
-// Four 8x8 tiles of 16-bit values stored [k][column], transposed into mma fragments.
-__device__ void load_transposed(unsigned (&r)[4], const void* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(p)));
-}
-
-template <class H>
-__device__ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
-
-template <>
-__device__ void multiply<__nv_bfloat16>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-template <>
-__device__ void multiply<__half>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ void multiply_tf32(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 using Fragments = float[2][8][4];  // a warp's 32 x 64: 2 tiles of 16 along o, 8 of 8 along i
 
 // Shared memory of one stage in 16-bit words: Parts = 1 holds the values, Parts = 2 their high and low bfloat16 halves,
@@ -170,13 +137,13 @@ struct HalfStage {
   }
 };
 
-// TF32: cvt.rna rounds; truncation would bias every square by 1.4e-3.
+// TF32: rounded, as truncation would bias every square by 1.4e-3.
 struct TF32Stage {
   unsigned left[1][kDepth][kPitch];
   unsigned right[1][kDepth][kPitch];
 
   __device__ static void put(unsigned (&panel)[1][kDepth][kPitch], int k, int column, float x) {
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(panel[0][k][column]) : "f"(x));
+    panel[0][k][column] = rounded_to_tf32(x);
   }
 
   __device__ void product(Fragments& tmp, int row, int column) const {

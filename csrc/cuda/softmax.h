@@ -88,7 +88,7 @@ struct Finished {
 
   __device__ Finished(const Moments<kind, T>& m, T weight) : top(m.top), r(m.r), rest(m.rest), dot(m.dot), w(weight) {
     best = m.best;
-    sum = rest + (best >= 0 ? 1 : 0);
+    sum = rest + (best >= 0 ? 1 + (top - top) : 0);  // an infinite logit makes all of the position NaN
     mean = quotient(kind == Softmax::root ? r + dot : dot, sum);
     if constexpr (kind == Softmax::root || kind == Softmax::root_t) scale = square_root(quotient(w, sum));
     else if constexpr (kind == Softmax::sample) scale = quotient(square_root(w), sum);

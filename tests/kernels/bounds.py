@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvext import _extension
+
 
 def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
+
+
+def runs_cuda_sources(tensor: Tensor) -> bool:
+    """Whether the kernels of csrc/cuda take this tensor: on a GPU, or where tools/cuda_emulation.py runs them."""
+    emulated = (_extension.build_info() or {}).get("cuda") == "emulated"
+    return tensor.is_cuda or emulated
 
 
 def assert_within(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:

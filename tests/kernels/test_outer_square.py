@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bounds import assert_within, slice_of_larger, unit_roundoff
+from bounds import assert_within, runs_cuda_sources, slice_of_larger, unit_roundoff
 from torch import Tensor
 from windows import IMAGES, windows_of
 
@@ -32,7 +32,7 @@ def rounding_bound(a: Tensor, g: Tensor, magnitude: Tensor) -> Tensor:
     """2 (S + 2) u for the squared product of S terms, (V N + 1) u for the sum of the squares."""
     V, N, S, _ = g.shape
     dtype = torch.promote_types(a.dtype, torch.float32)
-    on_tensor_cores = a.is_cuda and a.dtype != torch.float64
+    on_tensor_cores = runs_cuda_sources(a) and a.dtype != torch.float64
     u = 2.0**-16 if on_tensor_cores else unit_roundoff(dtype)
     return (2 * (S + 2) + V * N + 1) * 1.01 * u * magnitude
 
@@ -102,6 +102,23 @@ def test_two_calls_give_identical_bits(dtype, device):
 def test_half_precision_products_are_accumulated_in_float32(device):
     a = torch.ones(1, 4096, 1, dtype=torch.bfloat16, device=device)
     assert outer_square(a, a[None]).item() == 4096.0**2
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1), (2, 3, 7), (1, 2, 33)])
+def test_tf32_is_taken_on_cuda_where_the_setting_allows_it(shape, device):
+    a, g = sample_inputs(*shape, 37, 140, torch.float32, device)
+    exact = outer_square(a, g)
+    expected, magnitude = oracle(a, g)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        actual = outer_square(a, g)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    bound = 2.0**6 * rounding_bound(a, g, magnitude)  # from 2^-16 to 2^-10
+    assert_within(actual, expected, bound, "TF32")
+    # one position is folded, which needs more than TF32 has
+    assert torch.equal(actual, exact) == (shape[2] == 1 or not runs_cuda_sources(a))
 
 
 def test_squares_of_half_precision_inputs_do_not_overflow(device):

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from bounds import runs_cuda_sources
 from outputs import SoftmaxKernel, certainty, rounding_steps, underflow, without
 
+from curvext import kernels
 from curvext.kernels import softmax_residual
 
 
@@ -38,8 +40,6 @@ class TestSoftmaxResidualOfIndices(Residual):
     bad_calls = (
         ({"target": torch.zeros(3, dtype=torch.int64)}, ValueError, r"target has shape \[3\]"),
         ({"target": torch.zeros(2, dtype=torch.int32)}, TypeError, "target has dtype"),
-        ({"target": torch.tensor([0, 3])}, ValueError, "the index 3 .* expected 0 to 2"),
-        ({"target": torch.tensor([-1, 0])}, ValueError, "the index -1"),
         ({"spread": torch.zeros(2)}, ValueError, r"spread has shape \[2\], expected \[3\]"),
         ({"spread": torch.zeros(3).double()}, TypeError, "spread has dtype"),
     )
@@ -56,6 +56,24 @@ class TestSoftmaxResidualOfIndices(Residual):
         inputs["w"][1] = 0
         inputs["target"][1] = -100
         assert (self.kernel(**inputs)[1] == 0).all()
+
+    @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6), (4, 2000)])
+    @pytest.mark.parametrize("above", [False, True])
+    def test_an_index_outside_the_classes_is_refused_and_on_cuda_gives_nan(
+        self, above, shape, device
+    ):
+        index = shape[1] if above else -1
+        inputs = self.inputs(shape, 1, torch.float32, device)
+        inputs["target"][2] = index
+        message = f"softmax_residual: .*the index {index} .* expected 0 to {shape[1] - 1}"
+        with kernels.use_reference(), pytest.raises(ValueError, match=message):
+            self.kernel(**inputs)
+        if runs_cuda_sources(inputs["z"]):
+            found = self.kernel(**inputs).isnan()
+            assert found[2].all() and found.sum() == found[2].sum()
+        else:
+            with pytest.raises(ValueError, match=message):
+                self.kernel(**inputs)
 
 
 class TestSoftmaxResidualOfSmoothedIndices(TestSoftmaxResidualOfIndices):
