@@ -37,6 +37,7 @@ py::dict build_info() {
   py::dict info;
   info["simd"] = curvext::cpu::simd_level();
   info["simd_levels"] = curvext::cpu::simd_levels();
+  info["products_by_tiles"] = curvext::cpu::products_by_tiles();
 #if defined(__clang__)
   info["compiler"] = "clang " __clang_version__;
 #else
@@ -81,6 +82,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   CURVEXT_BIND_KERNELS(cpu, curvext::cpu)
   cpu.def("simd_levels", &curvext::cpu::simd_levels);
   cpu.def("use_simd", &curvext::cpu::use_simd, py::arg("level"));
+  cpu.def("use_products_by_tiles", &curvext::cpu::use_products_by_tiles, py::arg("tiles"));
 #ifdef CURVEXT_CUDA
   auto cuda = m.def_submodule("cuda");
   CURVEXT_BIND_KERNELS(cuda, curvext::cuda)

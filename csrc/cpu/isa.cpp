@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <ATen/Context.h>
 #include <c10/util/Exception.h>
 
 #include <atomic>
@@ -37,7 +38,20 @@ std::atomic<const Primitives*>& current() {
   return level;
 }
 
+std::atomic<bool>& by_tiles() {
+#if defined(__x86_64__)
+  static std::atomic<bool> tiles{at::hasMKL() && __builtin_cpu_is("amd")};
+#else
+  static std::atomic<bool> tiles{false};
+#endif
+  return tiles;
+}
+
 }  // namespace
+
+bool products_by_tiles() { return by_tiles().load(std::memory_order_relaxed); }
+
+void use_products_by_tiles(bool tiles) { by_tiles().store(tiles, std::memory_order_relaxed); }
 
 const Primitives& primitives() { return *current().load(std::memory_order_relaxed); }
 

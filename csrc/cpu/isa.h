@@ -31,6 +31,8 @@ struct TileOps {
   void (*add_product)(int64_t k, const T* left, const T* right, T* tile);
   // tile += tmp^2, elementwise
   void (*add_squared)(int64_t count, const T* tmp, T* tile);
+  // values *= values
+  void (*square)(int64_t count, T* values);
   // norms[n] += sum over the tile of (sum over the k of sample n of left[k][row] right[k][column])^2
   void (*add_norm)(int64_t samples, int64_t k, const T* left, const T* right, double* norms);
 };
@@ -145,5 +147,10 @@ const Primitives& primitives();
 std::vector<std::string> simd_levels();
 std::string simd_level();
 void use_simd(const std::string& level);
+
+// Whether a plain product of matrices is faster by tiles than by PyTorch's library: MKL keeps its best code from other
+// makers' processors.
+bool products_by_tiles();
+void use_products_by_tiles(bool tiles);
 
 }  // namespace curvext::cpu

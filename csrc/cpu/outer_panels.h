@@ -22,6 +22,9 @@ class PanelProducts {
         right_(panel_rows() * ops.columns * right_panels()),
         tmp_(pair.positions > kPanelRows ? tile_values() : 0) {}
 
+  // Packs the squares of a and g from now on.
+  void take_squares() { squares_ = true; }
+
   // For samples [begin, end): visit(v, n, samples, left, right, tile) for runs of whole samples in the panels of a
   // tile, which starts at value `tile` of the block; where one sample is longer than a panel, its product is summed
   // piece by piece and done(v, n, values) gets all of it. Values beyond the edges of the block are zero.
@@ -82,6 +85,7 @@ class PanelProducts {
                     used_ * ops_.columns, panels);
       else pack_windows(source, s, count, panels);
     }
+    if (squares_) ops_.square(used_ * ops_.columns * right_panels(), right_.data());
   }
 
   // Line by line of positions, each position from its runs.
@@ -117,6 +121,7 @@ class PanelProducts {
       (rows ? pack_.left : pack_.left_across)(count, block_.rows, source, rows ? pair_.g_position : pair_.g_feature,
                                               used_ * ops_.rows, left_.data() + i * count * ops_.rows);
     }
+    if (squares_) ops_.square(used_ * ops_.rows * left_panels(), left_.data());
   }
 
   template <class Visit>
@@ -134,6 +139,7 @@ class PanelProducts {
   PackOps<S, T> pack_;
   OuterBlock block_;
   int64_t used_ = 0;  // rows in each panel
+  bool squares_ = false;
   LineAligned<T> left_, right_;
   std::vector<Run> runs_;  // of one position
   LineAligned<T> tmp_;

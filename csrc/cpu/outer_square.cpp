@@ -29,6 +29,7 @@ class SquareBlock {
         block_(block),
         tiles_(products_.tile_values()) {
     std::fill_n(tiles_.data(), products_.tile_values(), T(0));
+    if (positions_ == 1) products_.take_squares();
   }
 
   // Adds samples [begin, end).
@@ -36,7 +37,9 @@ class SquareBlock {
     products_.over(
         begin, end,
         [&](int64_t, int64_t, int64_t samples, const T* left, const T* right, int64_t tile) {
-          ops_.add_square(samples, positions_, left, right, tiles_.data() + tile);
+          // of one position (g a)^2 = g^2 a^2, so that the sum over samples is a product of squares
+          if (positions_ == 1) ops_.add_product(samples, left, right, tiles_.data() + tile);
+          else ops_.add_square(samples, positions_, left, right, tiles_.data() + tile);
         },
         [&](int64_t, int64_t, const T* values) { ops_.add_squared(products_.tile_values(), values, tiles_.data()); });
   }
@@ -83,7 +86,7 @@ at::Tensor square(const at::Tensor& a, const at::Tensor& g, const TileOps<T>& op
   return plan.splits == 1 ? parts[0] : parts.sum(0);
 }
 
-// S = 1: (g a)^2 = g^2 a^2, so the sum over v and n is one product of squares contracted over n, and that is the
+// S = 1: (g a)^2 = g^2 a^2, so the sum over v and n is one product of squares contracted over n, and that is mostly the
 // library GEMM's own ground. The squares are taken of as many samples as fit the workspace.
 at::Tensor square_folded(const at::Tensor& a, const at::Tensor& g) {
   constexpr int64_t kWorkspace = int64_t(4) << 20;  // stays in the last-level cache
@@ -115,7 +118,8 @@ at::Tensor square_folded(const at::Tensor& a, const at::Tensor& g) {
 
 at::Tensor outer_square(const at::Tensor& a, const at::Tensor& g) {
   check_outer_windows("outer_square", a, g);
-  if (g.size(2) == 1) return square_folded(without_windows(a), g);
+  const bool by_tiles = g.size(0) == 1 && products_by_tiles();  // several vectors fold into one before the product
+  if (g.size(2) == 1 && !by_tiles) return square_folded(without_windows(a), g);
   const Primitives& level = primitives();
   const at::Tensor x = unit_columns(a), y = unit_columns_or_rows(g);
   switch (a.scalar_type()) {

@@ -230,5 +230,7 @@ namespace curvext::cpu {
 std::vector<std::string> simd_levels() { return {"forward", "reverse", "shuffled"}; }
 std::string simd_level() { return emulation::order; }
 void use_simd(const std::string& level) { emulation::order = level; }
+bool products_by_tiles() { return false; }
+void use_products_by_tiles(bool) {}
 
 }  // namespace curvext::cpu

@@ -73,6 +73,17 @@ static void add_squared(int64_t count, const T* tmp, T* tile) {
 }
 
 template <class T>
+static void square(int64_t count, T* values) {
+  constexpr int lanes = Simd<T>::lanes;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto x = load(values + i);
+    store(values + i, x * x);
+  }
+  for (; i < count; ++i) values[i] *= values[i];
+}
+
+template <class T>
 static void add_norm(int64_t samples, int64_t k, const T* left, const T* right, double* norms) {
   constexpr int columns = Tile<T>::columns;
   for (int64_t n = 0; n < samples; ++n) {

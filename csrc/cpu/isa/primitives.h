@@ -14,13 +14,12 @@ namespace curvext::cpu::CURVEXT_ISA {
 
 template <class T>
 static constexpr TileOps<T> tile_ops() {
-  return {kRows, Tile<T>::columns, add_square<T>, add_product<T>, add_squared<T>, add_norm<T>};
+  return {kRows, Tile<T>::columns, add_square<T>, add_product<T>, add_squared<T>, square<T>, add_norm<T>};
 }
 
 template <class S, class T>
 static constexpr PackOps<S, T> pack_ops() {
-  return {pack<kRows, S, T>, pack<Tile<T>::columns, S, T>, pack_across<kRows, S, T>,
-          pack_runs<Tile<T>::columns, S, T>};
+  return {pack<kRows, S, T>, pack<Tile<T>::columns, S, T>, pack_across<kRows, S, T>, pack_runs<Tile<T>::columns, S, T>};
 }
 
 template <class S, class T>
