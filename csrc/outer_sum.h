@@ -6,10 +6,12 @@
 #include "outer_pieces.h"
 
 // outer_sum on either device. weigh(c, g, h) writes h[n,s,o] = sum_v c[v,n] g[v,n,s,o]; c and h are wide, g as stored.
+// add_product(x, y, out) adds x^T y to out.
 namespace curvext {
 
-template <class Weigh>
-at::Tensor outer_sum_by(const at::Tensor& a, const at::Tensor& g, const at::Tensor& c, int64_t bytes, Weigh weigh) {
+template <class Weigh, class AddProduct>
+at::Tensor outer_sum_by(const at::Tensor& a, const at::Tensor& g, const at::Tensor& c, int64_t bytes, Weigh weigh,
+                        AddProduct add_product) {
   const int64_t V = g.size(0), N = a.size(0), S = a.size(1), I = a.size(2), O = g.size(3), K = c.size(0);
   const at::Tensor result = at::zeros({K, O, I}, wide_options(a));
   if (a.numel() == 0 || g.numel() == 0 || c.numel() == 0) return result;
@@ -31,7 +33,7 @@ at::Tensor outer_sum_by(const at::Tensor& a, const at::Tensor& g, const at::Tens
       const at::Tensor weighted = at::empty({count, positions, rows}, result.options());
       for (int64_t k = 0; k < K; ++k) {
         weigh(weights.select(0, k).narrow(1, n, count), some, weighted);
-        result.select(0, k).narrow(0, o, rows).addmm_(weighted.view({count * positions, rows}).t(), x);
+        add_product(weighted.view({count * positions, rows}), x, result.select(0, k).narrow(0, o, rows));
       }
     });
   });

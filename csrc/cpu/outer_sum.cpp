@@ -1,6 +1,7 @@
 #include "../outer_sum.h"
 
 #include "../kernels.h"
+#include "outer_tiles.h"
 #include "rows.h"
 
 namespace curvext::cpu {
@@ -26,11 +27,17 @@ void weigh(const at::Tensor& c, const at::Tensor& g, const at::Tensor& h) {
   });
 }
 
+// out += x^T y
+void add_product(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+  if (products_by_tiles()) out.add_(product_by_tiles(x, y));
+  else out.addmm_(x.t(), y);
+}
+
 }  // namespace
 
 at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor& c) {
   check_outer_sum("outer_sum", a, g, c);
-  return outer_sum_by(a, g, c, kPieceBytes, weigh);
+  return outer_sum_by(a, g, c, kPieceBytes, weigh, add_product);
 }
 
 }  // namespace curvext::cpu

@@ -203,12 +203,16 @@ at::Tensor outer_square(const at::Tensor& windows, const at::Tensor& g) {
 at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor& c) {
   check_outer_sum("outer_sum", a, g, c);
   const c10::cuda::CUDAGuard guard(a.device());
-  return outer_sum_by(a, g, c, kPieceBytes, [](const at::Tensor& c, const at::Tensor& g, const at::Tensor& h) {
+  const auto weigh = [](const at::Tensor& c, const at::Tensor& g, const at::Tensor& h) {
     const WeighLaunch launch{c.const_data_ptr(), g.const_data_ptr(), h.data_ptr(), g.size(0),   g.size(1),
                              g.size(2),          g.size(3),          c.stride(0),  c.stride(1), g.stride(0),
                              g.stride(1),        g.stride(2),        g.stride(3),  type_of(g)};
     C10_CUDA_CHECK(outer_sum(launch, c10::cuda::getCurrentCUDAStream()));
-  });
+  };
+  const auto add_product = [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+    out.addmm_(x.t(), y);
+  };
+  return outer_sum_by(a, g, c, kPieceBytes, weigh, add_product);
 }
 
 at::Tensor softmax_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim) {

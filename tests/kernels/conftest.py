@@ -47,6 +47,17 @@ def simd(request: pytest.FixtureRequest) -> Iterator[str]:
     _extension.module.cpu.use_simd(before)
 
 
+@pytest.fixture(params=[True, False], ids=["tiles", "library"])
+def products(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Which of the two makes plain products, whatever processor this is."""
+    if _extension.module is None:
+        pytest.skip("no native kernels")
+    before = _extension.build_info()["products_by_tiles"]
+    _extension.module.cpu.use_products_by_tiles(request.param)
+    yield
+    _extension.module.cpu.use_products_by_tiles(before)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

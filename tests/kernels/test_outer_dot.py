@@ -175,3 +175,14 @@ def test_bad_arguments_are_named(a, g, W, error, message, on_reference):
         pytest.raises(error, match="outer_dot: .*" + message),
     ):
         outer_dot(a, g, W)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 129, 1, 33, 13, 1), (1, 5, 40, 300, 7, 2), (2, 5, 9, 3, 4, 1)]
+)
+def test_it_is_right_by_either_kind_of_product(shape, dtype, products, simd):
+    check(*sample_inputs(*shape, dtype))
+
+
+def test_a_long_sample_is_taken_in_pieces_by_either_kind_of_product(products):
+    check(*sample_inputs(1, 2, 1500, 1025, 17, 1, torch.float32))

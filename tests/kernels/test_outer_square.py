@@ -6,7 +6,7 @@ from bounds import assert_within, runs_cuda_sources, slice_of_larger, unit_round
 from torch import Tensor
 from windows import IMAGES, windows_of
 
-from curvext import _extension, kernels, reference
+from curvext import kernels, reference
 from curvext.kernels import outer_square
 
 
@@ -58,17 +58,6 @@ def test_it_equals_the_loop_over_samples_for_every_dtype(shape, dtype, device, s
 def test_every_axis_may_have_any_size(axis, size, device):
     sizes = {"V": 2, "N": 3, "S": 2, "I": 5, "O": 7} | {axis: size}
     check(*sample_inputs(*sizes.values(), torch.float32, device))
-
-
-@pytest.fixture(params=[True, False], ids=["tiles", "library"])
-def products(request) -> None:
-    """Which of the two makes plain products, whatever processor this is."""
-    if _extension.module is None:
-        pytest.skip("no native kernels")
-    before = _extension.build_info()["products_by_tiles"]
-    _extension.module.cpu.use_products_by_tiles(request.param)
-    yield
-    _extension.module.cpu.use_products_by_tiles(before)
 
 
 @pytest.mark.parametrize("samples", [1, 5, 127, 128, 129, 300])

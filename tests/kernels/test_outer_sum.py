@@ -177,3 +177,8 @@ def test_bad_arguments_are_named(a, g, c, error, message, on_reference):
         pytest.raises(error, match="outer_sum: .*" + message),
     ):
         outer_sum(a, g, c)
+
+
+@pytest.mark.parametrize("shape", [(1, 129, 1, 33, 13, 1), (2, 5, 40, 300, 7, 1)])
+def test_it_is_right_by_either_kind_of_product(shape, dtype, products, simd):
+    check(*sample_inputs(*shape, dtype))
