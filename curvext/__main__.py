@@ -35,6 +35,7 @@ def describe() -> str:
         levels = ", ".join(_extension.module.cpu.simd_levels())
         rows["extension"] = f"built by {info['compiler']} against torch {info['torch']}"
         rows["simd"] = f"{info['simd']} (this processor runs {levels})"
+        rows["products"] = "by tiles" if info["products_by_tiles"] else "by the library"
         rows["openmp"] = str(info["openmp"])
         rows["cuda"] = f"{info['cuda']} for {info['cuda_arch']}" if info["cuda"] else "not built"
     rows["threads"] = str(torch.get_num_threads())
