@@ -7,6 +7,7 @@ A kernel that sweeps over classes derives from :class:`SoftmaxKernel`, one that 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import pytest
@@ -39,7 +40,7 @@ def storage_error(z: Tensor, expected: Tensor, bound: Tensor) -> Tensor:
     return bound + unit_roundoff(z.dtype) * (expected.abs() + bound) + tiny
 
 
-class OutputKernel:
+class OutputKernel(ABC):
     """What both families share: a name, the kernel and its reference, inputs and an oracle."""
 
     name: ClassVar[str]
@@ -57,9 +58,9 @@ class OutputKernel:
     def op(self) -> Any:
         return getattr(torch.ops.curvext, self.name).default
 
+    @abstractmethod
     def oracle(self, **inputs: Any) -> tuple[Tensor, Tensor]:
         """The result in float64, and its largest rounding error."""
-        raise NotImplementedError("each kernel's test class gives its own")
 
     def check(self, inputs: Inputs) -> None:
         expected, bound = self.oracle(**inputs)
@@ -155,6 +156,7 @@ class SoftmaxKernel(OutputKernel):
     #: whether the result has one vector more than z has dimensions
     has_vectors: ClassVar[bool] = True
 
+    @abstractmethod
     def inputs(
         self,
         shape: Any,
@@ -164,7 +166,7 @@ class SoftmaxKernel(OutputKernel):
         vectors: int = 2,
         scale: float = 3.0,
     ) -> Inputs:
-        raise NotImplementedError("each kernel's test class gives its own")
+        """The kernel's arguments for random logits of a shape."""
 
     def logits(self, shape: Any, dtype: torch.dtype, device: str, scale: float) -> Tensor:
         return (scale * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
@@ -366,10 +368,11 @@ class SoftmaxProduct(SoftmaxKernel):
 class ElementKernel(OutputKernel):
     """Tests of a kernel with arguments z and w of one shape."""
 
+    @abstractmethod
     def inputs(
         self, shape: Any, dtype: torch.dtype, device: str = "cpu", vectors: int = 2
     ) -> Inputs:
-        raise NotImplementedError("each kernel's test class gives its own")
+        """The kernel's arguments for random outputs of a shape."""
 
     def weights(self, z: Tensor) -> Tensor:
         return torch.rand(z.shape, dtype=torch.float64).add(0.5).to(z.device, z.dtype)
