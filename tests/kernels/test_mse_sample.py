@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from bounds import unit_roundoff
-from outputs import ElementKernel, Sampled, uniform
+from draws import Sampled, uniform
+from element_outputs import ElementKernel
 
 from curvext.kernels import mse_sample
 

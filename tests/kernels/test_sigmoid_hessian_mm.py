@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from bounds import unit_roundoff
-from outputs import ElementProduct
+from element_outputs import ElementProduct
 
 from curvext.kernels import sigmoid_hessian_mm
 

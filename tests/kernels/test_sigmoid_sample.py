@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import unit_roundoff
-from outputs import ElementKernel, Sampled, randn, uniform
+from draws import Sampled, uniform
+from element_outputs import ElementKernel
+from outputs import randn
 
 from curvext.kernels import sigmoid_sample
 

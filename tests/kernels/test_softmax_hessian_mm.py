@@ -1,7 +1,7 @@
 """softmax_hessian_mm against the dense C x C output Hessian in float64, by autograd of the cross-entropy."""
 
 import torch
-from outputs import SoftmaxProduct, rounding_steps, underflow
+from softmax_outputs import SoftmaxProduct, rounding_steps, underflow
 
 
 class TestSoftmaxHessianMm(SoftmaxProduct):

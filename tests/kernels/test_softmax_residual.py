@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import runs_cuda_sources
-from outputs import SoftmaxKernel, certainty, rounding_steps, underflow, without
+from outputs import without
+from softmax_outputs import SoftmaxKernel, certainty, rounding_steps, underflow
 
 from curvext import kernels
 from curvext.kernels import softmax_residual

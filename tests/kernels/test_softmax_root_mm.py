@@ -1,7 +1,7 @@
 """softmax_root_mm against the dense root in float64, whose square is the Hessian of the cross-entropy."""
 
 import torch
-from outputs import SoftmaxProduct, certainty, rounding_steps, underflow
+from softmax_outputs import SoftmaxProduct, certainty, rounding_steps, underflow
 
 from curvext.kernels import softmax_root_mm
 

@@ -1,7 +1,7 @@
 """softmax_root_t_mm against the dense root in float64, and as the transpose of softmax_root_mm."""
 
 import torch
-from outputs import SoftmaxProduct, rounding_steps, underflow
+from softmax_outputs import SoftmaxProduct, rounding_steps, underflow
 
 from curvext.kernels import softmax_root_mm, softmax_root_t_mm
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from outputs import Sampled, SoftmaxKernel, certainty, rounding_steps, underflow, uniform
+from draws import Sampled, uniform
+from softmax_outputs import SoftmaxKernel, certainty, rounding_steps, underflow
 
 from curvext import reference
 from curvext.kernels import softmax_sample
