@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from curvext.cache import Cache
 from curvext.data import Batches, bit_sums, fingerprint, tensors
+from curvext.linearise.compiled import CompiledHessian, CompiledJacobian, Compiler
 from curvext.linearise.forward import Forward, is_finite
 from curvext.linearise.head import HeadLinearisation
-from curvext.linearise.jacobian import Linearisation, Linearised
+from curvext.linearise.jacobian import KeptGraph, Linearisation, Linearised, SecondDerivatives
 from curvext.linearise.plan import book_of
 from curvext.linearise.records import Records
 from curvext.linearise.tape import Tape
@@ -39,11 +40,12 @@ class _Share:
     value: Tensor
 
     @classmethod
-    def of(cls, output: Tensor, point: LossPoint) -> _Share:
-        return cls(int(output.shape[0]), point.denominator, point.value)
+    def of(cls, point: LossPoint) -> _Share:
+        return cls(int(point.residual.shape[0]), point.denominator, point.value)
 
 
-Item = TypeVar("Item", Linearisation, HeadLinearisation, Records)
+Compiled = TypeVar("Compiled", CompiledJacobian, CompiledHessian)
+Item = TypeVar("Item", KeptGraph, CompiledJacobian, CompiledHessian, HeadLinearisation, Records)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Problem:
         check_finite: bool = False,
         progress: bool = False,
         chunk_outputs: int | None = None,
+        compile: bool | str = False,
     ) -> None:
         self.space = ParameterSpace(model, params)
         self.loss = output_loss(loss, reduction)
@@ -103,6 +106,7 @@ class Problem:
         self._cache = Cache(cache, self.space.device)
         self._forward = Forward(model, self.space, forward, target)
         self._leaves = list(self.space.parameters.values())
+        self._compiler = self._checked_compiler(compile)
         self._plans = book_of(model)
         self._state: tuple[object, ...] | None = None
         self._totals: Totals | None = None
@@ -142,19 +146,25 @@ class Problem:
 
     # ------------------------------------------------------------------ passes over the data
 
-    def visit(self, visitor: Callable[[Linearisation], None], twice: bool = False) -> None:
+    def visit(self, visitor: Callable[[Linearisation], None]) -> None:
         """Calls ``visitor`` with the linearisation of each batch, kept or made anew.
-
-        Args:
-            visitor: takes it.
-            twice: whether it will ask for second derivatives.
 
         Raises:
             ValueError: the data is empty or not what it was in an earlier pass.
         """
 
         def one(seat: _Seat) -> _Share:
-            kept = self._linearisation(seat, twice)
+            kept = self._linearisation(seat)
+            visitor(kept.item)
+            return kept.share
+
+        self._pass(one)
+
+    def visit_twice(self, visitor: Callable[[SecondDerivatives], None]) -> None:
+        """Calls ``visitor`` with the second derivatives of each batch, kept or made anew."""
+
+        def one(seat: _Seat) -> _Share:
+            kept = self._second_derivatives(seat)
             visitor(kept.item)
             return kept.share
 
@@ -197,9 +207,39 @@ class Problem:
 
         self._pass(one)
 
-    def _linearisation(self, seat: _Seat, twice: bool = False) -> _Kept[Linearisation]:
-        once, for_twice = ((Linearisation, order, seat.number) for order in (1, 2))
-        kept: _Kept[Linearisation] | None = self._cache.get(for_twice, seat.key)
+    def _linearisation(self, seat: _Seat) -> _Kept[KeptGraph] | _Kept[CompiledJacobian]:
+        compiler = self._compiler
+        if compiler is None:
+            return self._graph(seat, twice=False)
+        return self._compiled(
+            (CompiledJacobian, seat.number),
+            seat,
+            lambda: compiler.jacobian(seat.batch, self.loss, seat.first),
+        )
+
+    def _second_derivatives(self, seat: _Seat) -> _Kept[KeptGraph] | _Kept[CompiledHessian]:
+        compiler = self._compiler
+        if compiler is None:
+            return self._graph(seat, twice=True)
+        return self._compiled(
+            (CompiledHessian, seat.number),
+            seat,
+            lambda: compiler.second_derivatives(seat.batch, self.loss),
+        )
+
+    def _compiled(
+        self, slot: Hashable, seat: _Seat, make: Callable[[], Compiled]
+    ) -> _Kept[Compiled]:
+        kept: _Kept[Compiled] | None = self._cache.get(slot, seat.key)
+        if kept is None:
+            at = make()
+            kept = _Kept(_Share.of(at.point), at)
+            at.kept = self._cache.offer(slot, seat.key, kept)
+        return kept
+
+    def _graph(self, seat: _Seat, twice: bool) -> _Kept[KeptGraph]:
+        once, for_twice = ((KeptGraph, order, seat.number) for order in (1, 2))
+        kept: _Kept[KeptGraph] | None = self._cache.get(for_twice, seat.key)
         if kept is not None:  # it serves for first derivatives too
             return kept
         kept = self._cache.get(once, seat.key)
@@ -208,8 +248,7 @@ class Problem:
         if kept is None or not kept.item.twice_differentiable:
             output, target = self._forward(seat.batch, "twice" if twice else "linearised")
             point = self.loss.at(output.detach(), target)
-            at = Linearisation(output, point, self._leaves, seat.first)
-            kept = _Kept(_Share.of(output, point), at)
+            kept = _Kept(_Share.of(point), KeptGraph(output, point, self._leaves, seat.first))
         if twice:
             kept.item.keep_gradient()
             self._cache.drop(once)
@@ -224,11 +263,11 @@ class Problem:
             output, target = self._forward(seat.batch, "linearised")
             point = self.loss.at(output.detach(), target)
             at = HeadLinearisation(output, point, self._leaves, self._chunk_outputs)
-            kept = _Kept(_Share.of(output, point), at)
+            kept = _Kept(_Share.of(point), at)
             at.kept = self._cache.offer(slot, seat.key, kept)
         return kept
 
-    def _records(self, seat: _Seat) -> _Kept[Linearisation] | _Kept[Records]:
+    def _records(self, seat: _Seat) -> _Kept[KeptGraph] | _Kept[CompiledJacobian] | _Kept[Records]:
         kept: _Kept[Records] | None = self._cache.get((Records, seat.number), seat.key)
         if kept is None and self._by_linearisation:
             return self._linearisation(seat)
@@ -251,7 +290,7 @@ class Problem:
             return self._forward(batch, "backward")[0]
 
         tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first)
-        return _Share.of(output, point), tape, point
+        return _Share.of(point), tape, point
 
     def _pass(self, one: Callable[[_Seat], _Share]) -> None:
         """One pass over all batches that are not empty, each inside the borrowed model."""
@@ -321,7 +360,7 @@ class Problem:
 
     def _current_state(self) -> tuple[object, ...]:
         model = [*self._model.parameters(), *self._model.buffers()]
-        state: list[object] = [m.training for m in self._model.modules()]
+        state: list[object] = list(self._forward.modes())
         state += [(id(t), t.data_ptr(), t._version) for t in model]
         if self._cache.keeps:
             # p.data.copy_() and fused optimizers pass by the version counter; on CUDA the device is waited for once
@@ -337,6 +376,20 @@ class Problem:
         self._seen = None
         self._state = None
 
+    def _checked_compiler(self, compile: object) -> Compiler | None:
+        if compile is False:
+            return None
+        if self._chunk_outputs is not None:
+            raise ValueError(
+                "compile: does not go together with chunk_outputs, whose product is made of chunks; leave one of them"
+            )
+        backend = "inductor" if compile is True else compile
+        if not isinstance(backend, str) or backend not in torch.compiler.list_backends(None):
+            raise ValueError(
+                f"compile: expected True, False or a backend of torch.compile, got {compile!r}"
+            )
+        return Compiler(self._forward, self._leaves, backend)
+
     # ------------------------------------------------------------------ words
 
     def explain(self) -> str:
@@ -344,6 +397,8 @@ class Problem:
         lines = [
             f"{len(self.space.names)} parameters, P = {self.space.size}, {self.space.dtype}, {self.space.device}",
             f"loss: {type(self.loss).__name__} ({self.loss.reduction})",
+            "products: "
+            + ("by the kept graph" if self._compiler is None else f"compiled, {self._compiler}"),
             f"kept: {len(self._cache)} batches' linearisations or records, {self._cache.nbytes / 2**20:.1f} MiB",
             "empirical-Fisher diagonal and per-sample norms, by parameter:",
         ]

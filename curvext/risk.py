@@ -39,10 +39,14 @@ class EmpiricalRisk(Problem):
         progress: show a progress bar over the batches of every pass (needs tqdm).
         chunk_outputs: products with G and F never hold the output of a batch: the last linear layer of a
             language model is applied to so many output positions at a time (softmax cross-entropy only).
+        compile: products go through ``torch.compile``: True, or the name of a backend of it. The first product with
+            H or R, and the first with G or F, for each shape of a batch takes seconds to minutes, those after it take
+            less time than without, and kept linearisations more memory. What the model does may not depend on values.
         check_finite: also check vectors on CUDA for nan and inf, at the cost of a synchronisation.
 
     Raises:
         TypeError, ValueError: an argument is of no accepted form; the message names it.
+        RuntimeError: by a product, where ``compile`` is asked for: the model cannot be traced.
 
     Example:
         >>> import torch, curvext as cx

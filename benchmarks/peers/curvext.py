@@ -16,9 +16,9 @@ PACKAGE = None
 MOST_OUTPUTS = 64
 
 
-def risk(ask: Ask, cache: bool) -> cx.EmpiricalRisk:
-    network = ask.network
-    return cx.EmpiricalRisk(network.model, network.loss, network.batch, cache=cache)
+def risk(ask: Ask, cache: bool, compile: bool = False) -> cx.EmpiricalRisk:
+    n = ask.network
+    return cx.EmpiricalRisk(n.model, n.loss, n.batch, cache=cache, compile=compile)
 
 
 def flat(named: dict[str, Tensor]) -> Tensor:
@@ -58,6 +58,16 @@ def product(operator: str, block: bool, cache: bool) -> Callable[[Ask], Call]:
     return make
 
 
+def compiled(operator: str, cache: bool) -> Callable[[Ask], Call]:
+    """One operator, as the trace belongs to it."""
+
+    def make(ask: Ask) -> Call:
+        product = getattr(risk(ask, cache, compile=True), operator)()
+        return lambda: product @ ask.v
+
+    return make
+
+
 OPERATORS = {"H": "hessian", "G": "ggn", "F_emp": "empirical_fisher"}
 
 
@@ -77,6 +87,10 @@ def entries() -> list[Entry]:
                 found.append(
                     Entry(quantity, LIBRARY, "eager", product(operator, vectors == "V", cache))
                 )
+    for letter in ("H", "G"):
+        for cache in (True, False):
+            quantity = f"{letter} v" + (" kept" if cache else "")
+            found.append(Entry(quantity, LIBRARY, "compiled", compiled(OPERATORS[letter], cache)))
     return found
 
 

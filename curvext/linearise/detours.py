@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from curvext.linearise.attention import AttentionInClosedForm
 from curvext.linearise.closed_forms import GeluInClosedForm, LayerNormInClosedForm
 
-#: what a graph is made for: backward passes alone, tangents as well, or to be differentiated twice
-GraphUse = Literal["backward", "linearised", "twice"]
+#: what a graph is made for: backward passes alone, tangents as well, to be differentiated twice, or that in a trace
+GraphUse = Literal["backward", "linearised", "twice", "traced"]
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,27 @@ def _composed_attention() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_a_trace() -> Iterator[None]:
+    """Attention of elementary operations, which a compiler fuses; models are told that they may not look at values."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True  # what torch.compiler.is_compiling() answers
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
 _FORWARD_TOO: tuple[GraphUse, ...] = ("linearised", "twice")
+_ALL_ORDERS: tuple[GraphUse, ...] = (*_FORWARD_TOO, "traced")
 _TWICE: tuple[GraphUse, ...] = ("twice",)
 
 DETOURS: dict[str, Detour] = {
     # unrolled, each step of a recurrent layer is an ordinary product with its weights
-    "MkldnnRnnLayerBackward0": Detour(_without_mkldnn, ("backward", *_FORWARD_TOO)),
-    "CudnnRnnBackward0": Detour(_without_cudnn, ("backward", *_FORWARD_TOO)),
-    "WeightNormInterfaceBackward0": Detour(_ComposedWeightNorm, _FORWARD_TOO),
+    "MkldnnRnnLayerBackward0": Detour(_without_mkldnn, ("backward", *_ALL_ORDERS)),
+    "CudnnRnnBackward0": Detour(_without_cudnn, ("backward", *_ALL_ORDERS)),
+    "WeightNormInterfaceBackward0": Detour(_ComposedWeightNorm, _ALL_ORDERS),
     # fused attention has no second derivative; of its tangents only the CPU kernel's is known
     "ScaledDotProductFlashAttentionForCpuBackward0": Detour(_composed_attention, _TWICE),
     "ScaledDotProductFlashAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),

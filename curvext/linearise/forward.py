@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from curvext import data
 from curvext.linearise import autograd_graph
-from curvext.linearise.detours import DETOURS, GraphUse, needed
+from curvext.linearise.detours import DETOURS, GraphUse, in_a_trace, needed
 from curvext.space import ParameterSpace
 
 #: the detours a model was found to need, kept as long as it lives: to find one takes a forward pass of its own
@@ -83,14 +83,22 @@ class Forward:
             ValueError, TypeError: the batch or the output is of no accepted form, not finite, or
                 on another device.
         """
+
+        def evaluate() -> Tensor:
+            while True:
+                output = self._run(batch, use)
+                detours = self._needed_detours(output, use)
+                if detours <= self._detours:
+                    return output
+                self._detours.update(detours)
+
+        return self.checked(batch, evaluate)
+
+    def checked(self, batch: Any, evaluate: Callable[[], Tensor]) -> tuple[Tensor, Any]:
+        """Output and target of a batch, the output by some other evaluation; raises as a call does."""
         self._check_mode()
         self._check_batch(batch)
-        while True:
-            output = self._run(batch, use)
-            detours = self._needed_detours(output, use)
-            if detours <= self._detours:
-                break
-            self._detours.update(detours)
+        output = evaluate()
         self._check_output(output)
         target = self._get_target(batch)
         if isinstance(target, Tensor) and target.ndim > 0 and target.shape[0] != output.shape[0]:
@@ -98,6 +106,23 @@ class Forward:
                 f"data: the output has {output.shape[0]} samples (dimension 0), the target {target.shape[0]}"
             )
         return output, target
+
+    def composed(self, batch: Any) -> Tensor:
+        """The output by operations that can be traced, once a call has found no fault; inside :meth:`borrowed` too."""
+        with ExitStack() as stack:
+            stack.enter_context(_uncompiled())
+            stack.enter_context(in_a_trace())
+            for detour in sorted(needed(self._detours, "traced")):
+                stack.enter_context(DETOURS[detour].taken())
+            return self._call(batch)
+
+    def tensors(self) -> list[Tensor]:
+        """All parameters and buffers of the model."""
+        return [*self._model.parameters(), *self._model.buffers()]
+
+    def modes(self) -> tuple[bool, ...]:
+        """Which modules are in training mode."""
+        return tuple(m.training for m in self._model.modules())
 
     # ------------------------------------------------------------------ one evaluation
 
@@ -218,7 +243,7 @@ class Forward:
     @contextmanager
     def _unwritten_buffers(self) -> Iterator[None]:
         """Puts buffers back and raises if the forward pass writes to one; looked at once per mode."""
-        mode = hash(tuple(m.training for m in self._model.modules()))
+        mode = hash(self.modes())
         if mode == self._clean_in_mode:
             yield
             return

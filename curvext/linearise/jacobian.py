@@ -61,7 +61,57 @@ class Linearised(ABC):
 
 
 class Linearisation(Linearised):
-    """One batch at fixed parameters: the output f with its graph, from which J and Jᵀ are products.
+    """One batch at fixed parameters, ready for products with J = ∂f/∂θ and its transpose.
+
+    Args:
+        point: the loss at f.
+        first: index of the batch's first datum among all.
+    """
+
+    def __init__(self, point: LossPoint, first: int) -> None:
+        self.point = point
+        self.first = first
+
+    @abstractmethod
+    def jvp(self, v: Sequence[Tensor]) -> Tensor:
+        """J v in the shape of the output; ``v`` has one tensor per parameter."""
+
+    @abstractmethod
+    def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
+        """Jᵀ u per parameter; ``u`` has the shape of the output, ``last`` says that nothing follows in this pass."""
+
+    @property
+    def gradient(self) -> list[Tensor]:
+        """∇ℓ per parameter, unnormalised, without graph; nothing follows in this pass."""
+        return self.vjp(self.point.residual, last=True)
+
+    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
+        # one vector needs no copy: outputs are the largest tensors of a language model
+        moved = [self.jvp(v) for v in columns]
+        tangents = moved.pop().unsqueeze(0) if len(moved) == 1 else torch.stack(moved)
+        outputs = list(self.point.hessian_mm(tangents))
+        del moved, tangents
+        for u in outputs:
+            yield self.vjp(u, last=u is outputs[-1])
+
+
+class SecondDerivatives(ABC):
+    """One batch at fixed parameters, ready for products with second derivatives of its loss."""
+
+    #: as in :class:`Linearised`
+    kept: bool = True
+
+    @abstractmethod
+    def hvp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
+        """∂²ℓ/∂θ² v per parameter: the kernel's part and the model's curvature in one pass."""
+
+    @abstractmethod
+    def model_curvature_vp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
+        """Σ_c r_c ∂²f_c/∂θ² v per parameter: the same pass with the residual held fixed."""
+
+
+class KeptGraph(Linearisation, SecondDerivatives):
+    """PyTorch's own graph of the output f, kept.
 
     J v carries tangents up the kept graph, Jᵀ u goes down it; neither runs the network. For second
     derivatives the first backward pass is kept with its graph too, w = Jᵀ r: differentiating w by θ
@@ -81,10 +131,8 @@ class Linearisation(Linearised):
         parameters: Sequence[Tensor],
         first: int,
     ) -> None:
-        self.point = point
-        self.first = first
-        self.samples = int(output.shape[0])
-        self._output = output
+        super().__init__(point, first)
+        self.output = output
         self._parameters = list(parameters)
         self._curvature = _OutputCurvature(point)
         self._tangents: Tangents | None = None
@@ -104,18 +152,12 @@ class Linearisation(Linearised):
 
     def keep_gradient(self) -> None:
         """Keeps the first backward pass with its graph, which second derivatives need."""
-        if self._first_backward is not None or not self._output.requires_grad:
+        if self._first_backward is not None or not self.output.requires_grad:
             return
-        residual = _Residual.apply(self._output, self._curvature)
-        self._first_backward = FirstBackward(self._graph, self._output, residual, self._parameters)
-
-    @property
-    def gradient(self) -> list[Tensor]:
-        """∇ℓ per parameter, unnormalised, without graph; nothing follows in this pass."""
-        return self.vjp(self.point.residual, last=True)
+        residual = _Residual.apply(self.output, self._curvature)
+        self._first_backward = FirstBackward(self._graph, self.output, residual, self._parameters)
 
     def jvp(self, v: Sequence[Tensor]) -> Tensor:
-        """J v in the shape of the output; ``v`` has one tensor per parameter."""
         product: Tensor | None = None
         if self._tangents is not None:
             product = self._tangents(v)
@@ -129,14 +171,13 @@ class Linearisation(Linearised):
                     retain_graph=True,
                     allow_unused=True,
                 )
-        return torch.zeros_like(self._output) if product is None else product
+        return torch.zeros_like(self.output) if product is None else product
 
     def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
-        """Jᵀ u per parameter; ``u`` has the shape of the output, ``last`` says that nothing follows in this pass."""
-        if not self._output.requires_grad:
+        if not self.output.requires_grad:
             return [torch.zeros_like(p) for p in self._parameters]
         products = torch.autograd.grad(
-            self._output,
+            self.output,
             self._parameters,
             u,
             retain_graph=self.kept or not last,
@@ -144,21 +185,10 @@ class Linearisation(Linearised):
         )
         return dense_or_zeros(products, self._parameters)
 
-    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
-        # one vector needs no copy: outputs are the largest tensors of a language model
-        moved = [self.jvp(v) for v in columns]
-        tangents = moved.pop().unsqueeze(0) if len(moved) == 1 else torch.stack(moved)
-        outputs = list(self.point.hessian_mm(tangents))
-        del moved, tangents
-        for u in outputs:
-            yield self.vjp(u, last=u is outputs[-1])
-
     def hvp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
-        """∂²ℓ/∂θ² v per parameter: the kernel's part and the model's curvature in one pass."""
         return self._second(v, True, last)
 
     def model_curvature_vp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
-        """Σ_c r_c ∂²f_c/∂θ² v per parameter: the same pass with the residual held fixed."""
         return self._second(v, False, last)
 
     def _second(self, v: Sequence[Tensor], active: bool, last: bool) -> list[Tensor]:
@@ -179,7 +209,7 @@ class Linearisation(Linearised):
 
     def nbytes(self) -> int:
         held = [] if self._first_backward is None else self._first_backward.tensors
-        roots = [t.grad_fn for t in (self._output, *held) if t.grad_fn is not None]
+        roots = [t.grad_fn for t in (self.output, *held) if t.grad_fn is not None]
         return saved_bytes(_reachable(roots)) + sum(t.numel() * t.element_size() for t in held)
 
 

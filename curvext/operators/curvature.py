@@ -30,7 +30,7 @@ class CurvatureOperator(LinearOperator):
         data: one batch, or a re-iterable of batches.
         params: None for all that require grad; names, glob patterns or a predicate.
         cache: "auto" keeps linearisations while half of the free memory lasts; True, False, or bytes.
-        forward, target, reduction, check_finite: see :class:`curvext.EmpiricalRisk`.
+        forward, target, reduction, check_finite, compile: see :class:`curvext.EmpiricalRisk`.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from curvext.linearise.jacobian import Linearisation
+from curvext.linearise.jacobian import SecondDerivatives
 from curvext.operators.curvature import Blocks, CurvatureOperator, flat
 
 
@@ -33,9 +33,9 @@ class HessianOperator(CurvatureOperator):
     """
 
     def _visit(self, visitor: Callable[[Any], None]) -> None:
-        self._problem.visit(visitor, twice=True)
+        self._problem.visit_twice(visitor)
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Tensor]:
+    def _block(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Tensor]:
         return (flat(at.hvp(v, last=v is columns[-1])) for v in columns)
 
 
@@ -48,7 +48,7 @@ class ModelCurvatureOperator(CurvatureOperator):
     """
 
     def _visit(self, visitor: Callable[[Any], None]) -> None:
-        self._problem.visit(visitor, twice=True)
+        self._problem.visit_twice(visitor)
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Tensor]:
+    def _block(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Tensor]:
         return (flat(at.model_curvature_vp(v, last=v is columns[-1])) for v in columns)

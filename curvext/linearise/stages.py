@@ -1,0 +1,156 @@
+"""A traced computation cut into stages, by when its inputs become known.
+
+Of H v the parameters and the batch are known first, the residual once the loss has seen the output, v with each
+product. What depends on the first alone is computed once, and what later stages read of it is handed on: so a
+computation is linearised once and multiplied many times, however it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+#: a value of the computation by the name of its node
+Values = Mapping[str, Tensor]
+
+# fmt: off
+#: rearrangements that cost nothing: computed anew where they are read, so that only what they are of is handed on
+_FREE = {
+    "_unsafe_view", "alias", "detach", "expand", "permute", "squeeze", "t", "transpose", "unsqueeze", "view",
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What a stage computes.
+
+    Args:
+        arriving: the names of the inputs that come with it.
+        reads: the names of all values that its code takes, in the order of its arguments.
+        results: how many of the values that it gives are results.
+        hands_on: the names of the others.
+        later: the names of all values that stages after it read.
+        code: computes them.
+    """
+
+    arriving: list[str]
+    reads: list[str]
+    results: int
+    hands_on: list[str]
+    later: set[str]
+    code: Callable[..., Sequence[Tensor]]
+
+
+class Staged:
+    """Stages of a traced function.
+
+    Args:
+        traced: the function, without operations that write to anything.
+        arrivals: for each of its inputs the number of the stage with which it comes.
+        ready: for each of its results the stage that gives it; none may depend on inputs of a later one.
+        compile: what turns the code of a stage into a callable.
+    """
+
+    def __init__(
+        self,
+        traced: fx.GraphModule,
+        arrivals: Sequence[int],
+        ready: Sequence[int],
+        compile: Callable[[fx.GraphModule], Callable[..., Sequence[Tensor]]],
+    ) -> None:
+        nodes = list(traced.graph.nodes)
+        inputs = [n for n in nodes if n.op == "placeholder"]
+        results = nodes[-1].args[0]
+        stage_of = _stages(nodes, dict(zip(inputs, arrivals, strict=True)))
+        self._stages: list[_Stage] = []
+        wanted: set[fx.Node] = set()  # by the stages after this one
+        for number in reversed(range(max(arrivals) + 1)):
+            own = [r for r, at in zip(results, ready, strict=True) if at == number]
+            made_here = [n for n in nodes if n in wanted and n.op != "placeholder"]
+            handed_on = [n for n in made_here if stage_of[n] == number]
+            later = {n.name for n in wanted}
+            reads, code = _code(traced, nodes, [*own, *handed_on], stage_of, number)
+            wanted = (wanted - set(handed_on)) | set(reads)
+            arriving = [n.name for n, at in zip(inputs, arrivals, strict=True) if at == number]
+            self._stages.append(
+                _Stage(
+                    arriving,
+                    [n.name for n in reads],
+                    len(own),
+                    [n.name for n in handed_on],
+                    later,
+                    compile(code),
+                )
+            )
+        self._stages.reverse()
+
+    def run(
+        self, number: int, values: Values, inputs: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Values]:
+        """The results of a stage, and the values that later stages read.
+
+        Args:
+            number: of the stage.
+            values: what the stages before it handed on.
+            inputs: those that arrive with it.
+        """
+        stage = self._stages[number]
+        known = {**values, **dict(zip(stage.arriving, inputs, strict=True))}
+        with torch.no_grad():
+            given = list(stage.code(*(known[name] for name in stage.reads)))
+        results = given[: stage.results]
+        known.update(zip(stage.hands_on, given[stage.results :], strict=True))
+        return results, {name: value for name, value in known.items() if name in stage.later}
+
+
+def _stages(nodes: Sequence[fx.Node], arrivals: Mapping[fx.Node, int]) -> dict[fx.Node, int]:
+    """The first stage that could compute each node; −1 where it needs no input at all."""
+    found: dict[fx.Node, int] = {}
+    for node in nodes:
+        below = [found[n] for n in node.all_input_nodes]
+        found[node] = arrivals[node] if node in arrivals else max(below, default=-1)
+    return found
+
+
+def _code(
+    traced: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    wanted: Sequence[fx.Node],
+    stage_of: Mapping[fx.Node, int],
+    number: int,
+) -> tuple[list[fx.Node], fx.GraphModule]:
+    """The values that ``wanted`` is computed of in a stage, and the code that does it."""
+    inside: set[fx.Node] = set()
+    read: set[fx.Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node in inside or node in read:
+            continue
+        if node.op != "placeholder" and (stage_of[node] in (number, -1) or _is_free(node)):
+            inside.add(node)
+            stack.extend(node.all_input_nodes)
+        else:
+            read.add(node)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    reads = [n for n in nodes if n in read]
+    for node in reads:
+        copies[node] = graph.placeholder(node.name)
+    for node in nodes:
+        if node in inside:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in wanted))
+    return reads, fx.GraphModule(traced, graph)
+
+
+def _is_free(node: fx.Node) -> bool:
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target.namespace == "aten"
+        and node.target._schema.name.removeprefix("aten::") in _FREE
+    )
