@@ -17,9 +17,15 @@ from torch import Tensor, fx
 Values = Mapping[str, Tensor]
 
 # fmt: off
-#: rearrangements that cost nothing: computed anew where they are read, so that only what they are of is handed on
+#: rearrangements, which cost nothing
 _FREE = {
     "_unsafe_view", "alias", "detach", "expand", "permute", "squeeze", "t", "transpose", "unsqueeze", "view",
+}
+#: element by element, and less than reading the result from memory would cost
+_LIGHT = {
+    "abs", "add", "bitwise_and", "bitwise_not", "bitwise_or", "div", "eq", "ge", "gt", "le", "logical_and",
+    "logical_not", "logical_or", "lt", "maximum", "minimum", "mul", "ne", "neg", "relu", "rsub", "sgn", "sign",
+    "square", "sub", "threshold_backward", "where",
 }
 # fmt: on
 
@@ -66,14 +72,15 @@ class Staged:
         inputs = [n for n in nodes if n.op == "placeholder"]
         results = nodes[-1].args[0]
         stage_of = _stages(nodes, dict(zip(inputs, arrivals, strict=True)))
+        held = _held(nodes, stage_of, dict(zip(results, ready, strict=True)))
         self._stages: list[_Stage] = []
         wanted: set[fx.Node] = set()  # by the stages after this one
         for number in reversed(range(max(arrivals) + 1)):
             own = [r for r, at in zip(results, ready, strict=True) if at == number]
-            made_here = [n for n in nodes if n in wanted and n.op != "placeholder"]
-            handed_on = [n for n in made_here if stage_of[n] == number]
+            handed_on = [n for n in nodes if n in wanted & held and stage_of[n] == number]
             later = {n.name for n in wanted}
-            reads, code = _code(traced, nodes, [*own, *handed_on], stage_of, number)
+            here = {n for n in nodes if stage_of[n] == number and n.op != "placeholder"}
+            reads, code = _code(traced, nodes, [*own, *handed_on], here, held)
             wanted = (wanted - set(handed_on)) | set(reads)
             arriving = [n.name for n, at in zip(inputs, arrivals, strict=True) if at == number]
             self._stages.append(
@@ -116,14 +123,48 @@ def _stages(nodes: Sequence[fx.Node], arrivals: Mapping[fx.Node, int]) -> dict[f
     return found
 
 
+def _held(
+    nodes: Sequence[fx.Node], stage_of: Mapping[fx.Node, int], ready: Mapping[fx.Node, int]
+) -> set[fx.Node]:
+    """What is handed from one stage to later ones; the rest of what they read is little work to compute anew."""
+    last_read: dict[fx.Node, int] = {}
+    for node in reversed(nodes):
+        readers = [last_read[u] if _is(u, _FREE) else stage_of[u] for u in node.users]
+        last_read[node] = max([*readers, ready.get(node, -1)], default=-1)
+    held = {
+        n
+        for n in nodes
+        if n.op == "call_function" and not _is(n, _FREE) and last_read[n] > stage_of[n] >= 0
+    }
+    for node in reversed(nodes):
+        if node in held and _is(node, _LIGHT) and _follows(node, held - {node}, stage_of):
+            held.remove(node)
+    return held
+
+
+def _follows(node: fx.Node, held: set[fx.Node], stage_of: Mapping[fx.Node, int]) -> bool:
+    """Whether a value can be had from inputs and ``held`` by free and light operations alone."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node in seen or node in held or node.op == "placeholder" or stage_of[node] < 0:
+            continue
+        if not _is(node, _FREE | _LIGHT):
+            return False
+        seen.add(node)
+        stack.extend(node.all_input_nodes)
+    return True
+
+
 def _code(
     traced: fx.GraphModule,
     nodes: Sequence[fx.Node],
     wanted: Sequence[fx.Node],
-    stage_of: Mapping[fx.Node, int],
-    number: int,
+    here: set[fx.Node],
+    held: set[fx.Node],
 ) -> tuple[list[fx.Node], fx.GraphModule]:
-    """The values that ``wanted`` is computed of in a stage, and the code that does it."""
+    """The values that ``wanted`` is computed of in a stage whose own nodes are ``here``, and the code that does it."""
     inside: set[fx.Node] = set()
     read: set[fx.Node] = set()
     stack = list(wanted)
@@ -131,7 +172,7 @@ def _code(
         node = stack.pop()
         if node in inside or node in read:
             continue
-        if node.op != "placeholder" and (stage_of[node] in (number, -1) or _is_free(node)):
+        if node in here or (node not in held and node.op != "placeholder"):
             inside.add(node)
             stack.extend(node.all_input_nodes)
         else:
@@ -148,9 +189,10 @@ def _code(
     return reads, fx.GraphModule(traced, graph)
 
 
-def _is_free(node: fx.Node) -> bool:
+def _is(node: fx.Node, kind: set[str]) -> bool:
+    target = node.target
     return (
-        isinstance(node.target, torch._ops.OpOverload)
-        and node.target.namespace == "aten"
-        and node.target._schema.name.removeprefix("aten::") in _FREE
+        isinstance(target, torch._ops.OpOverload)
+        and target.namespace == "aten"
+        and target._schema.name.removeprefix("aten::") in kind
     )
