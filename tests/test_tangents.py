@@ -9,9 +9,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import curvext as cx
 from curvext.linearise import closed_forms
-from curvext.linearise.attention import _CHUNK, AttentionInClosedForm
+from curvext.linearise.attention import _CHUNK, attention_in_closed_form
 from curvext.linearise.autograd_graph import Graph
-from curvext.linearise.closed_forms import Gelu, LayerNorm, LayerNormInClosedForm
+from curvext.linearise.closed_forms import (
+    Gelu,
+    LayerNorm,
+    layer_norm_in_closed_form,
+)
 from curvext.linearise.tangents import _RULES, Tangents
 
 torch.manual_seed(0)
@@ -176,7 +180,8 @@ def test_every_elementwise_rule_is_for_a_node_that_exists():
         made.add(function(x).grad_fn.name())
     closed = Gelu.apply(X.clone().requires_grad_())  # the node lives as long as its tensor
     made.add(closed.grad_fn.name())
-    made.add("LayerNormBackward")  # held by the tests of layer norm
+    made |= {"LayerNormBackward", "NativeBatchNormBackward0"}  # held by the tests of norms
+    made.add("CudnnBatchNormBackward0")  # held by the tests of CUDA's nodes
     made.add("_AttentionBackward")  # held by the tests of attention
     made.add("ScaledDotProductFlashAttentionForCpuBackward0")
     assert set(_RULES) - made == set()
@@ -242,7 +247,7 @@ def test_attention_in_closed_form_has_both_derivatives_of_the_composed_one(
     inputs = [t.requires_grad_() for t in attention_inputs(device)]
     g = torch.randn(3, 2, 5, 4, dtype=torch.float64, device=device, requires_grad=True)
     u = [torch.randn_like(t) for t in inputs]
-    with AttentionInClosedForm():
+    with attention_in_closed_form():
         ours = F.scaled_dot_product_attention(*inputs, **attention_options)
     assert ours.grad_fn.name() == "_AttentionBackward"
     graph = assert_tangent(ours, inputs)
@@ -257,7 +262,7 @@ def test_attention_in_closed_form_has_both_derivatives_of_the_composed_one(
 def test_attention_with_an_option_that_the_closed_form_lacks_is_left_to_pytorch(device):
     q, k, v = (t.requires_grad_() for t in attention_inputs(device))
     learned = torch.zeros(5, 6, dtype=torch.float64, device=device, requires_grad=True)
-    with sdpa_kernel(SDPBackend.MATH), AttentionInClosedForm():
+    with sdpa_kernel(SDPBackend.MATH), attention_in_closed_form():
         for y in (
             F.scaled_dot_product_attention(q, k, v, attn_mask=learned),
             F.scaled_dot_product_attention(q, k[:1], v[:1]),
@@ -270,7 +275,7 @@ def test_a_position_that_sees_nothing_has_no_curvature(device):
     mask = torch.tensor([[True, True, False], [False, False, False]], device=device)
     q, k = (torch.randn(1, 1, t, 4, dtype=torch.float64, device=device) for t in (2, 3))
     q.requires_grad_()
-    with AttentionInClosedForm():
+    with attention_in_closed_form():
         y = F.scaled_dot_product_attention(q, k, k, attn_mask=mask)
     tangent = Tangents(Graph(y, [q]))([torch.ones_like(q)])
     assert torch.isfinite(tangent).all() and torch.all(tangent[0, 0, 1] == 0)
@@ -392,12 +397,47 @@ def test_the_tangent_of_the_closed_form_layer_norm_is_that_of_pytorch_s(norm):
 def test_a_layer_norm_that_the_closed_form_lacks_is_left_to_pytorch(device):
     x = torch.randn(3, 4, device=device, dtype=torch.bfloat16, requires_grad=True)
     ones = torch.ones(4, device=device, dtype=torch.bfloat16)
-    with LayerNormInClosedForm():
+    with layer_norm_in_closed_form():
         half = F.layer_norm(x, (4,), ones)
         only_bias = F.layer_norm(x.float(), (4,), None, ones.float())
         closed = F.layer_norm(x.float(), (4,), ones.float(), ones.float())
     assert half.grad_fn.name() == only_bias.grad_fn.name() == "NativeLayerNormBackward0"
     assert closed.grad_fn.name() == "LayerNormBackward"
+
+
+#: shape, whether there is a weight, a bias
+CHANNELS = {
+    "affine": ((4, 3, 2, 5), True, True),
+    "without bias": ((4, 3, 5), True, False),
+    "without weight": ((4, 3, 5), False, True),
+    "plain": ((4, 3, 2, 2), False, False),
+    "no positions": ((4, 3), True, True),
+    "one channel": ((4, 1, 5), True, True),
+}
+
+
+@pytest.mark.parametrize("moving", ["all", "input", "parameters"])
+@pytest.mark.parametrize("name", CHANNELS)
+def test_the_tangent_of_batch_norm_is_that_of_elementary_operations(name, moving, device):
+    shape, *parts = CHANNELS[name]
+    kind = {"dtype": torch.float64, "device": device}
+    mean, variance = torch.randn(shape[1], **kind), torch.rand(shape[1], **kind) + 0.5
+    x = torch.randn(shape, **kind).requires_grad_(moving != "parameters")
+    affine = [
+        torch.randn(shape[1], **kind).requires_grad_(moving != "input") if has else None
+        for has in parts
+    ]
+    moved = [t for t in (x, *affine) if t is not None and t.requires_grad]
+    if not moved:
+        pytest.skip("without parameters none moves")
+    y = F.batch_norm(x, mean, variance, *affine, eps=1e-2)
+    assert y.grad_fn.name() in ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
+    along = (-1, *[1] * (len(shape) - 2))
+    z = (x - mean.view(along)) / (variance + 1e-2).sqrt().view(along)
+    weight, bias = affine
+    z = z if weight is None else z * weight.view(along)
+    z = z if bias is None else z + bias.view(along)
+    assert_tangent(y, moved, lambda v: by_double_backward(z, moved, v))
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvext.linearise.closed_forms import InClosedForm
+
 #: elements of an attention matrix that are formed at a time: a few of them fit a CPU's cache, or fill a GPU
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 
@@ -248,23 +250,6 @@ class _AttentionSlope(torch.autograd.Function):
         return (*outputs, None, None)
 
 
-class AttentionInClosedForm(torch.overrides.TorchFunctionMode):
-    """``scaled_dot_product_attention`` by the functions here, where they have all its options.
-
-    Calls inside a composite function (``nn.MultiheadAttention``) are not seen by a mode.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            closed = _closed_form(*args, **kwargs)
-            if closed is not None:
-                return closed
-        return func(*args, **kwargs)
-
-
 def _closed_form(
     query: Tensor,
     key: Tensor,
@@ -286,3 +271,11 @@ def _closed_form(
         )
     alpha = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     return _Attention.apply(query, key, value, Scores(alpha, is_causal, attn_mask))
+
+
+def attention_in_closed_form() -> InClosedForm:
+    """``scaled_dot_product_attention`` by the functions here, where they have all its options.
+
+    Calls inside a composite function (``nn.MultiheadAttention``) are not seen by a mode.
+    """
+    return InClosedForm(torch.nn.functional.scaled_dot_product_attention, _closed_form)

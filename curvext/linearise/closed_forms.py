@@ -26,6 +26,36 @@ def _runs(length: int, width: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
+class InClosedForm(torch.overrides.TorchFunctionMode):
+    """A function of PyTorch by another way to it.
+
+    Args:
+        function: the one that is called.
+        closed: takes its place; gives None for options that it does not have.
+    """
+
+    def __init__(self, function: Callable[..., Any], closed: Callable[..., Tensor | None]) -> None:
+        super().__init__()
+        self._function = function
+        self._closed = closed
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is self._function:
+            closed = self._closed(*args, **kwargs)
+            if closed is not None:
+                return closed
+        return func(*args, **kwargs)
+
+
+def _of_one_width(*several: Tensor | None) -> bool:
+    """Whether all have one dtype, float32 or float64."""
+    dtypes = {t.dtype for t in several if t is not None}
+    return len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
+
+
 # ---------------------------------------------------------------------- GELU
 
 
@@ -64,16 +94,13 @@ class _GeluSlope(torch.autograd.Function):
         return torch.ops.aten.gelu_backward(u, x), by_x
 
 
-class GeluInClosedForm(torch.overrides.TorchFunctionMode):
-    """The exact GELU by :class:`Gelu`."""
+def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
+    return Gelu.apply(input) if approximate == "none" else None
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.gelu and kwargs.get("approximate", "none") == "none":
-            return Gelu.apply(args[0] if args else kwargs["input"])
-        return func(*args, **kwargs)
+
+def gelu_in_closed_form() -> InClosedForm:
+    """The exact GELU by :class:`Gelu`."""
+    return InClosedForm(torch.nn.functional.gelu, _gelu)
 
 
 # ---------------------------------------------------------------------- layer norm
@@ -210,35 +237,20 @@ def _by_row(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.vecdot(x, y).unsqueeze(-1)
 
 
-class LayerNormInClosedForm(torch.overrides.TorchFunctionMode):
-    """``layer_norm`` by :class:`LayerNorm`, where it has its dtype and parameters."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.layer_norm:
-            closed = _closed_form(*args, **kwargs)
-            if closed is not None:
-                return closed
-        return func(*args, **kwargs)
-
-
-def _closed_form(
+def _layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    parts = [a for a in (input, weight, bias) if a is not None]
-    wide = input.dtype in (torch.float32, torch.float64)
-    if (
-        not wide
-        or any(a.dtype != input.dtype for a in parts)
-        or (weight is None and bias is not None)
-    ):
+    if not _of_one_width(input, weight, bias) or (weight is None and bias is not None):
         return None
     if input.numel() == 0:
         return None
     return LayerNorm.apply(input, weight, bias, tuple(normalized_shape), eps)
+
+
+def layer_norm_in_closed_form() -> InClosedForm:
+    """``layer_norm`` by :class:`LayerNorm`, where it has its dtype and parameters."""
+    return InClosedForm(torch.nn.functional.layer_norm, _layer_norm)

@@ -14,8 +14,11 @@ from typing import Any, Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvext.linearise.attention import AttentionInClosedForm
-from curvext.linearise.closed_forms import GeluInClosedForm, LayerNormInClosedForm
+from curvext.linearise.attention import attention_in_closed_form
+from curvext.linearise.closed_forms import (
+    gelu_in_closed_form,
+    layer_norm_in_closed_form,
+)
 
 #: what a graph is made for: backward passes alone, tangents as well, to be differentiated twice, or that in a trace
 GraphUse = Literal["backward", "linearised", "twice", "traced"]
@@ -84,7 +87,7 @@ def _without_cudnn() -> AbstractContextManager[None]:
 @contextmanager
 def _composed_attention() -> Iterator[None]:
     """In closed form where a mode sees the call, and elsewhere of elementary operations."""
-    with sdpa_kernel(SDPBackend.MATH), AttentionInClosedForm():
+    with sdpa_kernel(SDPBackend.MATH), attention_in_closed_form():
         yield
 
 
@@ -115,6 +118,6 @@ DETOURS: dict[str, Detour] = {
     "ScaledDotProductEfficientAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
     "ScaledDotProductCudnnAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
     # slow second derivatives
-    "GeluBackward0": Detour(GeluInClosedForm, _TWICE),
-    "NativeLayerNormBackward0": Detour(LayerNormInClosedForm, _TWICE),
+    "GeluBackward0": Detour(gelu_in_closed_form, _TWICE),
+    "NativeLayerNormBackward0": Detour(layer_norm_in_closed_form, _TWICE),
 }

@@ -350,7 +350,7 @@ def _normalised(
     dims: Sequence[int],
     shape: torch.Size,
 ) -> Tensor | None:
-    x, weight, bias = (*inputs, None, None)[:3]
+    x, weight, bias = _three(inputs)
     total: Tensor | None = None
     if weight is not None:
         # the norm with the tangents in place of weight and bias
@@ -368,6 +368,37 @@ def _normalised(
     if scale is None:
         return _total([moved, total], shape)
     return moved.mul_(scale) if total is None else torch.addcmul(total, moved, scale)
+
+
+def _batch_norm(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:
+    """y = w x̂ + b by channel, with running statistics; those of the batch go the general way."""
+    if node._saved_running_mean is None or node._saved_training:
+        return _transposed(node, inputs)[0]
+    eps = node._saved_epsilon if hasattr(node, "_saved_epsilon") else node._saved_eps
+    along = (-1, *[1] * (len(shape) - 2))
+    rstd = (node._saved_running_var + eps).rsqrt()
+    x, weight, bias = _three(inputs)
+    total: Tensor | None = None
+    if weight is not None:
+        # each pass has one factor by channel, which is what PyTorch vectorises
+        slope = rstd * weight
+        shift = -node._saved_running_mean * slope
+        total = node._saved_input * slope.view(along)
+        total += (shift if bias is None else shift.add_(bias)).view(along)
+    elif bias is not None:
+        total = bias.view(along).expand(shape)
+    if x is None:
+        return total
+    scale = (rstd if node._saved_weight is None else rstd * node._saved_weight).view(along)
+    return x * scale if total is None else torch.addcmul(total, x, scale)
+
+
+def _three(
+    inputs: Sequence[Tensor | None],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of input, weight and bias, of which a node may lack the last."""
+    first, second, third = (*inputs, None, None)[:3]
+    return first, second, third
 
 
 def _max_pool(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:
@@ -439,6 +470,8 @@ _RULES: dict[str, Rule] = {
     "MeanBackward1": _mean_of,
     "SumBackward1": _sum_of,
     "NativeLayerNormBackward0": _layer_norm,
+    "NativeBatchNormBackward0": _batch_norm,
+    "CudnnBatchNormBackward0": _batch_norm,
     "MaxPool2DWithIndicesBackward0": _max_pool,
     "LogSoftmaxBackward0": _log_softmax,
     "ScaledDotProductFlashAttentionForCpuBackward0": _fused_attention,
