@@ -191,7 +191,7 @@ def test_a_missing_library_is_said_and_not_left_out(monkeypatch):
     monkeypatch.setattr("benchmarks.models.quantities.installed", lambda package: None)
     record = Record("models", {})
     problem = ask(NETWORKS["mlp"](2))
-    models.prepare(record, problem, Truth(problem), compiled=False, blocks=False)
+    models.prepare(record, problem, Truth(problem), compiled=(), blocks=False)
     told = {f["library"]: f["reason"] for f in record.failures}
     assert told["curvlinops"] == "not installed: pip install curvlinops-for-pytorch"
 

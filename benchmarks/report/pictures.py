@@ -21,6 +21,10 @@ COLOURS = {
 }
 
 
+#: curvext's bars, in their order
+OWN = ("curvext, kept, compiled", "curvext, kept", "curvext, compiled", "curvext")
+
+
 def plot() -> Any:
     """matplotlib, set up to write the same SVG each time."""
     try:
@@ -79,7 +83,7 @@ def bars(record: Record, networks: list[str], quantities: list[str]) -> list[tup
 
 def place(who: str) -> tuple[int, str]:
     """curvext first, what is kept before what is made from scratch."""
-    return (("curvext, kept", "curvext").index(who) if who.startswith("curvext") else 2, who)
+    return (OWN.index(who) if who in OWN else len(OWN), who)
 
 
 def ratio_bars(record: Record, networks: list[str], path: Path) -> Path:

@@ -70,15 +70,16 @@ class Compiler:
 
         output, target = self._forward.checked(batch, evaluate)
         point = loss.at(output, target)
-        _, handed_on = staged.run(_BACKWARD, handed_on, [point.residual])
+        _, handed_on = staged.run(_BACKWARD, handed_on, _plain([point.residual]))
         return staged, handed_on, point
 
     def _traced(self, batch: Any, given: Sequence[Tensor], twice: bool) -> Staged:
         # in eager mode first: whatever is wrong with model or data is found and said there
         output, _ = self._forward(batch, "twice" if twice else "linearised")
-        residual, u = torch.zeros_like(output), torch.zeros_like(output)
-        output = output.detach()
-        v = [torch.zeros_like(p) for p in self._parameters]
+        residual, u, *v = (
+            torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+            for t in (output, output, *self._parameters)
+        )
 
         def product(
             given: Sequence[Tensor], residual: Tensor, v: Sequence[Tensor], u: Tensor
@@ -95,7 +96,7 @@ class Compiler:
             return [at.output, moved, *pulled]
 
         try:
-            traced = _without_writing(product, (list(given), residual.detach(), v, u.detach()))
+            traced = _without_writing(product, (list(given), residual, v, u))
         except Exception as error:
             raise RuntimeError(
                 f"compile: the model cannot be traced ({type(error).__name__}: {error}). What it does may not depend "
@@ -164,7 +165,7 @@ class CompiledHessian(SecondDerivatives):
 
     def _second(self, v: Sequence[Tensor], curve: Callable[[Tensor], Tensor]) -> list[Tensor]:
         (moved,), values = self._staged.run(_TANGENTS, self._values, _plain(v))
-        pulled, _ = self._staged.run(_PULL_BACK, values, [curve(moved)])
+        pulled, _ = self._staged.run(_PULL_BACK, values, _plain([curve(moved)]))
         return pulled
 
     def nbytes(self) -> int:
