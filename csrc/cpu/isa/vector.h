@@ -18,6 +18,8 @@ using Words = typename VectorOf<uint32_t, kBytes>::type;
 using Longs = typename VectorOf<int64_t, kBytes>::type;
 using Counters = typename VectorOf<uint64_t, kBytes>::type;
 using HalfFloats = typename VectorOf<float, kBytes / 2>::type;
+using HalfInts = typename VectorOf<int32_t, kBytes / 2>::type;
+using HalfWords = typename VectorOf<uint32_t, kBytes / 2>::type;
 using Halves = typename VectorOf<uint16_t, kBytes / 2>::type;
 
 template <class T>
@@ -200,6 +202,37 @@ CURVEXT_INLINE Doubles half(typename Simd<T>::V x, [[maybe_unused]] int h) {
     HalfFloats part;
     __builtin_memcpy(&part, reinterpret_cast<const char*>(&x) + h * sizeof part, sizeof part);
     return __builtin_convertvector(part, Doubles);
+  }
+}
+
+// The numbers of both in turn: first[0], second[0], first[1], ...
+CURVEXT_INLINE void store_in_turn(double* p, Doubles first, Doubles second) {
+  for (int l = 0; l < Simd<double>::lanes; ++l) {
+    p[2 * l] = first[l];
+    p[2 * l + 1] = second[l];
+  }
+}
+CURVEXT_INLINE void store_in_turn(float* p, Doubles first, Doubles second) {
+  const auto bits = [](Doubles x) CURVEXT_LAMBDA {
+    return __builtin_convertvector((HalfWords) __builtin_convertvector(x, HalfFloats), Counters);
+  };
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  const Counters pairs = bits(first) | bits(second) << 32;
+#else
+  const Counters pairs = bits(second) | bits(first) << 32;
+#endif
+  __builtin_memcpy(p, &pairs, sizeof pairs);
+}
+
+// Masks of the lanes of T from those of its halves.
+template <class T>
+CURVEXT_INLINE typename Simd<T>::Mask joined_masks(const Longs (&halves)[kHalves<T>]) {
+  if constexpr (sizeof(T) == 8) {
+    return halves[0];
+  } else {
+    HalfInts narrow[2];
+    for (int h = 0; h < 2; ++h) narrow[h] = __builtin_convertvector(halves[h], HalfInts);
+    return load_as<Ints>(narrow);
   }
 }
 
