@@ -139,6 +139,22 @@ CURVEXT_INLINE void store_part(S* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+// By masks where there are some: a vector put together from single stores waits for all of them.
+#if defined(__x86_64__) && CURVEXT_VECTOR_BYTES == 64
+CURVEXT_INLINE Floats load_part(const float* p, int64_t n) {
+  return (Floats)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+CURVEXT_INLINE Doubles load_part(const double* p, int64_t n) {
+  return (Doubles)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+}
+CURVEXT_INLINE void store_part(float* p, Floats v, int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+}
+CURVEXT_INLINE void store_part(double* p, Doubles v, int64_t n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+}
+#endif
+
 template <class T>
 CURVEXT_INLINE typename Simd<T>::V broadcast(T x) {
   return x - typename Simd<T>::V{};  // x - 0 is x for every x, so this is one broadcast; 0 + x is not: -0
