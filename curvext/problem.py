@@ -40,8 +40,8 @@ class _Share:
     value: Tensor
 
     @classmethod
-    def of(cls, point: LossPoint) -> _Share:
-        return cls(int(point.residual.shape[0]), point.denominator, point.value)
+    def of(cls, output: Tensor, point: LossPoint) -> _Share:
+        return cls(int(output.shape[0]), point.denominator, point.value)
 
 
 Compiled = TypeVar("Compiled", CompiledJacobian, CompiledHessian)
@@ -228,12 +228,12 @@ class Problem:
         )
 
     def _compiled(
-        self, slot: Hashable, seat: _Seat, make: Callable[[], Compiled]
+        self, slot: Hashable, seat: _Seat, make: Callable[[], tuple[Tensor, Compiled]]
     ) -> _Kept[Compiled]:
         kept: _Kept[Compiled] | None = self._cache.get(slot, seat.key)
         if kept is None:
-            at = make()
-            kept = _Kept(_Share.of(at.point), at)
+            output, at = make()
+            kept = _Kept(_Share.of(output, at.point), at)
             at.kept = self._cache.offer(slot, seat.key, kept)
         return kept
 
@@ -248,7 +248,9 @@ class Problem:
         if kept is None or not kept.item.twice_differentiable:
             output, target = self._forward(seat.batch, "twice" if twice else "linearised")
             point = self.loss.at(output.detach(), target)
-            kept = _Kept(_Share.of(point), KeptGraph(output, point, self._leaves, seat.first))
+            kept = _Kept(
+                _Share.of(output, point), KeptGraph(output, point, self._leaves, seat.first)
+            )
         if twice:
             kept.item.keep_gradient()
             self._cache.drop(once)
@@ -263,7 +265,7 @@ class Problem:
             output, target = self._forward(seat.batch, "linearised")
             point = self.loss.at(output.detach(), target)
             at = HeadLinearisation(output, point, self._leaves, self._chunk_outputs)
-            kept = _Kept(_Share.of(point), at)
+            kept = _Kept(_Share.of(output, point), at)
             at.kept = self._cache.offer(slot, seat.key, kept)
         return kept
 
@@ -290,7 +292,7 @@ class Problem:
             return self._forward(batch, "backward")[0]
 
         tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first)
-        return _Share.of(point), tape, point
+        return _Share.of(output, point), tape, point
 
     def _pass(self, one: Callable[[_Seat], _Share]) -> None:
         """One pass over all batches that are not empty, each inside the borrowed model."""

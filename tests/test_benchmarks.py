@@ -223,7 +223,30 @@ def test_the_peak_of_a_fresh_process_is_what_it_allocates(monkeypatch):
     assert memory.in_fresh_process(fails, limit=60) == "ValueError: as it must"
 
 
+def test_the_peak_of_a_language_model_is_beside_that_of_a_training_step():
+    record = Record("memory", {})
+    effort = dataclasses.replace(memory.QUICK, language_model=(0, 2))
+    memory.run_language_model(record, "cpu", effort, lambda _: None)
+    assert not record.failures
+    assert [row["quantity"] for row in record.rows] == ["training step", *memory.LANGUAGE_MODEL]
+    step, *products = record.rows
+    assert step["logits above"] == 0
+    for found in products:
+        assert found["problem"] == "GPT-2, 0 layers, P = 38600448, M = 4, C = 50257"
+        above = found["logits above"] * 4 * 4 * 50257 / 1e6
+        assert found["megabytes"] == pytest.approx(step["megabytes"] + above)
+
+
 # ---------------------------------------------------------------------- pages
+
+
+def test_the_memory_of_a_language_model_has_a_table_where_it_was_measured():
+    product = {"problem": "M = 4", "quantity": "G v", "megabytes": 7.0, "logits above": 0.5}
+    older = [row("H v", 2.0, megabytes=9.0)]
+    with_one, without = Record("memory", {}, [product, *older]), Record("memory", {}, older)
+    assert tables.language_model_table(with_one)[-1] == "| M = 4 | G v | 7.00 | 0.50 |"
+    assert tables.language_model_table(without) == []
+    assert tables.memory_table(with_one) == tables.memory_table(without)
 
 
 def test_tables_hold_the_figures_of_the_rows():

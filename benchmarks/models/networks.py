@@ -146,13 +146,23 @@ class _Block(nn.Module):
 
 
 class _GPT(nn.Module):
-    def __init__(self, width: int, layers: int, length: int, vocabulary: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        length: int,
+        vocabulary: int,
+        heads: int = 8,
+        tied: bool = False,
+    ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary, width)
         self.position = nn.Parameter(0.02 * torch.randn(length, width))
-        self.blocks = nn.Sequential(*(_Block(width, 8) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
+        if tied:
+            self.token.weight = self.head.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.norm(self.blocks(self.token(tokens) + self.position)))
@@ -179,6 +189,15 @@ def gpt_large(n: int = 4) -> Network:
     return _gpt("gpt-large", n, 384, 6, 128, 4096)
 
 
+def gpt2(layers: int = 12, length: int = 512) -> Network:
+    """GPT-2 small (12 layers, 124 million parameters) or less of it, with random weights, N = 2."""
+    torch.manual_seed(0)
+    tokens = torch.randint(50257, (2, length))
+    model = _GPT(768, layers, length, 50257, heads=12, tied=True)
+    return Network("gpt2", model, cx.CausalLMLoss(), (tokens, tokens))
+
+
+#: what time is measured of
 NETWORKS: dict[str, Callable[[], Network]] = {
     "mlp": mlp,
     "cnn": cnn,

@@ -29,7 +29,8 @@ several columns, and its figure is for one of them. A Lanczos run includes its l
 ‖x − x₆₄‖/‖x₆₄‖, beside plain PyTorch in float64: double backward for products, `torch.func` for samples, single
 entries e_iᵀ G e_i for the diagonal of G. curvlinops counts each token as a datum of its own in F_emp, and is
 compared with that matrix. Peak memory is taken in a process of its own, above what model and data take, in units of
-a gradient's peak.
+a gradient's peak. Of a language model the peak of a training step stands beside those of products with G from scratch,
+and how far they lie above it in tensors of the logits' size, M positions times C words.
 
 A kernel's floor is the longer of two times: its FLOPs at the GEMM rate, and the bytes it must read and write at the
 copy bandwidth, both measured in the same run. More than 100 % means that the data lay in cache, or that the product
@@ -111,7 +112,7 @@ def machine_lines(machine: str, found: dict[str, Record]) -> list[str]:
         ]
     if memory:
         lines += [f"### Memory, {machine}", "", f"![peak memory]({folder}/memory.svg)", ""]
-        lines += [*tables.memory_table(memory), ""]
+        lines += [*tables.memory_table(memory), *tables.language_model_table(memory), ""]
     lines += [f"### Not measured, {machine}", "", *tables.failures_table(found.values()), ""]
     return lines
 

@@ -237,6 +237,23 @@ def memory_table(record: Record) -> list[str]:
     return table(["network", "quantity", "library", "MB", "gradients"], cells)
 
 
+def language_model_table(record: Record) -> list[str]:
+    """Peaks of a language model beside a training step's, in megabytes and in tensors of the logits' size above it."""
+    rows = [row for row in record.rows if "logits above" in row]
+    if not rows:
+        return []
+    cells = [
+        [
+            row["problem"],
+            row["quantity"],
+            significant(row["megabytes"]),
+            figure(row["logits above"]),
+        ]
+        for row in rows
+    ]
+    return ["", *table(["language model", "quantity", "MB", "[M, C] above the step"], cells)]
+
+
 def failures_table(records: Iterable[Record]) -> list[str]:
     """What could not be measured, and why; one row for each reason."""
     grouped: dict[tuple[str, str, str], list[str]] = {}

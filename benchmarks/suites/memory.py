@@ -2,6 +2,9 @@
 
 On the CPU it is the peak of the resident set above what model and data take, with an allocator that returns what is
 freed; on CUDA the peak of the caching allocator likewise.
+
+Of a language model, whose logits are its largest tensor, the peak of a product with G stands beside that of a training
+step: how far above it lies is counted in tensors of the size of the logits.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from benchmarks.models.networks import Network, build
+import curvext as cx
+from benchmarks.models.networks import Network, build, gpt2
 from benchmarks.models.quantities import LIBRARIES, ask, missing
 from benchmarks.peers import NotMeasured
 from benchmarks.record import Record, Row, reason
@@ -40,12 +44,17 @@ class Effort:
     cases: int = 4
     #: quantities; None for all of a single vector
     quantities: tuple[str, ...] | None = None
+    #: layers and length of the language model
+    language_model: tuple[int, int] = (12, 512)
     #: seconds for one process
     limit: float = 120.0
 
 
 FULL = Effort()
-QUICK = Effort(networks=("mlp",), cases=1, quantities=("gradient", "diag F_emp", "H v kept"))
+QUICK = Effort(("mlp",), 1, ("gradient", "diag F_emp", "H v kept"), (1, 64))
+TRAINING_STEP = "training step"
+#: products of the language model, with how many output positions are met at a time
+LANGUAGE_MODEL: dict[str, int | None] = {"G v": None, "G v, 128 positions at a time": 128}
 
 
 class Peak:
@@ -96,6 +105,30 @@ def of_quantity(network: str, key: str, device: str) -> list[Row]:
     found = peak.megabytes()
     del answer
     return [{"megabytes": found}]
+
+
+def of_language_model(quantity: str, layers: int, length: int, device: str) -> list[Row]:
+    """The peak of a training step, or of a product with G from scratch."""
+    full = gpt2(layers, length).to(device)
+    v = torch.randn(full.size, device=device)
+
+    def once(network: Network) -> torch.Tensor | None:
+        if quantity == TRAINING_STEP:
+            network.loss(network.model(network.batch[0]), network.batch[1]).backward()
+            return None
+        options = {"cache": False, "chunk_outputs": LANGUAGE_MODEL[quantity]}
+        return cx.GGNOperator(network.model, network.loss, network.batch, **options) @ v
+
+    once(full.part(1))
+    full.model.zero_grad()
+    peak = Peak(device)
+    peak.start()
+    answer = once(full)
+    found = peak.megabytes()
+    del answer
+    M, C = full.batch[0].numel(), full.model.head.out_features
+    sizes = f"GPT-2, {layers} layers, P = {full.size}, M = {M}, C = {C}"
+    return [{"problem": sizes, "megabytes": found, "logits_megabytes": 4 * M * C / MEGABYTE}]
 
 
 def of_kernel(kernel: str, cases: int, device: str) -> list[Row]:
@@ -164,6 +197,33 @@ def in_fresh_process(
         process.join()
 
 
+def run_language_model(
+    record: Record, device: str, effort: Effort, say: Callable[[Row], None]
+) -> None:
+    """The rows of the language model; the peak of a training step is their unit."""
+    unit: float | None = None
+    for quantity in (TRAINING_STEP, *LANGUAGE_MODEL):
+        where = {
+            "quantity": quantity,
+            "library": "torch" if quantity == TRAINING_STEP else "curvext",
+            "mode": "eager",
+        }
+        told = in_fresh_process(
+            of_language_model, quantity, *effort.language_model, device, limit=effort.limit
+        )
+        if isinstance(told, str):
+            record.failed(told, network="gpt2", **where)
+            if unit is None:
+                return
+            continue
+        (row,) = told
+        unit = row["megabytes"] if unit is None else unit
+        above = (row["megabytes"] - unit) / row["logits_megabytes"]
+        row = {**row, **where, "logits above": above}
+        record.rows.append(row)
+        say(row)
+
+
 def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None]) -> None:
     """The suite. The peak of a gradient is the unit of each network."""
     if device == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
@@ -194,6 +254,7 @@ def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None])
                 row = {**where, "megabytes": megabytes, "gradients": megabytes / unit}
                 record.rows.append(row)
                 say(row)
+    run_language_model(record, device, effort, say)
     for kernel, specification in specifications().items():
         if not hasattr(specification, "cases"):
             record.failed("its file has no cases", kernel=kernel)

@@ -47,15 +47,19 @@ class Compiler:
     def __str__(self) -> str:
         return f"{self._backend}, {len(self._traces)} traces"
 
-    def jacobian(self, batch: Any, loss: OutputLoss, first: int) -> CompiledJacobian:
-        """A batch ready for products with J; call inside ``forward.borrowed()``."""
-        return CompiledJacobian(*self._start(batch, loss, twice=False), self._parameters, first)
+    def jacobian(self, batch: Any, loss: OutputLoss, first: int) -> tuple[Tensor, CompiledJacobian]:
+        """The output of a batch, and the batch ready for products with J; call inside ``forward.borrowed()``."""
+        output, started = self._start(batch, loss, twice=False)
+        return output, CompiledJacobian(*started, self._parameters, first)
 
-    def second_derivatives(self, batch: Any, loss: OutputLoss) -> CompiledHessian:
-        """A batch ready for products with second derivatives, likewise."""
-        return CompiledHessian(*self._start(batch, loss, twice=True), self._parameters)
+    def second_derivatives(self, batch: Any, loss: OutputLoss) -> tuple[Tensor, CompiledHessian]:
+        """Likewise, ready for products with second derivatives."""
+        output, started = self._start(batch, loss, twice=True)
+        return output, CompiledHessian(*started, self._parameters)
 
-    def _start(self, batch: Any, loss: OutputLoss, twice: bool) -> tuple[Staged, Values, LossPoint]:
+    def _start(
+        self, batch: Any, loss: OutputLoss, twice: bool
+    ) -> tuple[Tensor, tuple[Staged, Values, LossPoint]]:
         given = _distinct([*self._forward.tensors(), *tensors(batch)])
         key = (twice, self._forward.modes(), _form(batch), *_aliases(batch))
         if key not in self._traces:
@@ -70,8 +74,9 @@ class Compiler:
 
         output, target = self._forward.checked(batch, evaluate)
         point = loss.at(output, target)
-        _, handed_on = staged.run(_BACKWARD, handed_on, _plain([point.residual]))
-        return staged, handed_on, point
+        if staged.awaits(_BACKWARD):  # first derivatives do without the residual
+            _, handed_on = staged.run(_BACKWARD, handed_on, _plain([point.residual]))
+        return output, (staged, handed_on, point)
 
     def _traced(self, batch: Any, given: Sequence[Tensor], twice: bool) -> Staged:
         # in eager mode first: whatever is wrong with model or data is found and said there

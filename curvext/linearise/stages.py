@@ -95,6 +95,11 @@ class Staged:
             )
         self._stages.reverse()
 
+    def awaits(self, number: int) -> bool:
+        """Whether anything is computed of what arrives with a stage."""
+        stage = self._stages[number]
+        return bool(set(stage.arriving) & (set(stage.reads) | stage.later))
+
     def run(
         self, number: int, values: Values, inputs: Sequence[Tensor]
     ) -> tuple[list[Tensor], Values]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -127,10 +128,12 @@ class SoftmaxCrossEntropy(OutputLoss):
             value = value - (_along(spread, output.ndim, dim) * kept.unsqueeze(dim) * log_p).sum()
             mass = on_label + kept * spread.sum()
         del log_p  # as large as the output
-        residual = softmax_residual(output, label, mass, spread, dim)
-        return _SoftmaxPoint(
-            output, dim, value, float(label_weight.sum(dtype=torch.float64)), residual, mass, kept
-        )
+        denominator = float(label_weight.sum(dtype=torch.float64))
+
+        def residual() -> Tensor:
+            return softmax_residual(output, label, mass, spread, dim)
+
+        return _SoftmaxPoint(output, dim, value, denominator, residual, mass, kept)
 
     def _at_probabilities(self, output: Tensor, target: Tensor, dim: int) -> LossPoint:
         classes = output.shape[dim]
@@ -150,7 +153,7 @@ class SoftmaxCrossEntropy(OutputLoss):
             dim,
             value,
             float(mass.numel()),
-            residual,
+            lambda: residual,  # made at once: q may be the caller's tensor, whose values can change
             mass,
             torch.ones_like(mass, dtype=torch.bool),
         )
@@ -189,17 +192,22 @@ class _SoftmaxPoint(LossPoint):
         dim: int,
         value: Tensor,
         denominator: float,
-        residual: Tensor,
+        residual: Callable[[], Tensor],
         mass: Tensor,
         kept: Tensor,
     ) -> None:
         self.value = value
         self.denominator = denominator
-        self.residual = residual.to(output.dtype)
+        self._residual = residual
         self._logits = output
         self._dim = dim
         self._mass = mass
         self._kept = kept
+
+    @cached_property
+    def residual(self) -> Tensor:  # type: ignore[override]  # mypy takes it for read-only
+        # made when first asked for: it is as large as the output, and products with G do without
+        return self._residual().to(self._logits.dtype)
 
     def hessian_mm(self, u: Tensor) -> Tensor:
         return softmax_hessian_mm(self._logits, u, self._mass, dim=self._dim)

@@ -64,8 +64,8 @@ class CurvatureOperator(LinearOperator):
         self._problem.visit(visitor)
 
     @abstractmethod
-    def _block(self, at: Any, columns: list[Blocks]) -> Tensor | Iterable[Tensor]:
-        """The unnormalised product of one batch with each column: rows ``[K, P]``, or flat ``[P]`` one after the other.
+    def _block(self, at: Any, columns: list[Blocks]) -> Tensor | Iterable[Blocks]:
+        """The unnormalised product of one batch with each column: rows ``[K, P]``, or blocks one after the other.
 
         ``at`` is what the batch was recorded as.
         """
@@ -83,18 +83,19 @@ class CurvatureOperator(LinearOperator):
         def add(at: Any) -> None:
             nonlocal totals
             products = self._block(at, blocks)
-            if len(columns) == 1 and not isinstance(products, Tensor):
-                (product,) = products
-                products = product[None]
-            if totals is not None:
-                for total, product in zip(totals, products, strict=True):
-                    total += product
-            elif isinstance(products, Tensor):
-                totals = products.to(dtype)
-            else:
+            first = totals is None
+            if isinstance(products, Tensor):
+                totals = products.to(dtype) if totals is None else totals.add_(products)
+                return
+            if totals is None:
                 totals = torch.empty(len(columns), space.size, dtype=dtype, device=space.device)
-                for total, product in zip(totals, products, strict=True):
-                    total.copy_(product)
+            for total, product in zip(totals, products, strict=True):
+                for place in reversed(space.blocks(total)):
+                    block = product.pop()  # freed once it is written: no two vectors exist whole
+                    if first:
+                        place.copy_(block)
+                    else:
+                        place.add_(block)
 
         self._visit(add)
         assert totals is not None
@@ -104,11 +105,6 @@ class CurvatureOperator(LinearOperator):
         return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
 
 
-def pulled_back(at: Linearisation, outputs: list[Tensor]) -> Iterator[Tensor]:
-    """Jᵀ u, ``[P]``, for each u, one after the other; nothing follows in this pass."""
-    return (flat(at.vjp(u, last=u is outputs[-1])) for u in outputs)
-
-
-def flat(blocks: Blocks) -> Tensor:
-    """The blocks of a vector as one, ``[P]``."""
-    return torch.cat([b.reshape(-1) for b in blocks])
+def pulled_back(at: Linearisation, outputs: list[Tensor]) -> Iterator[Blocks]:
+    """Jᵀ u for each u, one after the other; nothing follows in this pass."""
+    return (at.vjp(u, last=u is outputs[-1]) for u in outputs)

@@ -13,7 +13,7 @@ from curvext.linearise.records import Records
 from curvext.linearise.sums import SquaredNorms, SquareSum
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
-from curvext.operators.curvature import Blocks, CurvatureOperator, flat
+from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.operators.linear import Vector
 from curvext.problem import Problem
 from curvext.results import EigenResult
@@ -77,12 +77,12 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
     def _block(
         self, at: Linearisation | Records, columns: list[Blocks]
-    ) -> Tensor | Iterator[Tensor]:
+    ) -> Tensor | Iterator[Blocks]:
         if isinstance(at, Records):
             return at.weighted_sum(at.dot(columns).T)
         return self._pulled_back(at, columns)
 
-    def _pulled_back(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Tensor]:
+    def _pulled_back(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
         residual = at.point.residual
         for v in columns:
             slope = residual * at.jvp(v)  # summed over a datum's outputs: <g_n, v>
@@ -90,7 +90,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 inner = at.point.position_sum(slope)
             else:
                 inner = slope.flatten(1).sum(1).view([-1] + [1] * (residual.ndim - 1))
-            yield flat(at.vjp(residual * inner, last=v is columns[-1]))
+            yield at.vjp(residual * inner, last=v is columns[-1])
 
     def _scale(self) -> float:
         return self._token_scale() if self._per == "token" else self._problem.outer_scale()

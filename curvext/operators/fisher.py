@@ -103,7 +103,7 @@ class MCFisherOperator(CurvatureOperator):
         self._samples = samples
         self._seed = seed
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Tensor]:
+    def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
         tangents = [at.jvp(v) for v in columns]
         products = [torch.zeros_like(t) for t in tangents]
         for draw in range(self._samples):

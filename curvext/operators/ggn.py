@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvext.linearise.jacobian import Linearised
 from curvext.linearise.sums import SquareSum
-from curvext.operators.curvature import Blocks, CurvatureOperator, flat
+from curvext.operators.curvature import Blocks, CurvatureOperator
 
 
 class GGNOperator(CurvatureOperator):
@@ -33,8 +33,8 @@ class GGNOperator(CurvatureOperator):
     def _visit(self, visitor: Callable[[Any], None]) -> None:
         self._problem.visit_for_ggn(visitor)
 
-    def _block(self, at: Linearised, columns: list[Blocks]) -> Iterator[Tensor]:
-        return map(flat, at.ggn_mm(columns))
+    def _block(self, at: Linearised, columns: list[Blocks]) -> Iterator[Blocks]:
+        return at.ggn_mm(columns)
 
     def diagonal(self) -> Tensor:
         """diag G, ``[P]``, exact: Σ_n Σ_k ± (Jᵀ s_k)² over the columns of a root of H_ℓ.

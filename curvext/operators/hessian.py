@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor
-
 from curvext.linearise.jacobian import SecondDerivatives
-from curvext.operators.curvature import Blocks, CurvatureOperator, flat
+from curvext.operators.curvature import Blocks, CurvatureOperator
 
 
 class HessianOperator(CurvatureOperator):
@@ -35,8 +33,8 @@ class HessianOperator(CurvatureOperator):
     def _visit(self, visitor: Callable[[Any], None]) -> None:
         self._problem.visit_twice(visitor)
 
-    def _block(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Tensor]:
-        return (flat(at.hvp(v, last=v is columns[-1])) for v in columns)
+    def _block(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Blocks]:
+        return (at.hvp(v, last=v is columns[-1]) for v in columns)
 
 
 class ModelCurvatureOperator(CurvatureOperator):
@@ -50,5 +48,5 @@ class ModelCurvatureOperator(CurvatureOperator):
     def _visit(self, visitor: Callable[[Any], None]) -> None:
         self._problem.visit_twice(visitor)
 
-    def _block(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Tensor]:
-        return (flat(at.model_curvature_vp(v, last=v is columns[-1])) for v in columns)
+    def _block(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Blocks]:
+        return (at.model_curvature_vp(v, last=v is columns[-1]) for v in columns)

@@ -114,20 +114,18 @@ CURVEXT_INLINE void sin_cos_turns(Doubles x, Doubles& sine, Doubles& cosine) {
 struct MseSample {
   template <class S, class T>
   CURVEXT_INLINE void fill(const S*, uint64_t datum, int64_t from, int64_t n, T* noise) {
-    constexpr int kPairs = sizeof(Doubles) / 8;
-    for (int64_t pair = from / 2; pair * 2 < from + n; pair += kPairs) {
-      Counters key;
-      for (int l = 0; l < kPairs; ++l) key[l] = uint64_t(2 * (pair + l)) * kGolden;
+    constexpr int64_t kPairs = Simd<double>::lanes;
+    T pairs[kTile + 4 * kPairs];
+    const int64_t odd = from % 2;
+    for (int64_t i = 0; i < n + odd; i += 2 * kPairs) {
+      const Counters key = counters(from - odd + i, 2);
       const Doubles first = uniform(mixed(key ^ datum)), second = uniform(mixed((key + kGolden) ^ datum));
       const Doubles radius = square_root(-2 * log_fraction(first));
       Doubles sine, cosine;
       sin_cos_turns(second, sine, cosine);
-      for (int l = 0; l < kPairs; ++l) {
-        const int64_t i = 2 * (pair + l) - from;
-        if (i >= 0 && i < n) noise[i] = T(radius[l] * cosine[l]);
-        if (i + 1 >= 0 && i + 1 < n) noise[i + 1] = T(radius[l] * sine[l]);
-      }
+      store_in_turn(pairs + i, radius * cosine, radius * sine);
     }
+    __builtin_memcpy(noise, pairs + odd, size_t(n) * sizeof(T));
   }
   template <class V>
   CURVEXT_INLINE V scaled(V noise, V w) {
@@ -149,19 +147,17 @@ struct SigmoidSample {
       const V e = exp_nonpositive(negative ? x : V{} - x);
       const V small = e / (1 + e), large = 1 / (1 + e);  // p of -|z| and of |z|
       const V p = negative ? small : large, q = negative ? large : small;
-      V result = p;
+      Longs label[kHalves<T>];
       for (int h = 0; h < kHalves<T>; ++h) {
-        Counters key;
-        for (int l = 0; l < kHalf; ++l) key[l] = uint64_t(from + i + h * kHalf + l) * kGolden;
-        const Doubles drawn = uniform(mixed(key ^ datum)), distance = drawn - half<T>(p, h);
-        Longs label = distance < 0;
+        const Doubles drawn = uniform(mixed(counters(from + i + h * kHalf, 1) ^ datum));
+        const Doubles distance = drawn - half<T>(p, h);
+        label[h] = distance < 0;
         const Longs close = (distance < 0 ? -distance : distance) < 1e-5;
-        for (int l = 0; l < kHalf && h * kHalf + l < inside; ++l) {
-          if (close[l]) label[l] = drawn[l] < 1 / (1 + std::exp(-double(scalar(z + i + h * kHalf + l)))) ? -1 : 0;
-          if (label[l]) result[h * kHalf + l] = -q[h * kHalf + l];
-        }
+        if (__builtin_expect(any(close), 0))
+          for (int l = 0; l < kHalf && h * kHalf + l < inside; ++l)
+            if (close[l]) label[h][l] = drawn[l] < 1 / (1 + std::exp(-double(scalar(z + i + h * kHalf + l)))) ? -1 : 0;
       }
-      store_inside(score + i, result, inside, lanes);
+      store_inside(score + i, joined_masks<T>(label) ? -q : p, inside, lanes);
     });
   }
   template <class V>

@@ -18,6 +18,8 @@ using Words = typename VectorOf<uint32_t, kBytes>::type;
 using Longs = typename VectorOf<int64_t, kBytes>::type;
 using Counters = typename VectorOf<uint64_t, kBytes>::type;
 using HalfFloats = typename VectorOf<float, kBytes / 2>::type;
+using HalfInts = typename VectorOf<int32_t, kBytes / 2>::type;
+using HalfWords = typename VectorOf<uint32_t, kBytes / 2>::type;
 using Halves = typename VectorOf<uint16_t, kBytes / 2>::type;
 
 template <class T>
@@ -137,6 +139,22 @@ CURVEXT_INLINE void store_part(S* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+// By masks where there are some: a vector put together from single stores waits for all of them.
+#if defined(__x86_64__) && CURVEXT_VECTOR_BYTES == 64
+CURVEXT_INLINE Floats load_part(const float* p, int64_t n) {
+  return (Floats)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+CURVEXT_INLINE Doubles load_part(const double* p, int64_t n) {
+  return (Doubles)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+}
+CURVEXT_INLINE void store_part(float* p, Floats v, int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+}
+CURVEXT_INLINE void store_part(double* p, Doubles v, int64_t n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+}
+#endif
+
 template <class T>
 CURVEXT_INLINE typename Simd<T>::V broadcast(T x) {
   return x - typename Simd<T>::V{};  // x - 0 is x for every x, so this is one broadcast; 0 + x is not: -0
@@ -200,6 +218,37 @@ CURVEXT_INLINE Doubles half(typename Simd<T>::V x, [[maybe_unused]] int h) {
     HalfFloats part;
     __builtin_memcpy(&part, reinterpret_cast<const char*>(&x) + h * sizeof part, sizeof part);
     return __builtin_convertvector(part, Doubles);
+  }
+}
+
+// The numbers of both in turn: first[0], second[0], first[1], ...
+CURVEXT_INLINE void store_in_turn(double* p, Doubles first, Doubles second) {
+  for (int l = 0; l < Simd<double>::lanes; ++l) {
+    p[2 * l] = first[l];
+    p[2 * l + 1] = second[l];
+  }
+}
+CURVEXT_INLINE void store_in_turn(float* p, Doubles first, Doubles second) {
+  const auto bits = [](Doubles x) CURVEXT_LAMBDA {
+    return __builtin_convertvector((HalfWords) __builtin_convertvector(x, HalfFloats), Counters);
+  };
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  const Counters pairs = bits(first) | bits(second) << 32;
+#else
+  const Counters pairs = bits(second) | bits(first) << 32;
+#endif
+  __builtin_memcpy(p, &pairs, sizeof pairs);
+}
+
+// Masks of the lanes of T from those of its halves.
+template <class T>
+CURVEXT_INLINE typename Simd<T>::Mask joined_masks(const Longs (&halves)[kHalves<T>]) {
+  if constexpr (sizeof(T) == 8) {
+    return halves[0];
+  } else {
+    HalfInts narrow[2];
+    for (int h = 0; h < 2; ++h) narrow[h] = __builtin_convertvector(halves[h], HalfInts);
+    return load_as<Ints>(narrow);
   }
 }
 
