@@ -180,7 +180,7 @@ Z = torch.randn(4, 3)
         ),
         (None, TypeError, "loss: expected"),
     ],
-    ids=str,
+    ids=lambda v: None if callable(v) else str(v),
 )
 def test_a_loss_that_is_none_is_refused(loss, error, message):
     with pytest.raises(error, match=message):
