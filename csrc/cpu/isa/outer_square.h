@@ -145,23 +145,17 @@ static void pack_runs(int64_t count, const Run* runs, int64_t run_count, const S
     }
 }
 
-// Columns whose rows are neighbours lie far apart: a few are read side by side, so that their cache lines come at the
-// same time. A panel's piece stays in L1 while it is filled across.
+// Column by column, whose rows are neighbours: a panel's piece stays in L1 while it is filled across.
 template <int Width, class S, class T>
 static void pack_across(int64_t count, int64_t extent, const S* source, int64_t column_stride, int64_t panel_stride,
                         T* panels) {
-  constexpr int kSide = Width % 4 == 0 ? 4 : 2;
   for (int64_t first = 0; first < extent; first += Width, panels += panel_stride)
-    for (int c = 0; c < Width; c += kSide) {
-      const S* columns = source + (first + c) * column_stride;
-      const int64_t there = extent - first - c;
-      if (there >= kSide)
-        for (int64_t k = 0; k < count; ++k)
-          for (int i = 0; i < kSide; ++i) panels[k * Width + c + i] = T(scalar(columns + i * column_stride + k));
+    for (int c = 0; c < Width; ++c) {
+      const S* column = source + (first + c) * column_stride;
+      if (first + c < extent)
+        for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = T(scalar(column + k));
       else
-        for (int64_t k = 0; k < count; ++k)
-          for (int i = 0; i < kSide; ++i)
-            panels[k * Width + c + i] = i < there ? T(scalar(columns + i * column_stride + k)) : T(0);
+        for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = 0;
     }
 }
 
