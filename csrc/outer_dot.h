@@ -11,10 +11,13 @@ template <class AddDots>
 at::Tensor outer_dot_by(const at::Tensor& a, const at::Tensor& g, const at::Tensor& W, int64_t bytes,
                         AddDots add_dots) {
   const int64_t V = g.size(0), N = a.size(0), S = a.size(1), I = a.size(2), O = g.size(3), K = W.size(0);
+  const bool forms = forms_gradients(V, S, K);
+  if (V == 1 && I < O && !forms)  // sum_s <W a_s, g_s> = sum_s <W^T g_s, a_s>, which has the shorter images
+    return outer_dot_by(g.select(0, 0), a.unsqueeze(0), W.mT(), bytes, add_dots);
   const at::Tensor result = at::zeros({V, N, K}, wide_options(a));
   if (a.numel() == 0 || g.numel() == 0 || W.numel() == 0) return result;
   const int64_t values = piece_values(bytes, a);
-  if (forms_gradients(V, S, K)) {  // <G_vn, W_k>, W read once
+  if (forms) {  // <G_vn, W_k>, W read once
     for_gradients(a, g, values, std::max(kBandFeatures, K),
                   [&](int64_t v, int64_t n, int64_t count, int64_t o, int64_t rows, const at::Tensor& gradients) {
                     const at::Tensor band = wide(W.narrow(1, o, rows)).flatten(1);

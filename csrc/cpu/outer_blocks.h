@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <utility>
-#include <vector>
 
 // How the outer-product kernels cut their work: blocks of the result, and where these are fewer than the threads, also
 // runs of samples, whose partial sums are added in the order of the samples.
@@ -18,19 +18,19 @@ constexpr int64_t kPanelRows = 128;
 constexpr int64_t kBlockRows = 288;
 constexpr int64_t kBlockColumns = 512;
 
-// Storage that starts on a cache line: a vector load across two of them costs twice.
+// Storage that starts on a cache line, as a vector load across two of them costs twice; its values are not set.
 template <class T>
 class LineAligned {
  public:
-  explicit LineAligned(int64_t count) : values_(size_t(count) + kLine / sizeof(T)) {}
+  explicit LineAligned(int64_t count) : values_(new T[size_t(count) + kLine / sizeof(T)]) {}
   T* data() const {
-    const auto address = reinterpret_cast<uintptr_t>(values_.data());
-    return const_cast<T*>(values_.data()) + (kLine - address % kLine) % kLine / sizeof(T);
+    const auto address = reinterpret_cast<uintptr_t>(values_.get());
+    return values_.get() + (kLine - address % kLine) % kLine / sizeof(T);
   }
 
  private:
   static constexpr size_t kLine = 64;
-  std::vector<T> values_;
+  std::unique_ptr<T[]> values_;
 };
 
 // a[n,s,i] and g[v,n,s,o] in memory. Positions come in lines and features in runs, so that the windows of a

@@ -1,5 +1,7 @@
 #include "../outer_sum.h"
 
+#include <ATen/ops/mm.h>
+
 #include "../kernels.h"
 #include "outer_tiles.h"
 #include "rows.h"
@@ -27,10 +29,16 @@ void weigh(const at::Tensor& c, const at::Tensor& g, const at::Tensor& h) {
   });
 }
 
-// out += x^T y
-void add_product(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
-  if (products_by_tiles()) out.add_(product_by_tiles(x, y));
-  else out.addmm_(x.t(), y);
+// out = x^T y or out += x^T y
+void add_product(const at::Tensor& x, const at::Tensor& y, at::Tensor out, bool first) {
+  if (!products_by_tiles()) {
+    if (first) at::mm_out(out, x.t(), y);
+    else out.addmm_(x.t(), y);
+    return;
+  }
+  const at::Tensor product = out.stride(1) == 1 ? product_by_tiles(x, y) : product_by_tiles(y, x).t();
+  if (first) out.copy_(product);
+  else out.add_(product);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
@@ -209,8 +210,9 @@ at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor&
                              g.stride(1),        g.stride(2),        g.stride(3),  type_of(g)};
     C10_CUDA_CHECK(outer_sum(launch, c10::cuda::getCurrentCUDAStream()));
   };
-  const auto add_product = [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
-    out.addmm_(x.t(), y);
+  const auto add_product = [](const at::Tensor& x, const at::Tensor& y, at::Tensor out, bool first) {
+    if (first) at::mm_out(out, x.t(), y);
+    else out.addmm_(x.t(), y);
   };
   return outer_sum_by(a, g, c, kPieceBytes, weigh, add_product);
 }

@@ -63,7 +63,7 @@ class Records:
             for total, part in zip(totals, c @ written, strict=True):
                 total.add(parameter, part)
         for total in totals:
-            total.flat()
+            total.blocks()
         return rows
 
     def gram(self, other: Records) -> Tensor:

@@ -226,9 +226,8 @@ def _broadcast(g: Tensor, layout: Layout, samples: int, shape: torch.Size) -> Us
     if lead < 0 or varies:
         return None  # the operand itself varies with the sample
     per_sample = layout.samples_first(g, samples)  # [N, *g.shape with dim cut]
-    summed = [
-        1 + d for d in range(g.ndim) if d < lead or (shape[d - lead] == 1 and g.shape[d] != 1)
-    ]
+    sizes = per_sample.shape[1:]
+    summed = [1 + d for d in range(g.ndim) if sizes[d] != 1 and (d < lead or shape[d - lead] == 1)]
     if summed:
         per_sample = per_sample.sum(summed, keepdim=True)
     return DirectUse(per_sample.reshape(samples, *shape))

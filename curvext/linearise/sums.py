@@ -16,40 +16,52 @@ from curvext.space import ParameterSpace, dtype_of_sums
 
 
 class BlockSum:
-    """A flat vector ``[P]`` that is added to block by block; what comes first is written, not added to zeros.
+    """A sum over blocks, one for each parameter; what comes first is written or taken, not added to zeros.
 
     Args:
         space: the parameters.
-        flat: where the sum goes, contiguous; what is there is overwritten.
+        flat: ``[P]``, contiguous, whose views are the blocks; what is there is overwritten. On the device "meta" it
+            gives their dtype alone: each block then is a tensor of its own, the first summand itself where that lies
+            like the parameter.
     """
 
     def __init__(self, space: ParameterSpace, flat: Tensor) -> None:
-        self._flat = flat
+        self._device = space.device
         self._blocks = space.blocks(flat)
         self._untouched = set(range(len(self._blocks)))
 
     def add(
         self, parameter: int, part: Tensor, arrange: Arrangement | None = None, sign: float = 1.0
     ) -> None:
-        """Adds ± ``part`` to a parameter's block, where ``arrange`` shows its elements to lie."""
+        """Adds ± ``part``, fresh, to a parameter's block, where ``arrange`` shows its elements to lie."""
         block = self._blocks[parameter]
         here = block if arrange is None else arrange(block)
         part = part.reshape(here.shape)
         first = parameter in self._untouched
         self._untouched.discard(parameter)
-        if first and sign == 1 and here.numel() == block.numel():
+        whole = first and sign == 1 and here.numel() == block.numel()
+        if block.is_meta:
+            if whole and part.stride() == here.stride() and part.dtype == block.dtype:
+                self._blocks[parameter] = part.as_strided(block.shape, block.stride())
+                return
+            block = self._blocks[parameter] = torch.empty_like(block, device=self._device)
+            here = block if arrange is None else arrange(block)
+        if whole:
             here.copy_(part)
             return
         if first:
             block.zero_()
         here.add_(part, alpha=sign)
 
-    def flat(self) -> Tensor:
-        """The sum, ``[P]``; ends the summation."""
+    def blocks(self) -> list[Tensor]:
+        """The sums by parameter; ends the summation."""
         for parameter in self._untouched:
-            self._blocks[parameter].zero_()
+            block = self._blocks[parameter]
+            if block.is_meta:
+                block = self._blocks[parameter] = torch.empty_like(block, device=self._device)
+            block.zero_()
         self._untouched.clear()
-        return self._flat
+        return self._blocks
 
 
 class SquareSum:
@@ -60,10 +72,9 @@ class SquareSum:
     """
 
     def __init__(self, space: ParameterSpace) -> None:
-        self._dtype = space.dtype
-        with torch.inference_mode(False):  # it is added to where that is off
-            flat = torch.empty(space.size, dtype=dtype_of_sums(space.dtype), device=space.device)
-            self._sum = BlockSum(space, flat)
+        self._space = space
+        self._dtype = dtype_of_sums(space.dtype)
+        self._sum = BlockSum(space, torch.empty(space.size, dtype=self._dtype, device="meta"))
         self._sign = 1.0
         #: (parameter, which of its uses) → the use and Σ_k ± g_k², while there are several columns
         self._separable: dict[tuple[int, int], _Separable] | None = None
@@ -94,7 +105,7 @@ class SquareSum:
         if self._separable is None or not isinstance(use, OuterUse) or use.a.shape[1] != 1:
             self._sum.add(parameter, use.square(), arrange, self._sign)
             return
-        squares = use.g[:, 0].to(dtype_of_sums(self._dtype)).square()
+        squares = use.g[:, 0].to(self._dtype).square()
         # the passes over one graph meet the uses of a parameter in one order
         key = (parameter, self._met[parameter])
         self._met[parameter] += 1
@@ -105,12 +116,13 @@ class SquareSum:
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
         """Adds one sample's squares."""
-        squares = gradient.to(dtype_of_sums(self._dtype)).square()
+        squares = gradient.to(self._dtype).square()
         self._sum.add(parameter, squares, sign=self._sign)
 
-    def flat(self, scale: float) -> Tensor:
-        """The sums times ``scale`` as a flat vector ``[P]``; ends the summation."""
-        return self._sum.flat().mul_(scale).to(self._dtype)
+    def named(self, scale: float) -> dict[str, Tensor]:
+        """The sums times ``scale`` by parameter; ends the summation."""
+        blocks = [block.mul_(scale).to(self._space.dtype) for block in self._sum.blocks()]
+        return dict(zip(self._space.names, blocks, strict=True))
 
 
 @dataclass(frozen=True)

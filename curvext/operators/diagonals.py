@@ -67,7 +67,7 @@ def fisher_diagonal(
         raise ValueError(
             f"fisher_diagonal: kind: expected 'empirical', 'mc' or 'exact', got {kind!r}"
         )
-    return operator.split(operator.diagonal())
+    return operator.named_diagonal()
 
 
 def ggn_diagonal(
@@ -93,7 +93,7 @@ def ggn_diagonal(
         {'weight': tensor([[1.0000, 1.0000]])}
     """
     operator = GGNOperator(model, loss, data, params, **_ONCE | options)
-    return operator.split(operator.diagonal())
+    return operator.named_diagonal()
 
 
 def per_sample_gradient_norms(

@@ -112,6 +112,10 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
         With ``per="token"`` one backward pass for each position of a sample.
         """
+        return self.flatten(self.named_diagonal())
+
+    def named_diagonal(self) -> dict[str, Tensor]:
+        """The same by parameter, without the flat vector."""
         squares = SquareSum(self._problem.space)
 
         def add(tape: Tape, point: LossPoint) -> None:
@@ -120,7 +124,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
             squares.play(tape, ((column, 1.0) for column in columns))
 
         self._problem.visit_tapes(add)
-        return squares.flat(self._scale())
+        return squares.named(self._scale())
 
     def gradient_norms(self) -> Tensor:
         """‖g_n‖ for every sample in the order of the data, ``[N]``; one backward pass for each batch."""

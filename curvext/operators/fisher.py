@@ -118,6 +118,10 @@ class MCFisherOperator(CurvatureOperator):
 
     def diagonal(self) -> Tensor:
         """The diagonal of this estimate, ``[P]``, exact; one backward pass for each draw."""
+        return self.flatten(self.named_diagonal())
+
+    def named_diagonal(self) -> dict[str, Tensor]:
+        """The same by parameter, without the flat vector."""
         squares = SquareSum(self._problem.space)
 
         def add(tape: Tape, point: LossPoint) -> None:
@@ -125,7 +129,7 @@ class MCFisherOperator(CurvatureOperator):
             squares.play(tape, ((point.sampled(self._seed, k, tape.first), 1.0) for k in draws))
 
         self._problem.visit_tapes(add)
-        return squares.flat(self._scale())
+        return squares.named(self._scale())
 
     def trace(self) -> Tensor:
         """The trace of this estimate, at the cost of :meth:`diagonal`."""

@@ -41,9 +41,13 @@ class GGNOperator(CurvatureOperator):
 
         One backward pass for each output of a sample: C for a classifier, C·T with T positions.
         """
+        return self.flatten(self.named_diagonal())
+
+    def named_diagonal(self) -> dict[str, Tensor]:
+        """The same by parameter, without the flat vector."""
         squares = SquareSum(self._problem.space)
         self._problem.visit_tapes(lambda tape, point: squares.play(tape, point.root_columns()))
-        return squares.flat(self._problem.mean_scale())
+        return squares.named(self._problem.mean_scale())
 
     def trace(self) -> Tensor:
         """tr G, exact, at the cost of :meth:`diagonal`."""
