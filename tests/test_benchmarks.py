@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.compare import compare
 from benchmarks.kernels import Case
 from benchmarks.machine import environment, machine
-from benchmarks.models.networks import NETWORKS, build
+from benchmarks.models.networks import LARGE, NETWORKS, build
 from benchmarks.models.quantities import LIBRARIES, Truth, ask, missing
 from benchmarks.record import Record, load, reason
 from benchmarks.report import page, tables
@@ -297,3 +297,14 @@ def test_committed_results_name_no_path_and_no_host():
             text = path.read_text()
             assert "/tmp" not in text and "/home" not in text and "/root" not in text, path.name
             assert "host" not in json.loads(text)["environment"]
+
+
+@pytest.mark.parametrize(
+    "name, parameters, output",
+    [("resnet50", 25_557_032, (64, 1000)), ("gpt2", 124_439_808, (4, 1024, 50257))],
+)
+def test_the_networks_for_a_gpu_have_their_published_sizes(name, parameters, output):
+    with torch.device("meta"):
+        network = LARGE[name]()
+        assert network.size == parameters
+        assert network.model(network.batch[0]).shape == output

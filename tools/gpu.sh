@@ -3,7 +3,9 @@
 #
 #   [OUT=folder] [PYTHON=python3] tools/gpu.sh [step ...]
 #
-# Steps: build info tests memcheck racecheck bench bench16; all by default, at most nine and a half minutes.
+# Steps: build info tests memcheck racecheck bench bench16, by default, at most nine and a half minutes;
+# and compiled (the tests of compile=True), resnet50, gpt2 (that network beside other libraries, compiled ones included,
+# with what of them is installed), which take some minutes each. They want the build of before.
 # Needs torch with CUDA, nvcc, pytest and setuptools there; no network and no virtual environment. Every step is
 # reported and the next one runs whatever came of it; the exit status is 1 if any failed. In OUT (default:
 # benchmarks/results/<machine>) lie log.txt, summary.txt and the JSON of the benchmarks; a second run adds to them.
@@ -55,7 +57,7 @@ SHARDS=(
     "tests/test_empirical_fisher.py"
     "tests/test_hessian.py tests/test_ggn.py"
     "tests/test_[fl]*.py"
-    "tests/test_[cdopstu]*.py tests/test_head.py tests/algorithms"
+    "tests/test_[cdopstu]*.py tests/test_head.py tests/algorithms --ignore=tests/test_compiled.py"
 )
 
 # The tests of CUDA, shard beside shard.
@@ -104,6 +106,11 @@ run() {
         memcheck) sanitize memcheck 65 ;;
         racecheck) sanitize racecheck 45 ;;
         bench) bench bench 75 float32 "$OUT" ;;
+        compiled)
+            step compiled 280 "$PYTHON" -m pytest -q --tb=short --maxfail=10 -p no:cacheprovider \
+                -k cuda tests/test_compiled.py
+            ;;
+        resnet50 | gpt2) step "$1" 290 "$PYTHON" -m benchmarks models "$1" --device cuda --out "$OUT/$1" ;;
         bench16) bench bench16 50 bfloat16 "$OUT/bfloat16" ;;
         *) echo "gpu.sh: no step $1" && failed+=("$1") ;;
     esac

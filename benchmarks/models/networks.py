@@ -128,6 +128,45 @@ def resnet(n: int = 16, width: int = 32) -> Network:
     return Network("resnet", nn.Sequential(*layers).eval(), nn.CrossEntropyLoss(), batch)
 
 
+class _Bottleneck(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1, self.norm1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3, self.norm3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.short: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.short = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(y)) + self.short(x))
+
+
+def resnet50(n: int = 64) -> Network:
+    """ResNet-50 with random weights on 224×224 pixels, batch-norm in eval mode, N = 64."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    inputs = 64
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            layers.append(_Bottleneck(inputs, 64 << stage, stride))
+            inputs = 256 << stage
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)]
+    batch = (torch.randn(n, 3, 224, 224), torch.randint(1000, (n,)))
+    return Network("resnet50", nn.Sequential(*layers).eval(), nn.CrossEntropyLoss(), batch)
+
+
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -189,10 +228,10 @@ def gpt_large(n: int = 4) -> Network:
     return _gpt("gpt-large", n, 384, 6, 128, 4096)
 
 
-def gpt2(layers: int = 12, length: int = 512) -> Network:
-    """GPT-2 small (12 layers, 124 million parameters) or less of it, with random weights, N = 2."""
+def gpt2(n: int = 4, layers: int = 12, length: int = 1024) -> Network:
+    """GPT-2 small (12 layers, 124 million parameters) with random weights, T = 1024, N = 4, or less of it."""
     torch.manual_seed(0)
-    tokens = torch.randint(50257, (2, length))
+    tokens = torch.randint(50257, (n, length))
     model = _GPT(768, layers, length, 50257, heads=12, tied=True)
     return Network("gpt2", model, cx.CausalLMLoss(), (tokens, tokens))
 
@@ -206,9 +245,11 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "gpt": gpt,
     "gpt-large": gpt_large,
 }
+#: what is measured where it is asked for by name: a GPU's work
+LARGE: dict[str, Callable[[], Network]] = {"resnet50": resnet50, "gpt2": gpt2}
 
 
 def build(name: str, device: str) -> Network:
     """A network of the list on a device, from a fixed seed: the same numbers in every process."""
     torch.manual_seed(0)
-    return NETWORKS[name]().to(device)
+    return {**NETWORKS, **LARGE}[name]().to(device)

@@ -24,7 +24,8 @@ the two. `make bench` measures your machine and writes its part.
 What is compared runs in one process, in interleaved rounds after a warm-up; medians are given with their quartiles.
 The unit is one gradient (forward and backward) of the same run. Each library is used in its best documented mode,
 in exact arithmetic where it offers both, eager and through `torch.compile`. "Kept" is every product after the
-first: the linearisation is kept, which no other library does; all other rows work from scratch. A block V has
+first: the linearisation is kept, which no other library does; all other rows work from scratch. curvext's compiled
+rows are products with `compile=True` after the first, whose trace and compilation they leave out. A block V has
 several columns, and its figure is for one of them. A Lanczos run includes its linearisation. The error is relative,
 ‖x − x₆₄‖/‖x₆₄‖, beside plain PyTorch in float64: double backward for products, `torch.func` for samples, single
 entries e_iᵀ G e_i for the diagonal of G. curvlinops counts each token as a datum of its own in F_emp, and is

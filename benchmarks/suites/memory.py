@@ -109,7 +109,7 @@ def of_quantity(network: str, key: str, device: str) -> list[Row]:
 
 def of_language_model(quantity: str, layers: int, length: int, device: str) -> list[Row]:
     """The peak of a training step, or of a product with G from scratch."""
-    full = gpt2(layers, length).to(device)
+    full = gpt2(2, layers, length).to(device)
     v = torch.randn(full.size, device=device)
 
     def once(network: Network) -> torch.Tensor | None:

@@ -10,15 +10,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from benchmarks.models.networks import NETWORKS, Network, build
+from benchmarks.models.networks import LARGE, NETWORKS, Network, build
 from benchmarks.models.quantities import COLUMNS, LIBRARIES, Truth, ask, lanczos, missing
 from benchmarks.peers import Ask, Call, Entry, NotMeasured, curvext
 from benchmarks.record import Record, Row
 from benchmarks.timing import Timing, interleaved, seconds_of
 
 #: torch.compile takes tens of seconds for each entry, so it is asked of everybody on two networks,
-#: and of curvext on those that README quotes too
-COMPILED = ("mlp", "gpt-small")
+#: and on those for a GPU, and of curvext on those that README quotes too
+COMPILED = ("mlp", "gpt-small", *LARGE)
 OWN_COMPILED = (*COMPILED, "cnn", "gpt")
 #: fifty products a call: the networks where that is seconds
 LANCZOS = ("mlp", "gpt-small")
@@ -230,7 +230,7 @@ def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None])
         "budget_s": effort.budget,
         "lanczos_steps": effort.lanczos_steps,
         "columns": COLUMNS,
-        "networks": {name: NETWORKS[name].__doc__ for name in effort.networks},
+        "networks": {name: {**NETWORKS, **LARGE}[name].__doc__ for name in effort.networks},
     }
     for name in effort.networks:
         measure(record, build(name, device), effort, say)
