@@ -149,6 +149,18 @@ def test_batches_that_share_a_tensor_are_not_taken_for_others(device, interprete
     assert_close(compiled.gradient(), eager.gradient())
 
 
+def test_under_autocast_there_is_a_trace_of_its_own(device, interpreted, traces):
+    posed = pose("mlp", "ce", device=device, dtype=torch.float32)
+    compiled, eager = risks(posed, cache=False)
+    V = posed.vectors()
+    exact = compiled.ggn() @ V
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert_close(compiled.ggn() @ V, eager.ggn() @ V)
+        assert not torch.allclose(compiled.ggn() @ V, exact, rtol=1e-4)
+    assert_close(compiled.ggn() @ V, exact)
+    assert len(traces) == 2
+
+
 def test_a_tensor_of_another_order_of_memory_has_a_trace_of_its_own(device, interpreted, traces):
     posed = pose("conv2d", "ce", device=device)
     x, y = posed.data

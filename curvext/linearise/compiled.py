@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Compiler:
         self._forward = forward
         self._parameters = list(parameters)
         self._backend = backend
+        self._device = self._parameters[0].device
         self._traces: dict[tuple[object, ...], Staged] = {}
 
     def __str__(self) -> str:
@@ -61,7 +62,13 @@ class Compiler:
         self, batch: Any, loss: OutputLoss, twice: bool
     ) -> tuple[Tensor, tuple[Staged, Values, LossPoint]]:
         given = _distinct([*self._forward.tensors(), *tensors(batch)])
-        key = (twice, self._forward.modes(), _form(batch), *_aliases(batch))
+        key = (
+            twice,
+            _casts(self._device.type),
+            self._forward.modes(),
+            _form(batch),
+            *_aliases(batch),
+        )
         if key not in self._traces:
             self._traces[key] = self._traced(batch, given, twice)
         staged = self._traces[key]
@@ -101,7 +108,7 @@ class Compiler:
             return [at.output, moved, *pulled]
 
         try:
-            traced = _without_writing(product, (list(given), residual, v, u))
+            traced = _without_writing(product, (list(given), residual, v, u), self._device.type)
         except Exception as error:
             raise RuntimeError(
                 f"compile: the model cannot be traced ({type(error).__name__}: {error}). What it does may not depend "
@@ -113,14 +120,13 @@ class Compiler:
 
     def _compile(self, code: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         compiled = torch.compile(code, backend=self._backend, dynamic=False, fullgraph=True)
-        if self._parameters[0].device.type != "cuda":
-            return compiled
+        kind = self._device.type
 
-        def in_fixed_order(*values: Tensor) -> Sequence[Tensor]:
-            with _deterministic():
+        def as_traced(*values: Tensor) -> Sequence[Tensor]:
+            with _as_traced(kind), _deterministic() if kind == "cuda" else nullcontext():
                 return compiled(*values)
 
-        return in_fixed_order
+        return as_traced
 
 
 class CompiledJacobian(Linearisation):
@@ -192,7 +198,7 @@ class _Open(LossPoint):
 
 
 def _without_writing(
-    function: Callable[..., list[Tensor]], arguments: tuple[Any, ...]
+    function: Callable[..., list[Tensor]], arguments: tuple[Any, ...], device: str
 ) -> fx.GraphModule:
     """The trace of a function of nested lists of tensors, as one of flat tensors that writes to none."""
     traced = make_fx(function)(*arguments)
@@ -201,8 +207,18 @@ def _without_writing(
     def of_flat(*flat: Tensor) -> list[Tensor]:
         return traced(*pytree.tree_unflatten(list(flat), structure))
 
-    with torch.no_grad():
+    with torch.no_grad(), _as_traced(device):
         return make_fx(torch.func.functionalize(of_flat))(*(t.detach() for t in flat))
+
+
+def _casts(device: str) -> torch.dtype | None:
+    """What autocast casts to, where it is switched on."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _as_traced(device: str) -> torch.autocast:
+    """The casts of autocast are in the trace already."""
+    return torch.autocast(device, enabled=False)
 
 
 def _distinct(several: Sequence[Tensor]) -> list[Tensor]:
