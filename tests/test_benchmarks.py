@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 
 import pytest
 import torch
@@ -48,6 +49,17 @@ def test_rounds_are_interleaved_after_a_warm_up():
     met: list[str] = []
     interleaved({"a": lambda: met.append("a"), "b": lambda: met.append("b")}, rounds=3)
     assert met == ["a", "b"] * 5
+
+
+def test_the_second_of_two_calls_in_a_row_counts_where_that_is_asked_for():
+    met: list[str] = []
+
+    def call() -> None:
+        met.append("")
+        time.sleep(0.02 if len(met) % 2 else 0.0)  # every first one is slow
+
+    assert interleaved({"a": call}, rounds=3, again=True)["a"].median < 0.01
+    assert len(met) == 2 + 2 * 3
 
 
 def test_a_budget_shortens_the_rounds_to_three_at_least():

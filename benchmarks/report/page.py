@@ -70,7 +70,9 @@ def machine_lines(machine: str, found: dict[str, Record]) -> list[str]:
     for suite, record in found.items():
         load_words = record.environment.get("load")
         busy = "" if load_words is None else f"; load {load_words} at the start"
-        lines.append(f"* {suite}: {hardware(record)}{busy}")
+        again = record.settings.get("calls_in_a_row", 1) > 1
+        which = "; the second of two calls in a row counts" if again else ""
+        lines.append(f"* {suite}: {hardware(record)}{busy}{which}")
     lines.append("")
     if models := found.get("models"):
         lines += [

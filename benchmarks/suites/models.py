@@ -200,7 +200,7 @@ def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row
     def apart(calls_of: dict[str, Call], words: dict[str, Row]) -> None:
         """Three rounds of what takes long, whose unit is the gradient beside it."""
         if calls_of:
-            timed = interleaved({**calls_of, unit: calls[unit]}, 3, device, known=0.0)
+            timed = interleaved({**calls_of, unit: calls[unit]}, 3, device, known=0.0, again=True)
             keep(rows(words, timed, timed[unit].median))
 
     compiled = compiling(network.name) if effort.compiled else ()
@@ -209,7 +209,7 @@ def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row
     slow = [key for key in calls if looks[key] > effort.slow * looks[unit]]
     quick = {key: call for key, call in calls.items() if key not in slow}
     one_round = sum(looks[key] for key in quick)
-    times = interleaved(quick, effort.rounds, device, effort.budget, known=one_round)
+    times = interleaved(quick, effort.rounds, device, effort.budget, one_round, again=True)
     keep(rows({key: about[key] for key in quick}, times, times[unit].median))
     if effort.time_slow:
         apart({key: calls[key] for key in slow}, {key: about[key] for key in slow})
@@ -230,6 +230,7 @@ def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None])
         "budget_s": effort.budget,
         "lanczos_steps": effort.lanczos_steps,
         "columns": COLUMNS,
+        "calls_in_a_row": 2,
         "networks": {name: {**NETWORKS, **LARGE}[name].__doc__ for name in effort.networks},
     }
     for name in effort.networks:
