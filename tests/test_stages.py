@@ -107,6 +107,24 @@ def test_one_of_several_results_of_an_operation_is_handed_on():
     assert "var_mean" not in counted.operations[1]
 
 
+def test_a_compiler_may_lay_values_out_in_another_way():
+    """Inductor does: a view of what it hands on must be one of what was traced."""
+
+    def columnwise(code):
+        def run(*values):
+            return [t.t().contiguous().t() if t.ndim == 2 else t for t in code(*values)]
+
+        return run
+
+    def function(x, v):
+        return [x.exp().view(-1) * v.view(-1)]
+
+    traced = make_fx(function)(X, V)
+    stages = Staged(traced, [0, 1], [1], columnwise)
+    _, kept = stages.run(0, {}, [X])
+    assert torch.equal(stages.run(1, kept, [V])[0][0], function(X, V)[0])
+
+
 def test_what_depends_on_no_input_is_not_handed_on():
     def function(x, v):
         return [x.exp() * v * torch.ones(3, 4).triu()]

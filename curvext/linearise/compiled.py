@@ -66,6 +66,7 @@ class Compiler:
             twice,
             _casts(self._device.type),
             self._forward.modes(),
+            tuple(t.stride() for t in given),
             _form(batch),
             *_aliases(batch),
         )
@@ -208,7 +209,12 @@ def _without_writing(
         return traced(*pytree.tree_unflatten(list(flat), structure))
 
     with torch.no_grad(), _as_traced(device):
-        return make_fx(torch.func.functionalize(of_flat))(*(t.detach() for t in flat))
+        pure = make_fx(torch.func.functionalize(of_flat))(*(t.detach() for t in flat))
+    for node in pure.graph.nodes:
+        # a compiler goes by what PyTorch says of strides, which for some operations is not what they give
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
+    return pure
 
 
 def _casts(device: str) -> torch.dtype | None:

@@ -19,7 +19,7 @@ Values = Mapping[str, Tensor]
 # fmt: off
 #: rearrangements, which cost nothing
 _FREE = {
-    "_unsafe_view", "alias", "detach", "expand", "permute", "squeeze", "t", "transpose", "unsqueeze", "view",
+    "_unsafe_view", "alias", "detach", "expand", "permute", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view",
 }
 #: element by element, and less than reading the result from memory would cost
 _LIGHT = {
@@ -38,7 +38,7 @@ class _Stage:
         arriving: the names of the inputs that come with it.
         reads: the names of all values that its code takes, in the order of its arguments.
         results: how many of the values that it gives are results.
-        hands_on: the names of the others.
+        hands_on: the names of the others, and the strides that they had in the trace.
         later: the names of all values that stages after it read.
         code: computes them.
     """
@@ -46,7 +46,7 @@ class _Stage:
     arriving: list[str]
     reads: list[str]
     results: int
-    hands_on: list[str]
+    hands_on: dict[str, tuple[int, ...]]
     later: set[str]
     code: Callable[..., Sequence[Tensor]]
 
@@ -88,7 +88,7 @@ class Staged:
                     arriving,
                     [n.name for n in reads],
                     len(own),
-                    [n.name for n in handed_on],
+                    {n.name: n.meta["tensor_meta"].stride for n in handed_on},
                     later,
                     compile(code),
                 )
@@ -115,8 +115,20 @@ class Staged:
         with torch.no_grad():
             given = list(stage.code(*(known[name] for name in stage.reads)))
         results = given[: stage.results]
-        known.update(zip(stage.hands_on, given[stage.results :], strict=True))
+        for (name, strides), value in zip(
+            stage.hands_on.items(), given[stage.results :], strict=True
+        ):
+            known[name] = _laid_out(value, strides)
         return results, {name: value for name, value in known.items() if name in stage.later}
+
+
+def _laid_out(value: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The value with the strides of the trace: a compiler chooses its own, and a view is a view of those alone."""
+    if value.stride() == strides:
+        return value
+    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(
+        value
+    )
 
 
 def _stages(nodes: Sequence[fx.Node], arrivals: Mapping[fx.Node, int]) -> dict[fx.Node, int]:
