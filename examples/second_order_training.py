@@ -38,6 +38,8 @@ from curvext.results import Step
 BUDGET = 600.0  # in gradients
 SHOWN = (20, 60, 200, 600)
 VALUE, PRODUCT = 1 / 3, 4 / 3
+#: what float32 resolves of a mean over the samples; L-BFGS comes to a loss of exactly zero on some machines
+LOWEST = 1e-10
 LENGTHS = (0.3, 1.0, 3.0)
 Trace = Iterator[tuple[float, float]]  # (work so far, the loss there)
 
@@ -109,7 +111,7 @@ def losses(trace: Trace) -> tuple[float, ...]:
             found.append(math.log10(lowest))
         if len(found) == len(SHOWN):
             break
-        lowest = min(lowest, value)
+        lowest = min(lowest, max(value, LOWEST))
     return tuple(found + [math.log10(lowest)] * (len(SHOWN) - len(found)))
 
 
