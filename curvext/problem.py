@@ -152,32 +152,26 @@ class Problem:
         Raises:
             ValueError: the data is empty or not what it was in an earlier pass.
         """
-
-        def one(seat: _Seat) -> _Share:
-            kept = self._linearisation(seat)
-            visitor(kept.item)
-            return kept.share
-
-        self._pass(one)
+        self._visit(self._linearisation, visitor)
 
     def visit_twice(self, visitor: Callable[[SecondDerivatives], None]) -> None:
         """Calls ``visitor`` with the second derivatives of each batch, kept or made anew."""
-
-        def one(seat: _Seat) -> _Share:
-            kept = self._second_derivatives(seat)
-            visitor(kept.item)
-            return kept.share
-
-        self._pass(one)
+        self._visit(self._second_derivatives, visitor)
 
     def visit_for_ggn(self, visitor: Callable[[Linearised], None]) -> None:
         """Calls ``visitor`` with each batch ready for products with G, in chunks of outputs where asked for."""
         if self._chunk_outputs is None:
             self.visit(visitor)
             return
+        self._visit(self._head_linearisation, visitor)
+
+    def _visit(
+        self, kept_of: Callable[[_Seat], _Kept[Any]], visitor: Callable[[Any], None]
+    ) -> None:
+        """Calls ``visitor`` with what is kept, or made, of each batch."""
 
         def one(seat: _Seat) -> _Share:
-            kept = self._head_linearisation(seat)
+            kept = kept_of(seat)
             visitor(kept.item)
             return kept.share
 

@@ -19,18 +19,23 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(Compiler, "_compile", lambda self, code: code)
 
 
+def calls_of(monkeypatch, method):
+    """A list that grows with each call of a method of the compiler: whether it was for second derivatives."""
+    made = []
+    original = getattr(Compiler, method)
+
+    def counted(self, *arguments, twice):
+        made.append(twice)
+        return original(self, *arguments, twice=twice)
+
+    monkeypatch.setattr(Compiler, method, counted)
+    return made
+
+
 @pytest.fixture
 def traces(monkeypatch):
-    """Counts the traces that are made."""
-    made = []
-    original = Compiler._traced
-
-    def counted(self, batch, given, twice):
-        made.append(twice)
-        return original(self, batch, given, twice)
-
-    monkeypatch.setattr(Compiler, "_traced", counted)
-    return made
+    """The traces that are made."""
+    return calls_of(monkeypatch, "_traced")
 
 
 def risks(posed, data=None, **options):
@@ -97,14 +102,7 @@ def test_some_parameters_alone(device, interpreted):
 def test_the_network_runs_once_for_many_products(device, interpreted, monkeypatch):
     posed = pose("mlp", "ce", device=device)
     compiled, eager = risks(posed, cache=True)
-    ran = []
-    original = Compiler._start
-
-    def counted(self, batch, loss, twice):
-        ran.append(twice)
-        return original(self, batch, loss, twice)
-
-    monkeypatch.setattr(Compiler, "_start", counted)
+    ran = calls_of(monkeypatch, "_start")
     H, G = compiled.hessian(), compiled.ggn()
     for v in posed.vectors(3).unbind(1):
         assert_close(H @ v, eager.hessian() @ v)

@@ -71,7 +71,7 @@ class Compiler:
             *_aliases(batch),
         )
         if key not in self._traces:
-            self._traces[key] = self._traced(batch, given, twice)
+            self._traces[key] = self._traced(batch, given, twice=twice)
         staged = self._traces[key]
         handed_on: Values = {}
 
