@@ -82,7 +82,8 @@ struct SoftmaxProblem {
   int64_t panel;  // inner positions that one task of `columns` takes, at most kSoftmaxPanelBytes of S
 };
 
-constexpr int64_t kSoftmaxPanelBytes = 512;
+// The widest panel: what is known of its positions stays in cache.
+constexpr int64_t kSoftmaxPanelBytes = 4096;
 // Vectors that one sweep takes at a time.
 constexpr int64_t kSoftmaxVectors = 4;
 

@@ -20,9 +20,6 @@ constexpr int64_t kSoftmaxGrain = 16384;
 constexpr int64_t kFewClasses = 16;
 // Positions that are no whole vector of neighbours are gathered up to this many classes.
 constexpr int64_t kGatheredClasses = 1024;
-// A panel's logits and one vector should fit in this much cache.
-constexpr int64_t kPanelCache = int64_t(4) << 20;
-constexpr int64_t kNarrowestPanel = 128;
 
 // What a kernel may need beside z, its vectors and w.
 struct SoftmaxExtras {
@@ -35,8 +32,11 @@ template <class S, class T>
 void sweep(const SoftmaxLayout& layout, const at::Tensor& w, const SoftmaxExtras& extras, int64_t lanes,
            const SoftmaxWalks<S, T>& walks) {
   const Folded &z = layout.zf, &u = layout.uf, &out = layout.outf;
-  int64_t panel = kSoftmaxPanelBytes;
-  while (panel > kNarrowestPanel && 2 * z.classes * panel > kPanelCache) panel /= 2;
+  const auto parts = [](int64_t all, int64_t size) { return (all + size - 1) / size; };
+  // as wide as leaves each thread one
+  const int64_t panels_of_outer = parts(at::get_num_threads(), z.outer);
+  const int64_t panel =
+      std::min(parts(parts(z.inner, panels_of_outer), lanes) * lanes, kSoftmaxPanelBytes / int64_t(sizeof(S)));
   const SoftmaxProblem<S, T> problem{static_cast<const S*>(layout.z.const_data_ptr()),
                                      layout.u.defined() ? static_cast<const S*>(layout.u.const_data_ptr()) : nullptr,
                                      w.const_data_ptr<T>(),
@@ -57,7 +57,7 @@ void sweep(const SoftmaxLayout& layout, const at::Tensor& w, const SoftmaxExtras
                                      layout.out.stride(0),
                                      out.outer_stride,
                                      out.class_stride,
-                                     panel / int64_t(sizeof(S))};
+                                     panel};
   const auto run = [&](int64_t tasks, int64_t positions, int64_t scratch, auto walk) {
     const int64_t work = std::max<int64_t>(1, z.classes * problem.vectors * positions);
     at::parallel_for(0, tasks, std::max<int64_t>(1, kSoftmaxGrain / work), [&](int64_t begin, int64_t end) {
@@ -67,10 +67,9 @@ void sweep(const SoftmaxLayout& layout, const at::Tensor& w, const SoftmaxExtras
   };
   const int64_t positions = z.outer * z.inner;
   const int64_t few = z.inner == 1 ? kFewClasses : z.inner < lanes ? kGatheredClasses : 0;
-  if (z.classes <= few)
-    run((positions + lanes - 1) / lanes, lanes, (1 + 2 * kSoftmaxVectors) * z.classes * lanes, walks.tiles);
+  if (z.classes <= few) run(parts(positions, lanes), lanes, (1 + 2 * kSoftmaxVectors) * z.classes * lanes, walks.tiles);
   else if (z.inner == 1) run(positions, 1, z.classes, walks.rows);
-  else run(z.outer * ((z.inner + problem.panel - 1) / problem.panel), problem.panel, 0, walks.columns);
+  else run(z.outer * parts(z.inner, panel), panel, 0, walks.columns);
 }
 
 // Sweeps by the walks that `choose` takes from the table of a dtype; returns the result [K, *z].

@@ -103,61 +103,76 @@ struct SoftmaxRow {
   }
   CURVEXT_INLINE V some(const S* u, int64_t n) { return n >= lanes ? V(load(u)) : V(load_part(u, n)); }
 
-  // The largest logit and a class that holds it; class 0 and -inf when every logit is NaN, which compares as not
-  // larger.
+  // The largest logit and the first class that holds it; class 0 and -inf when every logit is NaN, which compares as
+  // not larger. A maximum alone takes one operation for each vector, and the search ends where it finds.
   static int64_t argmax(const S* z, int64_t classes, T& top) {
-    V m[2] = {broadcast<T>(-__builtin_huge_val()), broadcast<T>(-__builtin_huge_val())};
-    Index best[2] = {}, at = lane_index<T>();
+    constexpr int kMaxima = 4;
+    V m[kMaxima];
+    for (V& each : m) each = broadcast<T>(-__builtin_huge_val());
     int64_t c = 0;
-    for (; c + 2 * lanes <= classes; c += 2 * lanes)
+    for (; c + kMaxima * lanes <= classes; c += kMaxima * lanes)
+#pragma GCC unroll 4
+      for (int j = 0; j < kMaxima; ++j) m[j] = larger(load(z + c + j * lanes), m[j]);
+    for (; c < classes; c += lanes) m[0] = larger(logits(z + c, classes - c), m[0]);
+    top = joined(larger(larger(m[0], m[1]), larger(m[2], m[3])), [](T x, T y) CURVEXT_LAMBDA { return x > y ? x : y; });
+    if (top == -std::numeric_limits<T>::infinity()) return 0;
+    c = 0;
+    while (c + lanes <= classes && !any(load(z + c) == top)) c += lanes;
+    while (T(scalar(z + c)) != top) ++c;
+    return c;
+  }
+
+  CURVEXT_INLINE V larger(V x, V m) { return x > m ? x : m; }
+
+  // weighed(e) (u - r) in the first n lanes, for S v weighed(e) u without the largest class.
+  CURVEXT_INLINE V term(V e, const S* u, int64_t n, T r, Index is_best) {
+    V found;
+    if constexpr (kRelative<kind>) found = e * (some(u, n) - r);
+    else found = is_best ? V{} : weighed<kind>(e) * some(u, n);
+    if (n >= lanes) return found;
+    return first_lanes<T>(n) ? found : V{};
+  }
+
+  // Calls add(class, how many classes are left, which of two sums, whether the likeliest may be among them) for each
+  // vector of a chunk. Only where it may be does anything compare with it.
+  template <class Add>
+  CURVEXT_INLINE void each_vector(int64_t begin, int64_t end, int64_t best, Add add) {
+    int64_t c = begin;
+    const auto without = [&](int64_t stop) CURVEXT_LAMBDA {
+      for (; c + 2 * lanes <= stop; c += 2 * lanes)
 #pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) keep_larger(load(z + c + j * lanes), at, m[j], best[j]);
-    for (; c < classes; c += lanes) keep_larger(logits(z + c, classes - c), at, m[0], best[0]);
-    const auto second = m[1] > m[0];
-    const V high = second ? m[1] : m[0];
-    top = joined(high, [](T x, T y) CURVEXT_LAMBDA { return x > y ? x : y; });
-    const Index holders = high == top ? (second ? best[1] : best[0]) : Index{};
-    return joined(holders, [](I x, I y) CURVEXT_LAMBDA { return x > y ? x : y; });
+        for (int j = 0; j < 2; ++j) add(c + j * lanes, lanes, j, std::false_type{});
+      for (; c + lanes <= stop; c += lanes) add(c, lanes, 0, std::false_type{});
+    };
+    const int64_t holder = best / lanes * lanes;
+    if (begin <= holder && holder + lanes <= end) {
+      without(holder);
+      add(c, lanes, 1, std::true_type{});
+      c += lanes;
+    }
+    without(end);
+    if (c < end) add(c, end - c, 0, std::true_type{});
   }
 
-  CURVEXT_INLINE void keep_larger(V x, Index& at, V& m, Index& best) {
-    const auto above = x > m;
-    m = above ? x : m;
-    best = above ? at : best;
-    at += lanes;
-  }
-
-  // Adds weighed(e) (u - r), for S v weighed(e) u without the largest class.
-  CURVEXT_INLINE V term(V e, V u, T r, Index at, int64_t best) {
-    if constexpr (kRelative<kind>) return e * (u - r);
-    else return at == I(best) ? V{} : weighed<kind>(e) * u;
-  }
-
-  // e = exp(z - top), and the sum of all but the largest; with it that of the first vector's terms.
-  static double exponentials(const S* z, const S* u, int64_t classes, int64_t best, T top, T r, T* e, double& dot) {
+  // e = exp(z - top), and the sum of all but the largest; with it that of the first vector's terms. Memory is idle
+  // meanwhile, so the next position, next_z and next_u further on, is asked for.
+  static double exponentials(const S* z, const S* u, int64_t classes, int64_t best, T top, T r, int64_t next_z,
+                             int64_t next_u, T* e, double& dot) {
     double rest = 0;
     dot = 0;
     for (int64_t begin = 0; begin < classes; begin += kChunk) {
       const int64_t end = classes - begin < kChunk ? classes : begin + kChunk;
       V sums[2] = {}, dots[2] = {};
-      Index at = lane_index<T>() + I(begin);
-      int64_t c = begin;
-      for (; c + 2 * lanes <= end; c += 2 * lanes)
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j, at += lanes) {
-          const V x = exp_nonpositive(V(load(z + c + j * lanes)) - top);
-          store(e + c + j * lanes, x);
-          sums[j] += at == I(best) ? x - 1 : x;  // a NaN stays one
-          if constexpr (kDots<kind>) dots[j] += term(x, V(load(u + c + j * lanes)), r, at, best);
-        }
-      for (; c < end; c += lanes, at += lanes) {
-        const int64_t n = end - c;
+      each_vector(begin, end, best, [&](int64_t c, int64_t n, int j, auto may_hold) CURVEXT_LAMBDA {
+        __builtin_prefetch(z + c + next_z, 0, 2);
+        if constexpr (kDots<kind>) __builtin_prefetch(u + c + next_u, 0, 2);
         const V x = exp_nonpositive(logits(z + c, n) - top);
         if (n >= lanes) store(e + c, x);
         else store_part(e + c, x, n);
-        sums[0] += at == I(best) ? x - 1 : x;
-        if constexpr (kDots<kind>) dots[0] += first_lanes<T>(n) ? term(x, some(u + c, n), r, at, best) : V{};
-      }
+        const Index is_best = may_hold.value ? lane_index<T>() + I(c) == I(best) : Index{};
+        sums[j] += is_best ? x - 1 : x;  // a NaN stays one
+        if constexpr (kDots<kind>) dots[j] += term(x, u + c, n, r, is_best);
+      });
       rest += total(sums[0] + sums[1]);
       if constexpr (kDots<kind>) dot += total(dots[0] + dots[1]);
     }
@@ -170,17 +185,10 @@ struct SoftmaxRow {
     for (int64_t begin = 0; begin < classes; begin += kChunk) {
       const int64_t end = classes - begin < kChunk ? classes : begin + kChunk;
       V dots[2] = {};
-      Index at = lane_index<T>() + I(begin);
-      int64_t c = begin;
-      for (; c + 2 * lanes <= end; c += 2 * lanes)
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j, at += lanes)
-          dots[j] += term(load(e + c + j * lanes), V(load(u + c + j * lanes)), r, at, best);
-      for (; c < end; c += lanes, at += lanes) {
-        const int64_t n = end - c;
+      each_vector(begin, end, best, [&](int64_t c, int64_t n, int j, auto may_hold) CURVEXT_LAMBDA {
         const V x = n >= lanes ? load(e + c) : V(load_part(e + c, n));
-        dots[0] += first_lanes<T>(n) ? term(x, some(u + c, n), r, at, best) : V{};
-      }
+        dots[j] += term(x, u + c, n, r, may_hold.value ? lane_index<T>() + I(c) == I(best) : Index{});
+      });
       dot += total(dots[0] + dots[1]);
     }
     return dot;
@@ -244,7 +252,8 @@ static void softmax_rows(const SoftmaxProblem<S, T>& p, int64_t begin, int64_t e
     const S* first = kReads<kind> ? p.u + m * p.u_outer : nullptr;
     const T r = kDots<kind> && p.vectors > 0 ? T(scalar(first + at.best)) : T(0);
     double first_dot = 0;
-    at.rest = p.vectors > 0 ? Row::exponentials(z, first, p.classes, at.best, top, r, e, first_dot) : 0;
+    at.rest =
+        p.vectors > 0 ? Row::exponentials(z, first, p.classes, at.best, top, r, p.z_outer, p.u_outer, e, first_dot) : 0;
     at.sum = 1 + at.rest;
     if constexpr (kind == Softmax::residual) at.label = p.label[m];
     if constexpr (kind == Softmax::sample) at.label = Row::draw(e, z, p.classes, top, p.draw.state(m));
@@ -278,7 +287,8 @@ struct Panel {
 };
 
 // A panel walks down the classes twice: once with running largest logits and sums, which are rescaled where a logit
-// exceeds the largest so far, once to write. What it reads again stays in cache when the panel is narrow enough.
+// exceeds the largest so far, once to write. Panels are wide: what a narrow one would find in cache when it reads it
+// again does not outweigh lines that lie a power of two apart, which push each other out, and a page for each class.
 template <Softmax kind, class S, class T, class In, int G>
 struct SoftmaxPanel {
   using V = typename Simd<T>::V;
