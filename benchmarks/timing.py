@@ -61,10 +61,11 @@ def interleaved(
     known: float | None = None,
     launched: bool = False,
     again: bool = False,
+    fewest: int = 3,
 ) -> dict[str, Timing]:
     """Times each call once per round, in turn, after two rounds of warm-up.
 
-    With a budget in seconds there are fewer rounds where they would take longer, but never fewer than three.
+    With a budget in seconds there are fewer rounds where they would take longer, but never fewer than ``fewest``.
     ``known`` is how long a round takes, where all calls were made before: then there is no warm-up.
     With ``launched`` the time on a CUDA device alone counts, not that of the launch. With ``again`` the second of two
     calls in a row counts: what it finds of memory and caches is then what it left itself, as in a loop of products
@@ -78,7 +79,7 @@ def interleaved(
             known = sum(seconds_of(call, device) for call in calls.values())
     if budget is not None:
         one_round = (2 if again else 1) * max(known or 0.0, 1e-9)
-        rounds = max(3, min(rounds, int(budget / one_round)))
+        rounds = max(fewest, min(rounds, int(budget / one_round)))
     for _ in range(rounds):
         for name, call in calls.items():
             seconds = clock(call)

@@ -22,7 +22,8 @@ This page is written by `python -m benchmarks report` from the JSON in `benchmar
 the two. `make bench` measures your machine and writes its part.
 
 What is compared runs in one process, in interleaved rounds after a warm-up; medians are given with their quartiles.
-The unit is one gradient (forward and backward) of the same run. Each library is used in its best documented mode,
+The unit is one gradient (forward and backward) of the same rounds, which are those of one quantity where a record says
+"quantity by quantity", and of one network elsewhere. Each library is used in its best documented mode,
 in exact arithmetic where it offers both, eager and through `torch.compile`. "Kept" is every product after the
 first: the linearisation is kept, which no other library does; all other rows work from scratch. curvext's compiled
 rows are products with `compile=True` after the first, whose trace and compilation they leave out. A block V has
@@ -70,8 +71,9 @@ def machine_lines(machine: str, found: dict[str, Record]) -> list[str]:
     for suite, record in found.items():
         load_words = record.environment.get("load")
         busy = "" if load_words is None else f"; load {load_words} at the start"
-        again = record.settings.get("calls_in_a_row", 1) > 1
-        which = "; the second of two calls in a row counts" if again else ""
+        which = "; quantity by quantity" if "fewest_rounds" in record.settings else ""
+        if record.settings.get("calls_in_a_row", 1) > 1:
+            which += "; the second of two calls in a row counts"
         lines.append(f"* {suite}: {hardware(record)}{busy}{which}")
     lines.append("")
     if models := found.get("models"):

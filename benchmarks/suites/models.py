@@ -29,6 +29,8 @@ BLOCKS = ("mlp", "cnn", "gpt-small", "gpt")
 
 #: seconds after which one call is look enough
 LONG = 10.0
+#: rounds of what takes long
+SLOW_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,15 @@ class Effort:
 
     networks: tuple[str, ...] = tuple(NETWORKS)
     rounds: int = 15
-    #: seconds for the rounds of one network, of which there are three at least
-    budget: float = 25.0
+    #: there are so many rounds at least, also where they take longer than the budget
+    fewest: int = 5
+    #: seconds for the rounds of one quantity
+    budget: float = 8.0
     compiled: bool = True
     lanczos_steps: int = LANCZOS_STEPS
     lanczos_networks: tuple[str, ...] = LANCZOS
-    #: what takes longer than so many gradients is timed apart, in three rounds; a quick run leaves it out
-    slow: float = 25.0
+    #: what takes longer than so many gradients is timed apart, in few rounds; a quick run leaves it out
+    slow: float = 10.0
     time_slow: bool = True
     blocks: tuple[str, ...] = BLOCKS
 
@@ -52,10 +56,12 @@ FULL = Effort()
 QUICK = Effort(
     networks=("cnn", "gpt-small"),
     rounds=3,
-    budget=3.0,
+    fewest=3,
+    budget=0.5,
     compiled=False,
     lanczos_steps=4,
     lanczos_networks=("gpt-small",),
+    slow=25.0,
     time_slow=False,
     blocks=(),
 )
@@ -143,14 +149,17 @@ def lanczos_calls(
             def call(library: ModuleType = library, letter: str = letter) -> Tensor:
                 return lanczos(library.lanczos_operator(letter, problem), problem.v, steps)
 
+            start = time.perf_counter()
             try:
                 value = call()[-1].double()
             except Exception as failure:
                 record.failed(failure, **where)
                 continue
+            took = time.perf_counter() - start
             key = f"Lanczos {letter}|{name}|eager"
             calls[key] = call
-            about[key] = {**where, "error": float((value - exact).abs() / exact.abs())}
+            error = float((value - exact).abs() / exact.abs())
+            about[key] = {**where, "error": error, "first": took}
     return calls, about
 
 
@@ -187,46 +196,49 @@ def looks_at(calls: dict[str, Call], about: dict[str, Row], device: str) -> dict
     }
 
 
+def groups(about: dict[str, Row], slow: Collection[str]) -> list[tuple[bool, list[str]]]:
+    """What is compared with each other: the ways to one quantity, kept and from scratch, and whether they are slow."""
+    found: dict[tuple[str, bool], list[str]] = {}
+    for key, row in about.items():
+        quantity = row["quantity"].removesuffix(" kept")
+        found.setdefault((quantity, key in slow), []).append(key)
+    return [(is_slow, keys) for (_, is_slow), keys in found.items()]
+
+
 def measure(record: Record, network: Network, effort: Effort, say: Callable[[Row], None]) -> None:
-    """All rows of one network."""
+    """All rows of one network: quantity by quantity, each beside the gradient that is its unit."""
     torch.compiler.reset()  # what was compiled for the last network; never while its calls are timed
     problem, device, unit = ask(network), network.device, "gradient|torch|eager"
-
-    def keep(found: list[Row]) -> None:
-        for row in found:
-            record.rows.append(row)
-            say(row)
-
-    def apart(calls_of: dict[str, Call], words: dict[str, Row]) -> None:
-        """Three rounds of what takes long, whose unit is the gradient beside it."""
-        if calls_of:
-            timed = interleaved({**calls_of, unit: calls[unit]}, 3, device, known=0.0, again=True)
-            keep(rows(words, timed, timed[unit].median))
-
     compiled = compiling(network.name) if effort.compiled else ()
     calls, about = prepare(record, problem, Truth(problem), compiled, network.name in effort.blocks)
-    looks = looks_at(calls, about, device)
-    slow = [key for key in calls if looks[key] > effort.slow * looks[unit]]
-    quick = {key: call for key, call in calls.items() if key not in slow}
-    one_round = sum(looks[key] for key in quick)
-    times = interleaved(quick, effort.rounds, device, effort.budget, one_round, again=True)
-    keep(rows({key: about[key] for key in quick}, times, times[unit].median))
-    if effort.time_slow:
-        apart({key: calls[key] for key in slow}, {key: about[key] for key in slow})
-    else:
-        for key in slow:
-            where = {k: about[key][k] for k in ("network", "quantity", "library", "mode")}
-            record.failed(
-                f"{looks[key] / looks[unit]:.0f} gradients: left out of a quick run", **where
-            )
     if network.name in effort.lanczos_networks:
-        apart(*lanczos_calls(record, problem, effort.lanczos_steps))
+        runs, words = lanczos_calls(record, problem, effort.lanczos_steps)
+        calls, about = {**calls, **runs}, {**about, **words}
+    looks = looks_at(calls, about, device)
+    slow = {key for key in calls if looks[key] > effort.slow * looks[unit]}
+    for is_slow, keys in groups(about, slow):
+        if is_slow and not effort.time_slow:
+            for key in keys:
+                where = {k: about[key][k] for k in ("network", "quantity", "library", "mode")}
+                words = f"{looks[key] / looks[unit]:.0f} gradients: left out of a quick run"
+                record.failed(words, **where)
+            continue
+        beside = {unit: calls[unit], **{key: calls[key] for key in keys}}
+        one_round = sum(looks[key] for key in beside)
+        rounds, fewest = (SLOW_ROUNDS,) * 2 if is_slow else (effort.rounds, effort.fewest)
+        times = interleaved(
+            beside, rounds, device, effort.budget, one_round, again=True, fewest=fewest
+        )
+        for row in rows({key: about[key] for key in keys}, times, times[unit].median):
+            record.rows.append(row)
+            say(row)
 
 
 def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None]) -> None:
     """The suite."""
     record.settings |= {
         "rounds": effort.rounds,
+        "fewest_rounds": effort.fewest,
         "budget_s": effort.budget,
         "lanczos_steps": effort.lanczos_steps,
         "columns": COLUMNS,
