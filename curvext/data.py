@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,24 +52,39 @@ class Batches:
         return len(self._data) if hasattr(self._data, "__len__") else None
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches, in order. A loader draws random numbers from a copy of the global generator."""
+        """The batches, in order. A loader draws random numbers from copies of the global generator and of its own."""
         if self.resident:
             yield from self._data
             return
-        private = torch.get_rng_state()
+        generators = _generators(self._data)
+        private = [g.get_state() for g in generators]
         iterator = None
         while True:
-            outside = torch.get_rng_state()
-            torch.set_rng_state(private)
+            outside = [g.get_state() for g in generators]
+            _set_states(generators, private)
             try:
                 iterator = iter(self._data) if iterator is None else iterator
                 batch = next(iterator, _END)
-                private = torch.get_rng_state()
+                private = [g.get_state() for g in generators]
             finally:
-                torch.set_rng_state(outside)
+                _set_states(generators, outside)
             if batch is _END:
                 return
             yield batch
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The global generator, and those that a loader and its sampler have for themselves."""
+    own = [
+        getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))
+    ]
+    found = [torch.default_generator, *(g for g in own if isinstance(g, torch.Generator))]
+    return list(dict.fromkeys(found))
+
+
+def _set_states(generators: list[torch.Generator], states: list[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 _END = object()
@@ -88,72 +103,25 @@ def is_batch(data: Any) -> bool:
 
 def tensors(batch: Any) -> list[Tensor]:
     """All tensors in a batch, in a fixed order."""
-    if isinstance(
-        batch, Mapping
-    ):  # Hugging Face's BatchEncoding is a mapping that pytree does not know
+    if type(batch) is tuple and all(type(t) is Tensor for t in batch):  # without a walk
+        return list(batch)
+    # Hugging Face's BatchEncoding is a mapping that pytree does not know
+    if isinstance(batch, Mapping):
         return [t for value in batch.values() for t in tensors(value)]
     return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The batch with every tensor changed."""
+    if isinstance(batch, Mapping):
+        return {key: mapped(value, change) for key, value in batch.items()}
+    return pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def sample(batch: Any, index: int, count: int) -> Any:
     """Sample ``index`` of a batch of ``count``: every tensor with ``count`` rows is cut to one row."""
 
-    def cut(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count:
-            return leaf[index : index + 1]
-        return leaf
+    def cut(t: Tensor) -> Tensor:
+        return t[index : index + 1] if t.ndim > 0 and t.shape[0] == count else t
 
-    if isinstance(batch, Mapping):
-        return {key: sample(value, index, count) for key, value in batch.items()}
-    return pytree.tree_map(cut, batch)
-
-
-def fingerprint(batch: Any) -> int:
-    """A 64-bit sum over the bits of all tensors: cheap, and independent of the order of samples."""
-    total = 0
-    for t in tensors(batch):
-        row_bytes = t[:1].numel() * t.element_size() if t.ndim else 0
-        total += bit_sum(t, whole_words=row_bytes % 8 == 0) + 1000003 * t.numel()
-    return total & 0xFFFFFFFFFFFFFFFF
-
-
-_WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def bit_sum(t: Tensor, whole_words: bool = True) -> int:
-    """The sum of a tensor's bits read as integers: changes with almost any change of content.
-
-    Args:
-        t: the tensor.
-        whole_words: read eight bytes at a time, which needs no widening and so runs at the speed of
-            memory; otherwise element by element, so that any order of elements gives the same sum.
-    """
-    return sum(int(part) for part in _bit_parts(t, whole_words))
-
-
-def bit_sums(several: Sequence[Tensor]) -> list[int]:
-    """:func:`bit_sum` of each of some tensors; a device is waited for once, however many there are."""
-    parts = [_bit_parts(t, True) for t in several]
-    flat = [part for some in parts for part in some]
-    if not flat:
-        return []
-    found = iter(torch.stack([part.to(flat[0].device) for part in flat]).tolist())
-    return [sum(next(found) for _ in some) for some in parts]
-
-
-def _bit_parts(t: Tensor, whole_words: bool) -> list[Tensor]:
-    """The sum of a tensor's bits in one or two parts, scalars of int64."""
-    t = t.detach()
-    if t.is_complex():
-        t = torch.view_as_real(t)
-    if t.dtype is torch.bool:
-        return [t.sum()]
-    flat = t.contiguous().view(-1)
-    words = (
-        flat.numel() * flat.element_size() // 8 if whole_words and flat.data_ptr() % 8 == 0 else 0
-    )
-    split = words * 8 // flat.element_size()
-    parts = [flat[:split].view(torch.int64).sum()] if words else []
-    if not words or split < flat.numel():
-        parts.append(flat[split:].view(_WORD[t.element_size()]).sum(dtype=torch.int64))
-    return parts
+    return mapped(batch, cut)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from curvext.cache import Cache
-from curvext.data import Batches, bit_sums, fingerprint, tensors
+from curvext.contents import contents, samples
+from curvext.data import Batches, mapped, tensors
 from curvext.linearise.compiled import CompiledHessian, CompiledJacobian, Compiler
 from curvext.linearise.forward import Forward, is_finite
 from curvext.linearise.head import HeadLinearisation
@@ -102,16 +104,21 @@ class Problem:
         self._progress = progress
         self._chunk_outputs = _checked_chunk(chunk_outputs)
         self._model = model
+        self._losses_tensors = _tensors_of(loss)
         self._batches = Batches(data)
         self._cache = Cache(cache, self.space.device)
         self._forward = Forward(model, self.space, forward, target)
         self._leaves = list(self.space.parameters.values())
         self._compiler = self._checked_compiler(compile)
         self._plans = book_of(model)
+        self._members = self._forward.members
         self._state: tuple[object, ...] | None = None
         self._totals: Totals | None = None
         self._by_linearisation = False
         self._seen: tuple[int, int] | None = None
+        #: what goes by the places of samples → the order in which it met them
+        self._orders: dict[str, int] = {}
+        self._in_order: str | None = None
 
     # ------------------------------------------------------------------ scale
 
@@ -288,23 +295,47 @@ class Problem:
         tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first)
         return _Share.of(output, point), tape, point
 
+    @contextmanager
+    def in_order(self, what: str, always: bool = False) -> Iterator[None]:
+        """The passes inside must bring the samples in one order, which ``what`` goes by; with ``always`` in that of
+        earlier passes of this name too.
+
+        Raises:
+            ValueError: at the end of a pass that does not.
+        """
+        if not always:
+            self._orders.pop(what, None)
+        before, self._in_order = self._in_order, what
+        try:
+            yield
+        finally:
+            self._in_order = before
+
     def _pass(self, one: Callable[[_Seat], _Share]) -> None:
         """One pass over all batches that are not empty, each inside the borrowed model."""
         self.refresh()
         shares: list[_Share] = []
-        content = 0
+        content, keys = 0, []
         for number, batch in enumerate(self._shown(self._batches)):
-            if any(t.ndim > 0 and t.shape[0] == 0 for t in tensors(batch)):
+            inside = tensors(batch)
+            if any(t.ndim > 0 and t.shape[0] == 0 for t in inside):
                 continue
+            if any(
+                t.is_inference() for t in inside
+            ):  # such a tensor cannot be saved for a backward pass
+                with torch.inference_mode(False):
+                    batch = mapped(batch, torch.clone)
+                inside = tensors(batch)
             if self._batches.resident:
-                key = _identity(batch)
+                key = _identity(inside)
             else:
-                key = fingerprint(batch)
-                content += key
+                in_any_order, key = samples(inside)
+                content += in_any_order
+                keys.append(key)
             with self._forward.borrowed():
                 first = sum(s.samples for s in shares)
                 shares.append(one(_Seat(number, first, batch, key)))
-        self._check_same_data(shares, content)
+        self._check_same_data(shares, content, hash(tuple(keys)))
         if self._totals is None:
             self._totals = Totals(
                 sum(s.samples for s in shares),
@@ -312,20 +343,26 @@ class Problem:
                 float(sum(s.value for s in shares)),
             )
 
-    def _check_same_data(self, shares: list[_Share], content: int) -> None:
-        samples = sum(s.samples for s in shares)
-        if samples == 0:
+    def _check_same_data(self, shares: list[_Share], content: int, order: int) -> None:
+        found = sum(s.samples for s in shares)
+        if found == 0:
             raise ValueError("data: no batch has a sample; at least one is needed")
-        now = (samples, content & 0xFFFFFFFFFFFFFFFF)
+        now = (found, content & 0xFFFFFFFFFFFFFFFF)
         if self._seen is not None and self._seen != now:
             before = self._seen[0]
             self._forget()
             raise ValueError(
-                f"data: this pass gave other samples than the one before ({before} then {samples} samples, "
+                f"data: this pass gave other samples than the one before ({before} then {found} samples, "
                 "or changed content); the risk needs fixed data: switch off random augmentation, or pass "
                 "list(loader)"
             )
         self._seen = now
+        if self._in_order is not None and self._orders.setdefault(self._in_order, order) != order:
+            self._forget()
+            raise ValueError(
+                f"data: this pass gave the samples in another order than the one before, and {self._in_order} by "
+                "their places; pass a loader with shuffle=False, or list(loader)"
+            )
 
     def _shown(self, batches: Batches) -> Iterable[Any]:
         """The batches, behind a progress bar where one was asked for."""
@@ -342,6 +379,7 @@ class Problem:
         state = self._current_state()
         if state != self._state:
             self._forget()
+            self._renew()
         elif self._cache.keeps:
             return
         self._totals = None
@@ -355,16 +393,31 @@ class Problem:
         self._state = state
 
     def _current_state(self) -> tuple[object, ...]:
-        model = [*self._model.parameters(), *self._model.buffers()]
-        state: list[object] = list(self._forward.modes())
-        state += [(id(t), t.data_ptr(), t._version) for t in model]
+        members = self._forward.look()
+        held = [*members.parameters, *members.buffers, *self._losses_tensors]
+        state: list[object] = [(id(m), m.training) for m in members.modules]
+        state += [(id(t), t.data_ptr(), t._version) for t in held]
+        kind = self.space.device.type
+        state.append(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind))
         if self._cache.keeps:
             # p.data.copy_() and fused optimizers pass by the version counter; on CUDA the device is waited for once
-            state += bit_sums(model)
+            state += contents(held)
         if self._batches.resident:
-            for batch in self._batches:
-                state.append(_identity(batch))
+            state += [_identity(tensors(batch)) for batch in self._batches]
         return tuple(state)
+
+    def _renew(self) -> None:
+        """Takes the model's modules and parameters as they stand now, where they are not those of before."""
+        before, self._members = self._members, self._forward.members
+        if [id(p) for p in before.parameters] == [id(p) for p in self._members.parameters]:
+            self.space.check_form()
+        else:
+            self.space.renew(self._model)
+            self._leaves[:] = self.space.parameters.values()
+        if [id(m) for m in before.modules] != [id(m) for m in self._members.modules]:
+            self._forward.rebuilt()
+            if self._compiler is not None:
+                self._compiler.rebuilt()
 
     def _forget(self) -> None:
         self._cache.clear()
@@ -419,6 +472,16 @@ def _checked_chunk(chunk: int | None) -> int | None:
     )
 
 
-def _identity(batch: Any) -> int:
-    """Changes when a resident batch is replaced or written to."""
-    return hash(tuple((t.data_ptr(), t._version, tuple(t.shape)) for t in tensors(batch)))
+def _identity(inside: list[Tensor]) -> int:
+    """Changes when the tensors of a resident batch are replaced or written to."""
+    return hash(
+        tuple(
+            (t.data_ptr(), 0 if t.is_inference() else t._version, t.stride(), t.shape)
+            for t in inside
+        )
+    )
+
+
+def _tensors_of(loss: nn.Module | Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """What a loss goes by: weights of classes, say."""
+    return [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []

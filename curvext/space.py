@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,10 @@ class ParameterSpace:
                 f"model: expected a torch.nn.Module, got {type(model).__name__}. "
                 "Pass the module itself, not model.forward: its parameters are what is differentiated."
             )
-        chosen = _select(model, params)
+        # an iterator of patterns can be read once only
+        several = isinstance(params, Iterable) and not isinstance(params, str)
+        self._selection: Selection = list(cast(Iterable[str], params)) if several else params
+        chosen = _select(model, self._selection)
         self.parameters: dict[str, nn.Parameter] = chosen
         self.names: tuple[str, ...] = tuple(chosen)
         self.shapes: dict[str, torch.Size] = {name: p.shape for name, p in chosen.items()}
@@ -57,6 +61,32 @@ class ParameterSpace:
                 raise ValueError(
                     f"params: {name!r} is on {p.device} but {self.names[0]!r} is on {self.device}; "
                     "select parameters of one device"
+                )
+
+    def renew(self, model: nn.Module) -> None:
+        """Takes the parameters that now stand under the names: those of before may have been replaced.
+
+        Raises:
+            ValueError: names are gone or have come, or a parameter has another shape, dtype or device.
+        """
+        now = _select(model, self._selection)
+        if tuple(now) != self.names:
+            gone = [name for name in self.names if name not in now]
+            new = [name for name in now if name not in self.shapes]
+            raise ValueError(
+                f"params: the model has other parameters than when the risk was made: gone {gone[:5]}, "
+                f"new {new[:5]}; make a new risk of it"
+            )
+        self.parameters.update(now)
+        self.check_form()
+
+    def check_form(self) -> None:
+        """Raises ValueError if a parameter has another shape, dtype or device than when the space was made."""
+        for name, p in self.parameters.items():
+            if (p.shape, p.dtype, p.device) != (self.shapes[name], self.dtype, self.device):
+                raise ValueError(
+                    f"params: {name!r} was {list(self.shapes[name])}, {self.dtype} on {self.device} when the risk was "
+                    f"made, and is {list(p.shape)}, {p.dtype} on {p.device}; make a new risk of the model"
                 )
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
@@ -120,7 +150,7 @@ def _select(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
             f"params: {lazy[0]!r} is not initialised; run the model once on a batch first"
         )
     # the model's order, whatever alias a pattern met first
-    return {name: p for name, p in model.named_parameters() if name in chosen}
+    return {name: p for name, p in aliases if name in chosen and first_name[id(p)] == name}
 
 
 def _predicate(params: Selection, names: list[str]) -> Callable[[str, nn.Parameter], bool]:

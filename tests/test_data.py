@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from curvext.data import Batches, bit_sum, bit_sums, fingerprint, is_batch, sample, tensors
+from curvext.data import Batches, is_batch, sample, tensors
 
 Pair = namedtuple("Pair", "inputs labels")
 X, Y = torch.randn(4, 3), torch.arange(4)
@@ -92,29 +92,3 @@ def test_a_sample_is_one_row_of_every_tensor_of_the_batch():
 
 def test_tensors_are_found_in_nested_batches():
     assert len(tensors({"a": X, "b": [Y, {"c": X}], "n": 3})) == 3
-
-
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float64,
-        torch.float32,
-        torch.bfloat16,
-        torch.int64,
-        torch.uint8,
-        torch.bool,
-        torch.complex64,
-    ],
-)
-def test_a_fingerprint_changes_with_the_content(dtype):
-    t = torch.ones(3, 4).to(dtype)
-    changed = t.clone()
-    changed[1, 2] = 0
-    assert bit_sum(t) == bit_sum(t.clone()) != bit_sum(changed)
-    assert bit_sums([t, changed, t[:0]]) == [bit_sum(t), bit_sum(changed), 0]
-    assert fingerprint((t, Y)) != fingerprint((changed, Y))
-
-
-def test_a_fingerprint_does_not_depend_on_the_order_of_samples():
-    order = torch.tensor([2, 0, 3, 1])
-    assert fingerprint((X, Y)) == fingerprint((X[order], Y[order]))

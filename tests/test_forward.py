@@ -222,8 +222,13 @@ def test_a_failed_allocation_leaves_the_model_as_found_and_the_risk_usable(
         assert torch.equal(got, want)
 
 
-def test_a_forward_pass_that_writes_a_buffer_is_refused_and_undone():
-    model = Model(lambda s, x: s.a(x) + 0 * s.count.add_(1), a=nn.Linear(4, 3))
+@pytest.mark.parametrize(
+    "counted",
+    [lambda s: s.count.add_(1), lambda s: setattr(s, "count", s.count + 1) or s.count],
+    ids=["written", "replaced"],
+)
+def test_a_forward_pass_that_changes_a_buffer_is_refused_and_undone(counted):
+    model = Model(lambda s, x: s.a(x) + 0 * counted(s), a=nn.Linear(4, 3))
     model.register_buffer("count", torch.zeros(()))
     x, y = torch.randn(5, 4), torch.randint(3, (5,))
     with pytest.raises(RuntimeError, match="writes to the buffer 'count'"):

@@ -52,6 +52,47 @@ def test_a_data_loader_is_a_list_of_its_batches(device):
     assert_all_close(everything(risk_of(posed, loader), V), everything(risk_of(posed), V))
 
 
+def shuffling(posed, **options):
+    return DataLoader(TensorDataset(posed.x, posed.y), batch_size=2, shuffle=True, **options)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_loader_with_a_generator_comes_in_the_same_order_and_leaves_the_generator(cache):
+    posed = pose("mlp", "ce")
+    V = posed.vectors()
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    risk = risk_of(posed, shuffling(posed, generator=generator), cache=cache)
+    E, M = risk.empirical_fisher(), risk.mc_fisher(seed=0)
+    dense = risk_of(posed).empirical_fisher().to_dense()
+    found = E.eigh(2)
+    assert_close(found.values, torch.linalg.eigvalsh(dense)[-2:])
+    assert_close(dense @ E.solve(V, 0.1) + 0.1 * E.solve(V, 0.1), V)
+    assert torch.equal(M @ V, M @ V)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_what_goes_by_the_order_of_samples_refuses_another_order():
+    posed = pose("mlp", "ce")
+    V = posed.vectors()
+    risk = risk_of(posed, shuffling(posed), cache=False)
+    torch.manual_seed(0)
+    M, H = risk.mc_fisher(), risk.hessian()
+    M @ V, H @ V
+    torch.manual_seed(1)
+    H @ V  # a sum over samples
+    with pytest.raises(ValueError, match="another order than the one before, and the labels drawn"):
+        M @ V
+
+
+def test_data_made_in_inference_mode_are_data():
+    posed = pose("cnn", "ce")
+    V = posed.vectors()
+    with torch.inference_mode():
+        x, y = posed.x.clone(), posed.y.clone()
+    assert_same(everything(risk_of(posed, (x, y)), V), everything(risk_of(posed), V))
+
+
 def test_a_shuffling_loader_gives_the_same_products_on_every_pass():
     posed = pose("mlp", "ce")
     loader = DataLoader(TensorDataset(posed.x, posed.y), batch_size=2, shuffle=True)
@@ -234,7 +275,27 @@ CHANGES = {
     "a changed buffer": lambda m, x: m[1].running_mean.add_(0.5),
     "changed inputs": lambda m, x: x.mul_(1.1),
     "numpy": lambda m, x: m[0].weight.detach().numpy().__imul__(1.1),
+    "a change of sign": lambda m, x: m[0].weight.data.neg_(),
+    "a doubling": lambda m, x: m[0].weight.data.mul_(2),
+    "another order": lambda m, x: m[0].weight.data.copy_(m[0].weight.data.flip(0)),
+    "load_state_dict with assign": lambda m, x: m.load_state_dict(
+        {k: v * 1.1 if v.is_floating_point() else v for k, v in m.state_dict().items()}, assign=True
+    ),
+    "another parameter": lambda m, x: setattr(m[0], "weight", nn.Parameter(m[0].weight * 1.1)),
+    "another module": lambda m, x: m.__setitem__(0, scaled(m[0])),
+    "another function": lambda m, x: m.__setitem__(activation_of(m), nn.Softplus()),
 }
+
+
+def scaled(module):
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        other.weight.mul_(1.1)
+    return other
+
+
+def activation_of(model):
+    return next(i for i, m in enumerate(model) if not list(m.parameters()) and i > 0)
 
 
 def step(model, x, kind=torch.optim.SGD, **options):
@@ -281,6 +342,58 @@ def test_a_change_back_gives_the_first_answer_again(posed):
     everything(risk, V)
     posed.model.load_state_dict(state)
     assert_same(everything(risk, V), first)
+
+
+def test_a_changed_weight_of_the_loss_is_seen(posed):
+    V = posed.vectors()
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=torch.float64, device=posed.x.device))
+    risk = cx.EmpiricalRisk(posed.model, loss, (posed.x, posed.y), cache=True)
+    risk.hessian() @ V
+    loss.weight.copy_(torch.tensor([1.0, 2.0, 0.5]))
+    assert_close(risk.hessian() @ V, Oracle(posed.model, loss, posed.x, posed.y).hvp(V))
+
+
+def test_a_product_within_autocast_does_not_serve_without():
+    posed = pose("mlp", "ce", dtype=torch.float32)
+    V = posed.vectors()
+    risk = risk_of(posed, cache=True)
+    outside = risk.ggn() @ V
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = risk.ggn() @ V
+    assert not torch.equal(inside, outside)
+    assert torch.equal(risk.ggn() @ V, outside)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda m: nn.utils.parametrizations.weight_norm(m[0]),
+            r"gone \['0.weight'\], new \['0.parametrizations",
+        ),
+        (lambda m: m.float(), r"'0.weight' was .*float64 .* is .*float32"),
+        (lambda m: m.__setitem__(0, nn.Linear(4, 7).double()), r"params: '0.weight' was \["),
+    ],
+    ids=["parametrised", "another dtype", "another shape"],
+)
+def test_a_model_with_other_parameters_needs_another_risk(change, message):
+    posed = pose("mlp", "ce")
+    risk = risk_of(posed)
+    risk.gradient()
+    change(posed.model)
+    with pytest.raises(ValueError, match=message):
+        risk.gradient()
+
+
+def test_weights_that_are_no_longer_tied_need_another_risk():
+    posed = pose("tied", "ce")
+    risk = risk_of(posed)
+    risk.gradient()
+    posed.model.load_state_dict(
+        {k: v.clone() for k, v in posed.model.state_dict().items()}, assign=True
+    )
+    with pytest.raises(ValueError, match=r"gone \[\], new \['"):
+        risk.gradient()
 
 
 def test_a_mode_switched_to_training_is_seen():

@@ -40,13 +40,17 @@ class Compiler:
 
     def __init__(self, forward: Forward, parameters: Sequence[Tensor], backend: str) -> None:
         self._forward = forward
-        self._parameters = list(parameters)
+        self._parameters = parameters
         self._backend = backend
         self._device = self._parameters[0].device
         self._traces: dict[tuple[object, ...], Staged] = {}
 
     def __str__(self) -> str:
         return f"{self._backend}, {len(self._traces)} traces"
+
+    def rebuilt(self) -> None:
+        """The model has other modules: it is traced anew."""
+        self._traces.clear()
 
     def jacobian(self, batch: Any, loss: OutputLoss, first: int) -> tuple[Tensor, CompiledJacobian]:
         """The output of a batch, and the batch ready for products with J; call inside ``forward.borrowed()``."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +22,31 @@ from curvext.space import ParameterSpace
 
 #: the detours a model was found to need, kept as long as it lives: to find one takes a forward pass of its own
 _DETOURS_OF: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Members:
+    """The modules of a model in order, their parameters and buffers, each once, as they stand."""
+
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+    buffers: list[Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Members:
+        """One walk, which costs a fraction of ``modules()``, ``parameters()`` and ``buffers()``."""
+        seen: set[int] = set()
+        modules: list[nn.Module] = []
+        stack = [model]
+        while stack:
+            module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                modules.append(module)
+                stack += reversed([m for m in module._modules.values() if m is not None])
+        parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
+        buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
+        return cls(modules, list(parameters.values()), list(buffers.values()))
 
 
 class Forward:
@@ -47,25 +74,39 @@ class Forward:
         self._forward = forward
         self._target = target
         self._detours = _DETOURS_OF.setdefault(model, set())
-        self._clean_in_mode: int | None = None
+        self._clean_in_mode: tuple[bool, ...] | None = None
+        #: as they stood at the last look
+        self.members = Members.of(model)
+
+    def look(self) -> Members:
+        """The members of the model as they stand now; what follows goes by them."""
+        self.members = Members.of(self._model)
+        return self.members
+
+    def rebuilt(self) -> None:
+        """The model has other modules: what was found out about it is found out again."""
+        self._detours.clear()
+        self._clean_in_mode = None
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """The selected parameters, and only they, as plain leaves that require grad."""
         selected = {id(p) for p in self._space.parameters.values()}
-        everything = list(self._model.parameters())
+        everything = self.members.parameters
         flags = [p.requires_grad for p in everything]
         hooks = [p._backward_hooks for p in everything]
         with torch.inference_mode(False), torch.enable_grad(), _deterministic_cudnn():
             try:
-                for p, had in zip(everything, hooks, strict=True):
-                    p.requires_grad_(id(p) in selected)
+                for p, flag, had in zip(everything, flags, hooks, strict=True):
+                    if flag is not (id(p) in selected):
+                        p.requires_grad_(not flag)
                     if had:
                         p._backward_hooks = None  # a hook that edits gradients would edit curvature
                 yield
             finally:
                 for p, flag, had in zip(everything, flags, hooks, strict=True):
-                    p.requires_grad_(flag)
+                    if p.requires_grad is not flag:
+                        p.requires_grad_(flag)
                     if had:
                         p._backward_hooks = had
 
@@ -118,11 +159,11 @@ class Forward:
 
     def tensors(self) -> list[Tensor]:
         """All parameters and buffers of the model."""
-        return [*self._model.parameters(), *self._model.buffers()]
+        return [*self.members.parameters, *self.members.buffers]
 
     def modes(self) -> tuple[bool, ...]:
         """Which modules are in training mode."""
-        return tuple(m.training for m in self._model.modules())
+        return tuple(m.training for m in self.members.modules)
 
     # ------------------------------------------------------------------ one evaluation
 
@@ -137,7 +178,8 @@ class Forward:
             with self._unwritten_buffers():
                 output = self._call(batch)
         drew = not torch.equal(cpu_state, torch.get_rng_state())
-        torch.set_rng_state(cpu_state)
+        if drew:
+            torch.set_rng_state(cpu_state)
         if cuda_state is not None:
             drew = drew or not torch.equal(cuda_state, torch.cuda.get_rng_state(self._space.device))
             torch.cuda.set_rng_state(cuda_state, self._space.device)
@@ -193,33 +235,13 @@ class Forward:
     # ------------------------------------------------------------------ checks
 
     def _check_mode(self) -> None:
-        for name, module in self._model.named_modules():
-            if isinstance(module, _DropoutNd) and module.training and module.p > 0:
-                raise RuntimeError(
-                    f"model: {name!r} ({type(module).__name__}) is in training mode, so the risk is random; "
-                    "call model.eval()"
-                )
-            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-                cure = (
-                    "call model.eval()"
-                    if module.running_mean is not None
-                    else "it has no running statistics; build it with track_running_stats=True and call model.eval()"
-                )
-                raise RuntimeError(
-                    f"model: {name!r} ({type(module).__name__}) normalises by the statistics of the batch, "
-                    f"so there is no per-sample loss; {cure}"
-                )
-            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-                if module.max_norm is not None:
-                    raise RuntimeError(
-                        f"model: {name!r} has max_norm, which rewrites its weight in the forward pass; "
-                        "renormalise once and set max_norm = None"
-                    )
-                if module.scale_grad_by_freq:
-                    raise RuntimeError(
-                        f"model: {name!r} has scale_grad_by_freq, so what PyTorch calls its gradient is not "
-                        "the derivative of the loss; set it to False"
-                    )
+        for module in self.members.modules:
+            fault = _fault_of(module)
+            if fault is not None:
+                raise RuntimeError(f"model: {self._name(module)!r} {fault}")
+
+    def _name(self, module: nn.Module) -> str:
+        return next(name for name, m in self._model.named_modules() if m is module)
 
     def _check_batch(self, batch: Any) -> None:
         for t in data.tensors(batch):
@@ -242,28 +264,60 @@ class Forward:
 
     @contextmanager
     def _unwritten_buffers(self) -> Iterator[None]:
-        """Puts buffers back and raises if the forward pass writes to one; looked at once per mode."""
-        mode = hash(self.modes())
+        """Puts buffers back and raises if the forward pass writes to one or replaces it; looked at once per mode."""
+        mode = self.modes()
         if mode == self._clean_in_mode:
             yield
             return
-        named = [(n, b) for n, b in self._model.named_buffers() if b is not None]
-        versions = [b._version for _, b in named]
-        saved = [b.detach().clone() for _, b in named]
+        held = [
+            (m, n, b) for m in self.members.modules for n, b in m._buffers.items() if b is not None
+        ]
+        saved = [(b._version, b.detach().clone()) for _, _, b in held]
+        changed: list[str] = []
         try:
             yield
         finally:
-            written = [i for i, (_, b) in enumerate(named) if b._version != versions[i]]
-            changed = [i for i in written if not torch.equal(named[i][1], saved[i])]
-            with torch.no_grad():
-                for i in changed:
-                    named[i][1].copy_(saved[i])
+            for (module, name, buffer), (version, content) in zip(held, saved, strict=True):
+                replaced = module._buffers.get(name) is not buffer
+                module._buffers[name] = buffer
+                written = buffer._version != version and not torch.equal(buffer, content)
+                if written:
+                    with torch.no_grad():
+                        buffer.copy_(content)
+                if replaced or written:
+                    changed.append(f"{self._name(module)}.{name}".removeprefix("."))
         if changed:
             raise RuntimeError(
-                f"model: the forward pass writes to the buffer {named[changed[0]][0]!r}, so two evaluations "
-                "differ; call model.eval()"
+                f"model: the forward pass writes to the buffer {changed[0]!r}, so two evaluations differ; "
+                "call model.eval()"
             )
         self._clean_in_mode = mode
+
+
+def _fault_of(module: nn.Module) -> str | None:
+    """Why a module does not make the output a function of the parameters, sample by sample, or None."""
+    kind = type(module).__name__
+    if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+        return f"({kind}) is in training mode, so the risk is random; call model.eval()"
+    if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        cure = (
+            "call model.eval()"
+            if module.running_mean is not None
+            else "it has no running statistics; build it with track_running_stats=True and call model.eval()"
+        )
+        return f"({kind}) normalises by the statistics of the batch, so there is no per-sample loss; {cure}"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        if module.max_norm is not None:
+            return (
+                "has max_norm, which rewrites its weight in the forward pass; renormalise once and "
+                "set max_norm = None"
+            )
+        if module.scale_grad_by_freq:
+            return (
+                "has scale_grad_by_freq, so what PyTorch calls its gradient is not the derivative of the "
+                "loss; set it to False"
+            )
+    return None
 
 
 @contextmanager
@@ -294,7 +348,7 @@ def is_finite(t: Tensor) -> bool:
     # on CUDA one launch gives both extremes, and a dot product is limited to 2³¹ values
     if not t.is_cuda and t.is_contiguous() and t.dtype in (torch.float32, torch.float64):
         flat = t.view(-1)
-        if bool(torch.isfinite(torch.dot(flat, flat))):
+        if math.isfinite(torch.dot(flat, flat).item()):
             return True  # else nan, inf, or an overflow of the squares
     low, high = torch.aminmax(t)
     return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -143,7 +143,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
         Batches are met in pairs: with the records cached one pass, else one more for each batch.
         """
         self._samples_only("gram")
-        return self._gram().mul_(self._problem.sample_scale() ** 2).to(self.dtype)
+        with self._problem.in_order(_ROWS):
+            return self._gram().mul_(self._problem.sample_scale() ** 2).to(self.dtype)
 
     def _gram(self) -> Tensor:
         """R Rᵀ, unnormalised, ``[N, N]``."""
@@ -282,6 +283,10 @@ class EmpiricalFisherOperator(CurvatureOperator):
     def _samples_only(self, method: str) -> None:
         if self._per == "token":
             raise ValueError(f"{method}: per='token' has no per-sample gradients; use per='sample'")
+
+
+#: what the order of the data matters to
+_ROWS = "the rows of the Gram matrix go"
 
 
 def _recorded(batch: Records | Linearisation) -> Records:

@@ -103,6 +103,10 @@ class MCFisherOperator(CurvatureOperator):
         self._samples = samples
         self._seed = seed
 
+    def _visit(self, visitor: Callable[[Any], None]) -> None:
+        with self._problem.in_order(_LABELS, always=True):
+            super()._visit(visitor)
+
     def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
         tangents = [at.jvp(v) for v in columns]
         products = [torch.zeros_like(t) for t in tangents]
@@ -128,12 +132,17 @@ class MCFisherOperator(CurvatureOperator):
             draws = range(self._samples)
             squares.play(tape, ((point.sampled(self._seed, k, tape.first), 1.0) for k in draws))
 
-        self._problem.visit_tapes(add)
+        with self._problem.in_order(_LABELS, always=True):
+            self._problem.visit_tapes(add)
         return squares.named(self._scale())
 
     def trace(self) -> Tensor:
         """The trace of this estimate, at the cost of :meth:`diagonal`."""
         return self.diagonal().sum()
+
+
+#: what the order of the data matters to
+_LABELS = "the labels drawn for samples go"
 
 
 def _check_likelihood(problem: Problem, owner: str) -> None:

@@ -1,0 +1,134 @@
+"""What tensors hold, in a few numbers: to see that a parameter or a batch is no longer what it was.
+
+Versions and addresses tell of most changes, but not of ``p.data.neg_()`` nor of a loader that augments at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+_WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: tensors of at most so many elements are read together
+_SMALL = 1 << 14
+_MULTIPLIER = -7046029254386353131  # odd, its bits irregular
+#: (dtype, device) → random weights, as many as were needed so far
+_weights: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def contents(several: Sequence[Tensor]) -> list[int]:
+    """Numbers that change with almost any change of what the tensors hold, read at the speed of memory.
+
+    The sum of a tensor's bits as integers sees a change of any size in any place; a weighted sum in its own dtype sees
+    what keeps that sum, as a change of sign, a power of two or another order may. A device is waited for once.
+    """
+    if not several:
+        return []
+    found: list[int] = []
+    kind = several[0].device.type
+    cast = torch.is_autocast_enabled(kind)
+    with torch.no_grad(), torch.autocast(kind, enabled=False) if cast else nullcontext():
+        parts: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for t in _gathered(several):
+            for part in _parts(t):
+                parts.setdefault((part.dtype, part.device), []).append(part)
+        for (dtype, _), scalars in parts.items():
+            found += torch.stack(scalars).view(_WORD[dtype.itemsize]).tolist()
+    return found
+
+
+def _gathered(several: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, the small ones of a kind in one: a call of PyTorch costs more than to read them."""
+    found: list[Tensor] = []
+    small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for t in several:
+        if t.numel() > _SMALL:
+            found.append(t.detach())
+        else:
+            small.setdefault((t.dtype, t.device), []).append(t.detach().reshape(-1))
+    return [*found, *(torch.cat(group) for group in small.values())]
+
+
+def _parts(t: Tensor) -> list[Tensor]:
+    """Scalars that tell what a tensor holds."""
+    if t.is_complex():
+        t = torch.view_as_real(t)
+    if t.numel() == 0:
+        return []
+    flat = t.contiguous().view(-1)
+    if not t.is_floating_point() or t.dtype.itemsize == 1:
+        words = flat.view(_WORD[t.dtype.itemsize]).to(torch.int64)
+        return [(_mixed(words) * _weights_for(words)).sum()]
+    per_word = 8 // t.dtype.itemsize
+    whole = flat.numel() // per_word * per_word
+    aligned = flat.storage_offset() % per_word == 0
+    parts = [flat[:whole].view(torch.int64).sum()] if aligned and whole else []
+    if not parts or whole < flat.numel():
+        rest = flat[whole:] if parts else flat
+        parts.append(rest.view(_WORD[t.dtype.itemsize]).sum(dtype=torch.int64))
+    if t.ndim > 1:
+        rows = flat.view(t.shape[0], -1)
+        flat = (rows @ _weights_for(rows[0])).to(torch.promote_types(t.dtype, torch.float32))
+    parts.append(torch.dot(flat, _weights_for(flat)))
+    return parts
+
+
+def _weights_for(values: Tensor) -> Tensor:
+    """One irregular weight for each of some values, the same for the same number of them."""
+    kind = (values.dtype, values.device)
+    if kind not in _weights or len(_weights[kind]) < len(values):
+        with torch.inference_mode(False):
+            generator = torch.Generator().manual_seed(0x5EED)
+            count = max(1024, 2 * len(values))
+            if values.is_floating_point():
+                drawn = torch.rand(count, generator=generator, dtype=torch.float64) + 0.5
+            else:
+                drawn = torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1
+            _weights[kind] = drawn.to(values.device, values.dtype)
+    return _weights[kind][: len(values)]
+
+
+def samples(several: Sequence[Tensor]) -> tuple[int, int]:
+    """What a batch of tensors holds: a number for its samples in whatever order, and one for them in their order.
+
+    A sample is one row of every tensor that has as many rows as the first.
+    """
+    rows = next((t.shape[0] for t in several if t.ndim), 1)
+    device = next((t.device for t in several), torch.device("cpu"))
+    with torch.no_grad():
+        total = torch.zeros(rows, dtype=torch.int64, device=device)
+        for t in several:
+            by_sample = t.ndim > 0 and t.shape[0] == rows
+            total = total * _MULTIPLIER + _row_numbers(t.detach(), rows if by_sample else 1).to(
+                device
+            )
+        total = _mixed(_mixed(total) * _MULTIPLIER)
+        both = torch.stack([total.sum(), (total * _weights_for(total)).sum()])
+    in_any_order, in_order = both.tolist()
+    return in_any_order, in_order
+
+
+def _row_numbers(t: Tensor, rows: int) -> Tensor:
+    """A number for each of so many rows of a tensor, int64."""
+    if t.is_complex():
+        t = torch.view_as_real(t)
+    if t.numel() == 0:
+        return torch.full((rows,), t.ndim, dtype=torch.int64, device=t.device)
+    flat = t.contiguous().view(rows, -1)
+    size = t.dtype.itemsize
+    if (
+        flat.shape[1] * size % 8 == 0
+    ):  # whichever words are read, they are the same wherever the tensor lies
+        flat = flat if flat.storage_offset() * size % 8 == 0 else flat.clone()
+        words = flat.view(torch.int64)
+    else:
+        words = flat.view(_WORD[size]).to(torch.int64)
+    return (_mixed(words) * _weights_for(words[0])).sum(1)
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """High bits brought down: sums and products carry nothing to below."""
+    return words ^ (words >> 32)

@@ -1,0 +1,114 @@
+"""Numbers that tell of a change: which changes they see, and which order they go by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from curvext.contents import contents, samples
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+]
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+X = torch.randn(4, 3, 6, dtype=torch.float64)
+Y = torch.tensor([0, 1, 2, 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_changed_element_is_seen(dtype):
+    t = torch.ones(3, 5).to(dtype)
+    changed = t.clone()
+    changed[1, 2] = 0
+    assert contents([t]) == contents([t.clone()]) != contents([changed])
+    assert samples((t, Y[:3])) == samples((t.clone(), Y[:3])) != samples((changed, Y[:3]))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "shape", [(64, 64), (4096,), (8, 4, 3, 3), (1, 7), (5, 3), (300, 200), (20_001,)]
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.neg,
+        lambda t: 2 * t,
+        lambda t: t / 2,
+        lambda t: t.flip(0) if t.shape[0] > 1 else t.flip(1),
+        lambda t: t.flip(-1),
+        lambda t: t.roll(1, -1),
+        lambda t: t.abs(),
+        torch.zeros_like,
+    ],
+)
+def test_changes_that_keep_many_bits_are_seen(dtype, shape, change):
+    torch.manual_seed(0)
+    t = torch.randn(shape).to(dtype)
+    assert contents([t]) != contents([change(t)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_smallest_change_of_one_element_among_many_is_seen(dtype):
+    t = torch.randn(1000, 100, dtype=dtype)
+    changed = t.clone()
+    changed[500, 50] = torch.nextafter(t[500, 50], torch.tensor(9.0, dtype=dtype))
+    assert contents([t]) != contents([changed])
+
+
+def test_a_tensor_with_nan_has_contents_that_can_be_compared():
+    t = torch.tensor([1.0, torch.nan, -torch.inf])
+    assert contents([t]) == contents([t.clone()])
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 3])
+def test_samples_do_not_depend_on_where_a_tensor_lies(offset):
+    t = torch.randn(40)
+    lying = torch.zeros(60)[offset : offset + 40].copy_(t)
+    assert samples((lying.view(4, 10), Y)) == samples((t.view(4, 10), Y))
+
+
+def test_contents_are_the_same_under_autocast():
+    t = torch.randn(8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = contents([t])
+    assert inside == contents([t])
+
+
+def test_contents_stay_the_same_when_larger_tensors_come():
+    small = (torch.randn(3, 50), torch.arange(3))
+    before = contents(small), samples(small)
+    large = (torch.randn(2, 60_000), torch.arange(2), torch.randn(60_000))
+    contents(large), samples(large)
+    assert (contents(small), samples(small)) == before
+
+
+def test_samples_in_another_order_have_the_same_first_number_and_another_second():
+    order = torch.tensor([2, 0, 3, 1])
+    one, other = samples((X, Y)), samples((X[order], Y[order]))
+    assert one[0] == other[0] and one[1] != other[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.uint8])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: (x.flip(2), y),
+        lambda x, y: (x.flip(1), y),
+        lambda x, y: (x.roll(1, 2), y),
+        lambda x, y: (x, y.roll(1)),
+        lambda x, y: (x.neg() if x.is_floating_point() else 255 - x, y),
+        lambda x, y: (torch.cat([x[:1].flip(2), x[1:]]), y),
+    ],
+)
+def test_augmented_samples_are_other_samples(dtype, change):
+    x = (X * 40).to(dtype)
+    assert samples((x, Y))[0] != samples(change(x, Y))[0]
