@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from curvext.cache import Cache
-from curvext.contents import contents, samples
-from curvext.data import Batches, mapped, tensors
+from curvext.contents import contents
+from curvext.data import Batches, Seen, Watch, mapped, tensors
 from curvext.linearise.compiled import CompiledHessian, CompiledJacobian, Compiler
 from curvext.linearise.forward import Forward, is_finite
 from curvext.linearise.head import HeadLinearisation
@@ -115,10 +114,7 @@ class Problem:
         self._state: tuple[object, ...] | None = None
         self._totals: Totals | None = None
         self._by_linearisation = False
-        self._seen: tuple[int, int] | None = None
-        #: what goes by the places of samples → the order in which it met them
-        self._orders: dict[str, int] = {}
-        self._in_order: str | None = None
+        self.watch = Watch()
 
     # ------------------------------------------------------------------ scale
 
@@ -295,27 +291,11 @@ class Problem:
         tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first)
         return _Share.of(output, point), tape, point
 
-    @contextmanager
-    def in_order(self, what: str, always: bool = False) -> Iterator[None]:
-        """The passes inside must bring the samples in one order, which ``what`` goes by; with ``always`` in that of
-        earlier passes of this name too.
-
-        Raises:
-            ValueError: at the end of a pass that does not.
-        """
-        if not always:
-            self._orders.pop(what, None)
-        before, self._in_order = self._in_order, what
-        try:
-            yield
-        finally:
-            self._in_order = before
-
     def _pass(self, one: Callable[[_Seat], _Share]) -> None:
         """One pass over all batches that are not empty, each inside the borrowed model."""
         self.refresh()
         shares: list[_Share] = []
-        content, keys = 0, []
+        seen = Seen()
         for number, batch in enumerate(self._shown(self._batches)):
             inside = tensors(batch)
             if any(t.ndim > 0 and t.shape[0] == 0 for t in inside):
@@ -326,42 +306,20 @@ class Problem:
                 with torch.inference_mode(False):
                     batch = mapped(batch, torch.clone)
                 inside = tensors(batch)
-            if self._batches.resident:
-                key = _identity(inside)
-            else:
-                in_any_order, key = samples(inside)
-                content += in_any_order
-                keys.append(key)
+            key = _identity(inside) if self._batches.resident else seen.key_of(inside)
             with self._forward.borrowed():
                 first = sum(s.samples for s in shares)
                 shares.append(one(_Seat(number, first, batch, key)))
-        self._check_same_data(shares, content, hash(tuple(keys)))
+        try:
+            self.watch.end(seen, sum(s.samples for s in shares))
+        except ValueError:
+            self._forget()
+            raise
         if self._totals is None:
             self._totals = Totals(
                 sum(s.samples for s in shares),
                 sum(s.divisor for s in shares),
                 float(sum(s.value for s in shares)),
-            )
-
-    def _check_same_data(self, shares: list[_Share], content: int, order: int) -> None:
-        found = sum(s.samples for s in shares)
-        if found == 0:
-            raise ValueError("data: no batch has a sample; at least one is needed")
-        now = (found, content & 0xFFFFFFFFFFFFFFFF)
-        if self._seen is not None and self._seen != now:
-            before = self._seen[0]
-            self._forget()
-            raise ValueError(
-                f"data: this pass gave other samples than the one before ({before} then {found} samples, "
-                "or changed content); the risk needs fixed data: switch off random augmentation, or pass "
-                "list(loader)"
-            )
-        self._seen = now
-        if self._in_order is not None and self._orders.setdefault(self._in_order, order) != order:
-            self._forget()
-            raise ValueError(
-                f"data: this pass gave the samples in another order than the one before, and {self._in_order} by "
-                "their places; pass a loader with shuffle=False, or list(loader)"
             )
 
     def _shown(self, batches: Batches) -> Iterable[Any]:
@@ -422,8 +380,8 @@ class Problem:
     def _forget(self) -> None:
         self._cache.clear()
         self._totals = None
-        self._seen = None
         self._state = None
+        self.watch.forget()
 
     def _checked_compiler(self, compile: object) -> Compiler | None:
         if compile is False:

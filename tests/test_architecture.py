@@ -14,8 +14,8 @@ PACKAGE = ROOT / "curvext"
 
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
-    {"errors", "_C", "_version", "memory"},
-    {"_extension", "reference", "space", "data", "contents", "cache", "results", "storage"},
+    {"errors", "_C", "_version", "memory", "contents"},
+    {"_extension", "reference", "space", "data", "cache", "results", "storage"},
     {"kernels"},
     {"losses"},
     {"linearise"},

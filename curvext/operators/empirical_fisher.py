@@ -143,7 +143,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         Batches are met in pairs: with the records cached one pass, else one more for each batch.
         """
         self._samples_only("gram")
-        with self._problem.in_order(_ROWS):
+        with self._problem.watch.in_order(_ROWS):
             return self._gram().mul_(self._problem.sample_scale() ** 2).to(self.dtype)
 
     def _gram(self) -> Tensor:

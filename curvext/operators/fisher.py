@@ -104,7 +104,7 @@ class MCFisherOperator(CurvatureOperator):
         self._seed = seed
 
     def _visit(self, visitor: Callable[[Any], None]) -> None:
-        with self._problem.in_order(_LABELS, always=True):
+        with self._problem.watch.in_order(_LABELS, always=True):
             super()._visit(visitor)
 
     def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
@@ -132,7 +132,7 @@ class MCFisherOperator(CurvatureOperator):
             draws = range(self._samples)
             squares.play(tape, ((point.sampled(self._seed, k, tape.first), 1.0) for k in draws))
 
-        with self._problem.in_order(_LABELS, always=True):
+        with self._problem.watch.in_order(_LABELS, always=True):
             self._problem.visit_tapes(add)
         return squares.named(self._scale())
 
