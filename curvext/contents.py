@@ -14,6 +14,8 @@ from torch import Tensor
 _WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: tensors of at most so many elements are read together
 _SMALL = 1 << 14
+#: words that are worked on at once, in memory of their own
+_AT_ONCE = 1 << 22
 _MULTIPLIER = -7046029254386353131  # odd, its bits irregular
 #: (dtype, device) → random weights, as many as were needed so far
 _weights: dict[tuple[torch.dtype, torch.device], Tensor] = {}
@@ -126,7 +128,9 @@ def _row_numbers(t: Tensor, rows: int) -> Tensor:
         words = flat.view(torch.int64)
     else:
         words = flat.view(_WORD[size]).to(torch.int64)
-    return (_mixed(words) * _weights_for(words[0])).sum(1)
+    weights = _weights_for(words[0])
+    runs = words.split(max(1, _AT_ONCE // len(weights)))
+    return torch.cat([(_mixed(run) * weights).sum(1) for run in runs])
 
 
 def _mixed(words: Tensor) -> Tensor:

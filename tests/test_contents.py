@@ -112,3 +112,10 @@ def test_samples_in_another_order_have_the_same_first_number_and_another_second(
 def test_augmented_samples_are_other_samples(dtype, change):
     x = (X * 40).to(dtype)
     assert samples((x, Y))[0] != samples(change(x, Y))[0]
+
+
+def test_large_samples_are_read_in_runs_with_the_same_numbers(monkeypatch):
+    x = torch.randn(7, 30)
+    whole = samples((x, torch.arange(7)))
+    monkeypatch.setattr("curvext.contents._AT_ONCE", 31)
+    assert samples((x, torch.arange(7))) == whole
