@@ -5,7 +5,7 @@ Versions and addresses tell of most changes, but not of ``p.data.neg_()`` nor of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -19,6 +19,23 @@ _AT_ONCE = 1 << 22
 _MULTIPLIER = -7046029254386353131  # odd, its bits irregular
 #: (dtype, device) → random weights, as many as were needed so far
 _weights: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def stored(several: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors with storage of their own that make up some tensors: a sparse one is indices and values."""
+    found: list[Tensor] = []
+    for t in several:
+        if t.layout is torch.strided:
+            found.append(t)
+        elif t.layout is torch.sparse_coo:
+            found += (t._indices(), t._values())
+        elif t.layout in (torch.sparse_csr, torch.sparse_bsr):
+            found += (t.crow_indices(), t.col_indices(), t.values())
+        elif t.layout in (torch.sparse_csc, torch.sparse_bsc):
+            found += (t.ccol_indices(), t.row_indices(), t.values())
+        else:
+            raise TypeError(f"a tensor of layout {t.layout}; strided and sparse ones are known")
+    return found
 
 
 def contents(several: Sequence[Tensor]) -> list[int]:

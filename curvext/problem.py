@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curvext.cache import Cache
-from curvext.contents import contents
+from curvext.contents import contents, stored
 from curvext.data import Batches, Seen, Watch, mapped, tensors
 from curvext.linearise.compiled import CompiledHessian, CompiledJacobian, Compiler
 from curvext.linearise.forward import Forward, is_finite
@@ -297,7 +297,7 @@ class Problem:
         shares: list[_Share] = []
         seen = Seen()
         for number, batch in enumerate(self._shown(self._batches)):
-            inside = tensors(batch)
+            inside = stored(tensors(batch))
             if any(t.ndim > 0 and t.shape[0] == 0 for t in inside):
                 continue
             if any(
@@ -305,7 +305,7 @@ class Problem:
             ):  # such a tensor cannot be saved for a backward pass
                 with torch.inference_mode(False):
                     batch = mapped(batch, torch.clone)
-                inside = tensors(batch)
+                inside = stored(tensors(batch))
             key = _identity(inside) if self._batches.resident else seen.key_of(inside)
             with self._forward.borrowed():
                 first = sum(s.samples for s in shares)
@@ -352,7 +352,7 @@ class Problem:
 
     def _current_state(self) -> tuple[object, ...]:
         members = self._forward.look()
-        held = [*members.parameters, *members.buffers, *self._losses_tensors]
+        held = stored([*members.parameters, *members.buffers, *self._losses_tensors])
         state: list[object] = [(id(m), m.training) for m in members.modules]
         state += [(id(t), t.data_ptr(), t._version) for t in held]
         kind = self.space.device.type
@@ -361,7 +361,7 @@ class Problem:
             # p.data.copy_() and fused optimizers pass by the version counter; on CUDA the device is waited for once
             state += contents(held)
         if self._batches.resident:
-            state += [_identity(tensors(batch)) for batch in self._batches]
+            state += [_identity(stored(tensors(batch))) for batch in self._batches]
         return tuple(state)
 
     def _renew(self) -> None:

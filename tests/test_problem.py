@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import curvext as cx
+from curvext.contents import stored
 
 
 @pytest.fixture
@@ -83,6 +84,28 @@ def test_what_goes_by_the_order_of_samples_refuses_another_order():
     H @ V  # a sum over samples
     with pytest.raises(ValueError, match="another order than the one before, and the labels drawn"):
         M @ V
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_a_model_may_hold_sparse_tensors(layout):
+    def answers(sparse):
+        torch.manual_seed(0)
+        model = Model(
+            lambda s, x: s.b(torch.tanh(s.a(s.A @ x))), a=nn.Linear(4, 6), b=nn.Linear(6, 3)
+        )
+        mixing = torch.eye(5) + torch.rand(5, 5).round()
+        model.register_buffer("A", mixing.to_sparse(layout=layout) if sparse else mixing)
+        data = (torch.randn(5, 4), torch.randint(3, (5,)))
+        risk = cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), data, cache=True)
+        V = torch.randn(risk.space.size, 2)
+        first = [risk.hessian() @ V, risk.ggn() @ V, risk.gradient()]
+        stored([model.A])[-1].view(-1)[0] = 3.0  # the first entry
+        return [*first, risk.ggn() @ V]
+
+    expected = answers(sparse=False)
+    for got, want in zip(answers(sparse=True), expected, strict=True):
+        assert_close(got, want, tol=1e-4)
 
 
 def test_data_made_in_inference_mode_are_data():

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
+from curvext.contents import stored
+
 LEAF = "torch::autograd::AccumulateGrad"
 
 
@@ -119,11 +121,6 @@ class Graph:
         return saved_bytes(self.nodes)
 
 
-def _strided(t: Tensor) -> tuple[Tensor, ...]:
-    """The tensors with storage that make up ``t``."""
-    return (t._indices(), t._values()) if t.is_sparse else (t,)
-
-
 def _saved(node: Any) -> list[Any]:
     """What a node saved for its backward."""
     if isinstance(node, torch._C._FunctionBase):
@@ -138,7 +135,7 @@ def saved_bytes(nodes: Sequence[Node]) -> int:
     for node in nodes:
         for value in _saved(node):
             for t in value if isinstance(value, (tuple, list)) else (value,):
-                for part in _strided(t) if isinstance(t, Tensor) else ():
+                for part in stored([t]) if isinstance(t, Tensor) else ():
                     storage = part.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
     return sum(size for pointer, size in storages.items() if pointer not in leaves)

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from curvext import data
+from curvext.contents import stored
 from curvext.linearise import autograd_graph
 from curvext.linearise.detours import DETOURS, GraphUse, in_a_trace, needed
 from curvext.space import ParameterSpace
@@ -249,7 +250,7 @@ class Forward:
                 raise ValueError(
                     f"data: a tensor is on {t.device}, the parameters on {self._space.device}; move the batch"
                 )
-            if t.is_floating_point() and not is_finite(t):
+            if t.is_floating_point() and not all(is_finite(part) for part in stored([t])):
                 raise ValueError(f"data: a tensor of shape {list(t.shape)} contains nan or inf")
 
     def _check_output(self, output: Tensor) -> None:
