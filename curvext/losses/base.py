@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: the largest output of one datum whose H_ℓ is formed when there is no closed form
 DENSE_OUTPUTS = 2048
@@ -36,6 +36,11 @@ class LossPoint(ABC):
     #: ∂ℓ/∂f, in the shape and dtype of the output
     residual: Tensor
 
+    @property
+    def residual_by_sample(self) -> Tensor:
+        """The residual, each row that of one sample's ℓ_n; a loss that couples samples has none and raises."""
+        return self.residual
+
     @abstractmethod
     def hessian_mm(self, u: Tensor) -> Tensor:
         """H_ℓ u for u ``[K, *output.shape]``, same shape and dtype."""
@@ -57,18 +62,18 @@ class LossPoint(ABC):
         The general way: the blocks of H_ℓ, C×C for a datum of C outputs, and their eigenvectors.
         Closed forms override it.
         """
-        outputs = self.residual[0].numel()
+        samples, outputs = len(self.residual), self.residual[0].numel()
         if outputs > DENSE_OUTPUTS:
             raise ValueError(
                 f"this loss has no closed-form root, and its output Hessian of {outputs} outputs per sample "
                 f"is over the limit of {DENSE_OUTPUTS} for an eigendecomposition"
             )
         eye = torch.eye(outputs, dtype=self.residual.dtype, device=self.residual.device)
-        samples = self.residual.shape[0]
         every = eye.view(outputs, 1, *self.residual.shape[1:]).expand(
             -1, samples, *self.residual.shape[1:]
         )
-        blocks = self.hessian_mm(every.contiguous()).flatten(2).movedim(0, 2)  # [N, C, C]
+        products = self.hessian_mm(every.contiguous())
+        blocks = products.reshape(outputs, samples, outputs).movedim(0, 2)  # [N, C, C]
         values, vectors = torch.linalg.eigh(blocks.double())
         for k in range(outputs):
             for sign in (1.0, -1.0):
@@ -111,6 +116,8 @@ class OutputLoss(ABC):
     reduction: str
     #: why −log p = ℓ does not hold for any p, or None where it does
     no_likelihood: str | None = None
+    #: the number of the batch in its pass, which a pass writes here before it asks for :meth:`at`
+    batch_number: int = 0
 
     @abstractmethod
     def at(self, output: Tensor, target: Tensor) -> LossPoint:
@@ -119,6 +126,16 @@ class OutputLoss(ABC):
         Raises:
             TypeError, ValueError: the two do not fit each other or this loss.
         """
+
+
+def computes(loss: object, base: type[nn.Module]) -> bool:
+    """Whether ``loss`` is a ``base``, or of a subclass that computes nothing else."""
+    return (
+        isinstance(loss, base)
+        and type(loss).forward is base.forward
+        and type(loss).__call__ is base.__call__
+        and "forward" not in vars(loss)
+    )
 
 
 def check_reduction(reduction: object, owner: str) -> str:
@@ -141,6 +158,19 @@ def check_same_shape(output: Tensor, target: Tensor, owner: str) -> None:
         raise ValueError(
             f"{owner}: target has shape {list(target.shape)}, the output {list(output.shape)}; they must be equal"
         )
+
+
+def check_weight(weight: Tensor, fits: bool, wanted: str, owner: str, name: str) -> None:
+    """Raises a ValueError unless a weight fits, as PyTorch does, and is finite."""
+    if not fits:
+        raise ValueError(f"{owner}: {name} has shape {list(weight.shape)}; expected {wanted}")
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError(f"{owner}: {name} contains nan or inf; expected finite weights")
+
+
+def has_negative(weight: Tensor | None) -> bool:
+    """Whether a weight is there and somewhere negative: PyTorch takes it, no likelihood has it."""
+    return weight is not None and bool((weight < 0).any())
 
 
 def check_real(target: Tensor, owner: str) -> None:

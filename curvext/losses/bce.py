@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from curvext.kernels.sigmoid_hessian_mm import sigmoid_hessian_mm
 from curvext.kernels.sigmoid_sample import sigmoid_sample
-from curvext.losses.base import LossPoint, OutputLoss, check_real, check_reduction, check_same_shape
+from curvext.losses.base import (
+    LossPoint,
+    OutputLoss,
+    check_real,
+    check_reduction,
+    check_same_shape,
+    check_weight,
+    has_negative,
+)
 
 
 class BinaryCrossEntropy(OutputLoss):
@@ -29,6 +37,10 @@ class BinaryCrossEntropy(OutputLoss):
             self.no_likelihood = (
                 "BCEWithLogitsLoss with pos_weight is not −log p of any distribution"
             )
+        elif has_negative(weight):
+            self.no_likelihood = (
+                "BCEWithLogitsLoss with a negative weight is not −log p of any distribution"
+            )
 
     @classmethod
     def from_module(cls, loss: nn.BCEWithLogitsLoss) -> BinaryCrossEntropy:
@@ -40,6 +52,12 @@ class BinaryCrossEntropy(OutputLoss):
     def at(self, output: Tensor, target: Tensor) -> LossPoint:
         check_same_shape(output, target, "BCEWithLogitsLoss")
         check_real(target, "BCEWithLogitsLoss")
+        for name in ("weight", "pos_weight"):
+            weight = getattr(self, name)
+            if weight is not None:
+                fits = _broadcasts(weight.shape, output.shape)
+                wanted = f"one that broadcasts to the output {list(output.shape)}"
+                check_weight(weight, fits, wanted, "BCEWithLogitsLoss", name)
         return _BinaryPoint(self, output, target)
 
 
@@ -64,7 +82,10 @@ class _BinaryPoint(LossPoint):
 
     def root_columns(self) -> Iterator[tuple[Tensor, float]]:
         curvature = self.hessian_mm(torch.ones_like(self._logits).unsqueeze(0))
-        root = curvature.clamp(min=0).sqrt().view(len(self._logits), -1)
+        if has_negative(curvature):
+            yield from super().root_columns()
+            return
+        root = curvature.sqrt().view(len(self._logits), -1)
         for j in range(root.shape[1]):
             column = torch.zeros_like(root)
             column[:, j] = root[:, j]
@@ -72,3 +93,9 @@ class _BinaryPoint(LossPoint):
 
     def sampled(self, seed: int, draw: int, first: int) -> Tensor:
         return sigmoid_sample(self._logits, self._kappa, seed, draw, first)
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Whether a tensor of ``shape`` expands to ``to``."""
+    sizes = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in sizes)

@@ -13,7 +13,14 @@ from curvext.kernels.softmax_hessian_mm import softmax_hessian_mm
 from curvext.kernels.softmax_residual import softmax_residual
 from curvext.kernels.softmax_root_mm import softmax_root_mm
 from curvext.kernels.softmax_sample import softmax_sample
-from curvext.losses.base import LossPoint, OutputLoss, RowCurvature, check_reduction
+from curvext.losses.base import (
+    LossPoint,
+    OutputLoss,
+    RowCurvature,
+    check_reduction,
+    check_weight,
+    has_negative,
+)
 
 #: values of a block of root columns that are formed at once
 _ROOT_BLOCK = 1 << 22
@@ -59,7 +66,7 @@ class CausalLMLoss(nn.Module):
 
 
 class SoftmaxCrossEntropy(OutputLoss):
-    """ℓ = Σ_m − Σ_c t_mc log p_mc with p = softmax(z) and target mass t ≥ 0.
+    """ℓ = Σ_m − Σ_c t_mc log p_mc with p = softmax(z) and target mass t.
 
     Class indices, label smoothing, class weights, ignored positions and probability targets are
     all of this one form. With W_m = Σ_c t_mc the residual is W p − t and the output Hessian
@@ -79,6 +86,10 @@ class SoftmaxCrossEntropy(OutputLoss):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.causal = causal
+        if has_negative(weight):
+            self.no_likelihood = (
+                "CrossEntropyLoss with a negative class weight is not −log p of any distribution"
+            )
 
     @classmethod
     def from_module(cls, loss: nn.CrossEntropyLoss | CausalLMLoss) -> SoftmaxCrossEntropy:
@@ -166,6 +177,8 @@ class SoftmaxCrossEntropy(OutputLoss):
             raise ValueError(f"{name}: expected logits [N, T, V], got {list(output.shape)}")
         if output.ndim < 2:
             raise ValueError(f"{name}: expected an output [N, C, ...], got {list(output.shape)}")
+        if self.weight is not None:
+            check_class_weight(self.weight, output.shape[dim], name)
         per_position = output.shape[:dim] + output.shape[dim + 1 :]
         if target.is_floating_point() and target.shape == output.shape and not self.causal:
             return
@@ -219,6 +232,9 @@ class _SoftmaxPoint(LossPoint):
         return lambda z, u, rows: softmax_hessian_mm(z, u, mass[rows], dim=1)
 
     def root_columns(self) -> Iterator[tuple[Tensor, float]]:
+        if has_negative(self._mass):
+            yield from super().root_columns()
+            return
         classes = self._logits.shape[self._dim]
         block = max(1, min(classes, _ROOT_BLOCK // max(1, self._logits.numel())))
         for here in self._position_masks():
@@ -251,6 +267,12 @@ class _SoftmaxPoint(LossPoint):
     @property
     def positions(self) -> int:
         return int(self._kept.sum())
+
+
+def check_class_weight(weight: Tensor, classes: int, owner: str) -> None:
+    """Raises a ValueError unless there is one finite weight for each class."""
+    wanted = f"[{classes}], one for each class of the output"
+    check_weight(weight, weight.shape == (classes,), wanted, owner, "weight")
 
 
 def _accumulation_dtype(x: Tensor) -> torch.dtype:

@@ -113,7 +113,7 @@ class MCFisherOperator(CurvatureOperator):
         for draw in range(self._samples):
             score = at.point.sampled(self._seed, draw, at.first)
             for product, tangent in zip(products, tangents, strict=True):
-                inner = (score * tangent).flatten(1).sum(1)
+                inner = (score * tangent).reshape(len(score), -1).sum(1)
                 product += score * inner.view([-1] + [1] * (score.ndim - 1))
         return pulled_back(at, products)
 
