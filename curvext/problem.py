@@ -276,7 +276,7 @@ class Problem:
                 self._by_linearisation = True
                 return self._linearisation(seat)
             records = Records(tape.samples, self.space)
-            tape.play(records, point.residual, summands=True)
+            tape.play(records, point.residual_by_sample, summands=True)
             kept = _Kept(share, records)
             self._cache.offer((Records, seat.number), seat.key, kept)
         return kept
@@ -309,6 +309,7 @@ class Problem:
             key = _identity(inside) if self._batches.resident else seen.key_of(inside)
             with self._forward.borrowed():
                 first = sum(s.samples for s in shares)
+                self.loss.batch_number = number
                 shares.append(one(_Seat(number, first, batch, key)))
         try:
             self.watch.end(seen, sum(s.samples for s in shares))

@@ -26,7 +26,8 @@ class EmpiricalRisk(Problem):
             parameters (``model.eval()`` for dropout and batch-norm), and is left as found.
         loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss`` and
             ``curvext.CausalLMLoss`` have a closed-form output Hessian; any other callable
-            ``loss(output, target) -> scalar`` goes through autograd in output space.
+            ``loss(output, target) -> scalar`` goes through autograd in output space; over several batches
+            it must be a mean or sum over samples.
         data: one batch ``(x, y)``, a mapping with "labels" (called as ``model(**inputs)``), or a
             re-iterable of batches. The answer for many batches is that for their concatenation.
         params: None for all parameters that require grad; names, glob patterns, or a predicate

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_close
-from oracles import with_reduction
+from oracles import Oracle, with_reduction
 from problems import LOSSES, loss_and_target
 from torch import nn
 
@@ -145,8 +145,6 @@ def test_a_subclass_of_a_torch_loss_is_what_it_computes_not_what_it_inherits():
 
     x, y = torch.randn(5, 4).double(), torch.randn(5, 3).double()
     model = nn.Linear(4, 3).double()
-    from oracles import Oracle
-
     V = torch.randn(15, 2).double()
     got = cx.HessianOperator(model, Quartic(), (x, y)) @ V
     assert_close(got, Oracle(model, Quartic(), x, y).hvp(V))
@@ -159,6 +157,224 @@ def test_a_loss_that_is_linear_in_the_output_has_no_curvature_and_no_error():
     V = torch.randn(43, 1).double()
     assert not (risk.ggn() @ V).any()
     assert_close(risk.hessian() @ V, risk.model_curvature() @ V)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss, nn.NLLLoss, cx.CausalLMLoss],
+    ids=lambda m: m.__name__,
+)
+def test_a_subclass_that_computes_nothing_of_its_own_is_its_base(module):
+    class Named(module):
+        pass
+
+    assert type(output_loss(Named(), None)) is type(output_loss(module(), None))
+
+
+def test_a_subclass_of_cross_entropy_has_one_divisor_for_all_batches():
+    class Named(nn.CrossEntropyLoss):
+        pass
+
+    x, y, model = torch.randn(6, 4).double(), torch.tensor([0, 0, 1, 2, 2, 1]), linear()
+    loss = Named(torch.tensor([0.2, 3.0, 1.0]).double())
+    H = cx.HessianOperator(model, loss, [(x[:2], y[:2]), (x[2:], y[2:])])
+    V = torch.eye(15).double()
+    assert_close(H @ V, Oracle(model, loss, x, y).hvp(V))
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, nn.BCEWithLogitsLoss])
+def test_negative_weights_count_as_they_do_in_pytorch_and_have_no_likelihood(loss):
+    x, model = torch.randn(5, 4).double(), linear()
+    y = torch.tensor([0, 1, 2, 0, 2]) if loss is nn.CrossEntropyLoss else torch.rand(5, 3).double()
+    loss = loss(torch.tensor([3.0, -1.0, 0.5]).double())
+    risk, oracle = cx.EmpiricalRisk(model, loss, (x, y)), Oracle(model, loss, x, y)
+    assert_close(risk.gradient(), oracle.gradient())
+    assert_close(risk.ggn().to_dense(), oracle.ggn())
+    assert_close(risk.ggn().diagonal(), oracle.ggn().diagonal())
+    with pytest.raises(ValueError, match=r"with a negative .*weight is not −log p"):
+        risk.fisher()
+
+
+def linear():
+    return nn.Linear(4, 3).double()
+
+
+# ---------------------------------------------------------------------- one number for each sample
+
+
+class Scalar(nn.Module):
+    """Its output is [N], or [N, 1]."""
+
+    def __init__(self, squeezed, general):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+        self.squeezed, self.general = squeezed, general
+
+    def forward(self, x):
+        f = self.body(x)
+        if self.general:  # a use of a weight for which there is no rule
+            f = f * torch.linalg.matrix_norm(self.body[0].weight)
+        return f.squeeze(1) if self.squeezed else f
+
+
+SCALAR_LOSSES = {
+    "mse": nn.MSELoss(),
+    "mse_sum": nn.MSELoss(reduction="sum"),
+    "bce": nn.BCEWithLogitsLoss(),
+    "bce_weights": nn.BCEWithLogitsLoss(torch.tensor(0.7), pos_weight=torch.tensor([2.0])),
+    "huber": nn.HuberLoss(delta=0.3),
+    "l1": nn.L1Loss(),
+}
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+@pytest.mark.parametrize("general", [False, True])
+@pytest.mark.parametrize("squeezed", [True, False])
+@pytest.mark.parametrize("name", SCALAR_LOSSES)
+def test_an_output_of_one_number_for_each_sample_may_lack_the_class_dimension(
+    name, squeezed, general, written_out, device, monkeypatch
+):
+    if not written_out:
+        monkeypatch.setattr("curvext.problem._WRITTEN_OUT_LIMIT", 0)
+    model = Scalar(squeezed, general).to(device, torch.float64)
+    loss = SCALAR_LOSSES[name].to(device)
+    x = torch.randn(6, 4).to(device, torch.float64)
+    y = torch.rand(6 if squeezed else (6, 1)).to(x)
+    oracle, V = Oracle(model, loss, x, y), torch.eye(19).to(x)
+    risk = cx.EmpiricalRisk(model, loss, [(x[:1], y[:1]), (x[1:4], y[1:4]), (x[4:], y[4:])])
+    G, E = risk.ggn(), risk.empirical_fisher()
+    assert_close(risk.gradient(), oracle.gradient())
+    assert_close(risk.hessian() @ V, oracle.hvp(V))
+    for got, expected in ((G, oracle.ggn()), (E, oracle.empirical_fisher())):
+        assert_close(got @ V, expected)
+        assert_close(got.diagonal(), expected.diagonal())
+        assert_close(got.trace(), expected.trace())
+    assert_close(E.gradient_norms(), oracle.sample_gradients().norm(dim=1))
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("name", ["mse", "mse_sum", "bce"])
+def test_labels_drawn_for_one_number_are_those_drawn_with_a_class_dimension(
+    name, reference, device
+):
+    models = [Scalar(squeezed, False).to(device, torch.float64) for squeezed in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    x, y = torch.randn(6, 4).to(device, torch.float64), torch.rand(6).to(device, torch.float64)
+    with cx.kernels.use_reference(reference):
+        flat, column = (
+            cx.MCFisherOperator(
+                model, SCALAR_LOSSES[name], [(x[:2], t[:2]), (x[2:], t[2:])], samples=3
+            )
+            for model, t in zip(models, (y, y.unsqueeze(1)), strict=True)
+        )
+        dense = column.to_dense()
+        assert_close(flat.to_dense(), dense)
+        assert_close(flat.diagonal(), dense.diagonal())
+        assert_close(flat.trace(), dense.trace())
+
+
+# ---------------------------------------------------------------------- a loss of one's own
+
+
+def test_a_batch_that_is_all_ignored_adds_nothing_to_a_negative_log_likelihood():
+    x, y = torch.randn(6, 4).double(), torch.tensor([1, 1, 0, 2, 0, 1])
+    model = nn.Sequential(linear(), nn.LogSoftmax(1))
+    loss = nn.NLLLoss(ignore_index=1)
+    risk = cx.EmpiricalRisk(model, loss, [(x[:2], y[:2]), (x[2:], y[2:])])
+    oracle = Oracle(model, loss, x, y)
+    assert_close(torch.tensor(risk.value(), dtype=torch.float64), oracle.value())
+    assert_close(risk.gradient(), oracle.gradient())
+    assert_close(risk.ggn().to_dense(), oracle.ggn())
+    with pytest.raises(ValueError, match="every position is ignored"):
+        cx.EmpiricalRisk(model, loss, (x[:2], y[:2])).value()
+
+
+def contrastive(f, y):
+    """Each sample is to be like the next of its label and unlike the others."""
+    return nn.functional.cross_entropy(f @ f.T, (torch.arange(len(f)) + 1) % len(f))
+
+
+def pairs_of_two(f, y):
+    """Sample n and sample n + 2 are to be alike."""
+    return (f[:-2] - f[2:]).pow(4).sum(1).sum() / len(f)
+
+
+def ranking(f, y):
+    """Piecewise linear: no curvature shows that it couples samples."""
+    return (1 - (f[:, :1] - f[:, 1])).clamp(min=0).mean()
+
+
+COUPLED = {"contrastive": contrastive, "pairs": pairs_of_two, "ranking": ranking}
+
+
+@pytest.mark.parametrize("name", ["contrastive", "pairs"])
+def test_a_diagonal_made_by_samples_is_refused_for_a_loss_that_couples_them(name):
+    x, y, model = torch.randn(6, 4).double(), torch.zeros(6), linear()
+    G = cx.GGNOperator(model, COUPLED[name], (x, y), reduction="mean")
+    loss = reducing(COUPLED[name])
+    assert_close(G.to_dense(), Oracle(model, loss, x, y).ggn())
+    for method in (G.diagonal, G.trace):
+        with pytest.raises(ValueError, match=r"couples the samples.*curvext.diagonal\(G\)"):
+            method()
+    assert_close(cx.diagonal(G, probes=15).value, G.to_dense().diagonal())
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_sample_gradients_are_refused_for_a_loss_that_couples_samples(name):
+    x, y, model = torch.randn(6, 4).double(), torch.zeros(6), linear()
+    risk = cx.EmpiricalRisk(model, COUPLED[name], (x, y), reduction="mean")
+    E = risk.empirical_fisher()
+    v = torch.randn(15).double()
+    for ask in (E.diagonal, E.trace, E.gradient_norms, E.gram, lambda: E @ v, lambda: E.solve(v)):
+        with pytest.raises(ValueError, match="couples the samples.*gradients of single samples"):
+            ask()
+    assert_close(risk.gradient(), Oracle(model, reducing(COUPLED[name]), x, y).gradient())
+
+
+def test_a_weighted_mean_of_one_batch_couples_no_samples(device):
+    weight = torch.tensor([0.2, 3.0, 1.0]).to(device, torch.float64)
+    x, y = torch.randn(6, 4).to(weight), torch.tensor([0, 0, 1, 2, 2, 1]).to(device)
+    model = linear().to(device)
+    closed = nn.CrossEntropyLoss(weight)
+    own = cx.EmpiricalRisk(model, lambda f, t: closed(f, t), (x, y), reduction="mean")
+    risk = cx.EmpiricalRisk(model, closed, (x, y))
+    assert_close(own.ggn().diagonal(), risk.ggn().diagonal())
+    assert_close(own.empirical_fisher().diagonal(), risk.empirical_fisher().diagonal())
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("sizes", [(2, 4), (1, 1, 1, 1, 1, 1), (3, 3)], ids=str)
+def test_a_loss_of_several_batches_that_is_no_mean_over_samples_is_refused(sizes, cache):
+    weight = torch.tensor([0.2, 3.0, 1.0]).double()
+    x, y = torch.randn(6, 4).double(), torch.tensor([0, 0, 1, 2, 2, 1])
+    data = list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+    def weighted(f, t):
+        return nn.functional.cross_entropy(f, t, weight=weight)
+
+    def masked(f, t):
+        return (f.square().sum(1) * (t > 0)).sum() / (t > 0).sum().clamp(min=1)
+
+    for loss in (weighted, masked, contrastive):
+        risk = cx.EmpiricalRisk(linear(), loss, data, reduction="mean", cache=cache)
+        for ask in (risk.gradient, risk.value, risk.hessian().to_dense):
+            with pytest.raises(ValueError, match="no mean over samples"):
+                ask()
+    summed = cx.EmpiricalRisk(
+        linear(), lambda f, t: weighted(f, t) * weight[t].sum(), data, reduction="sum", cache=cache
+    )
+    for _ in range(2):
+        assert torch.isfinite(summed.gradient()).all()
+
+
+def reducing(loss):
+    """With the attribute that oracles ask for."""
+
+    def reduced(f, y):
+        return loss(f, y)
+
+    reduced.reduction = "mean"
+    return reduced
 
 
 # ---------------------------------------------------------------------- refusals
@@ -211,6 +427,62 @@ def test_a_reduction_that_contradicts_the_loss_is_refused():
 def test_a_target_that_does_not_fit_is_refused(loss, target, error, message):
     with pytest.raises(error, match=message):
         output_loss(loss, None).at(Z, target)
+
+
+@pytest.mark.parametrize(
+    "loss, message",
+    [
+        (nn.CrossEntropyLoss(torch.ones(5)), r"CrossEntropyLoss: weight.*\[5\].*\[3\], one for"),
+        (nn.CrossEntropyLoss(torch.ones(2)), r"CrossEntropyLoss: weight.*\[2\].*\[3\]"),
+        (nn.CrossEntropyLoss(torch.ones(3, 1)), r"CrossEntropyLoss: weight.*\[3, 1\].*\[3\]"),
+        (nn.CrossEntropyLoss(torch.tensor(1.0)), r"CrossEntropyLoss: weight.*\[\].*\[3\]"),
+        (
+            nn.CrossEntropyLoss(torch.tensor([1.0, float("nan"), 1.0])),
+            "CrossEntropyLoss: weight contains nan or inf",
+        ),
+        (nn.NLLLoss(torch.ones(2)), r"NLLLoss: weight.*\[2\].*\[3\]"),
+        (nn.NLLLoss(torch.tensor([1.0, float("inf"), 1.0])), "NLLLoss: weight contains nan or inf"),
+        (nn.BCEWithLogitsLoss(torch.ones(4)), r"Loss: weight.*\[4\].*broadcasts.*\[4, 3\]"),
+        (nn.BCEWithLogitsLoss(torch.ones(1, 4, 3)), r"Loss: weight.*\[1, 4, 3\].*\[4, 3\]"),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), r"Loss: pos_weight.*\[2\].*\[4, 3\]"),
+        (
+            nn.BCEWithLogitsLoss(pos_weight=torch.tensor(float("inf"))),
+            "BCEWithLogitsLoss: pos_weight contains nan or inf",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(loss, message):
+    target = torch.rand(4, 3) if isinstance(loss, nn.BCEWithLogitsLoss) else torch.arange(4) % 3
+    with pytest.raises(ValueError, match=message):
+        output_loss(loss, None).at(Z, target)
+
+
+def test_class_weights_are_checked_for_probability_targets_too():
+    with pytest.raises(ValueError, match=r"CrossEntropyLoss: weight has shape \[2\]"):
+        output_loss(nn.CrossEntropyLoss(torch.ones(2)), None).at(Z, torch.rand(4, 3))
+
+
+def test_a_custom_loss_that_draws_random_numbers_is_refused_and_the_generator_put_back(device):
+    def noisy(f, y):
+        return (nn.functional.dropout(f) - y).square().mean()
+
+    def failing(f, y):
+        torch.rand(3, device=device)
+        raise KeyError("its own")
+
+    x, y = torch.randn(4, 4, device=device), torch.randn(4, 3, device=device)
+    model = nn.Linear(4, 3).to(device)
+
+    def states():
+        of_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return [torch.get_rng_state(), *of_device]
+
+    before = states()
+    with pytest.raises(RuntimeError, match="loss: it drew random numbers"):
+        cx.EmpiricalRisk(model, noisy, (x, y), reduction="mean").gradient()
+    with pytest.raises(KeyError, match="its own"):
+        cx.EmpiricalRisk(model, failing, (x, y), reduction="mean").gradient()
+    assert all(torch.equal(a, b) for a, b in zip(before, states(), strict=True))
 
 
 def test_a_custom_loss_that_is_no_scalar_is_refused():

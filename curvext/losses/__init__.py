@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from curvext.losses.base import LossPoint, OutputLoss
+from curvext.losses.base import LossPoint, OutputLoss, computes
 from curvext.losses.bce import BinaryCrossEntropy
 from curvext.losses.cross_entropy import CausalLMLoss, SoftmaxCrossEntropy
 from curvext.losses.custom import CustomLoss
@@ -30,7 +30,7 @@ _MODULE_OF = {
 def output_loss(loss: Any, reduction: str | None) -> OutputLoss:
     """The output-space form of ``loss``: closed where there is one, by autograd otherwise.
 
-    A subclass of a torch loss may compute anything, so only the classes themselves get a closed form.
+    A subclass of a torch loss has its closed form unless it computes something of its own.
 
     Raises:
         TypeError: ``loss`` is not callable.
@@ -43,10 +43,10 @@ def output_loss(loss: Any, reduction: str | None) -> OutputLoss:
     own = getattr(loss, "reduction", None)
     if reduction is not None and own is not None and reduction != own:
         raise ValueError(f"reduction: {reduction!r} contradicts loss.reduction = {own!r}")
-    if type(loss) in (nn.CrossEntropyLoss, CausalLMLoss):
+    if computes(loss, nn.CrossEntropyLoss) or computes(loss, CausalLMLoss):
         return SoftmaxCrossEntropy.from_module(loss)
-    if type(loss) is nn.MSELoss:
+    if computes(loss, nn.MSELoss):
         return SquaredError.from_module(loss)
-    if type(loss) is nn.BCEWithLogitsLoss:
+    if computes(loss, nn.BCEWithLogitsLoss):
         return BinaryCrossEntropy.from_module(loss)
     return CustomLoss(loss, reduction)

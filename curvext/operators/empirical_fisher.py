@@ -38,6 +38,9 @@ class EmpiricalFisherOperator(CurvatureOperator):
         per: "sample", or "token" for cross-entropy: every output position that is not ignored is a
             datum of its own, F = (1/M) Σ_m g_m g_mᵀ with g_m = M times the position's share.
 
+    Raises:
+        ValueError: by its methods: a custom loss couples the samples of a batch, so that there is no g_n.
+
     Example:
         >>> import torch, curvext as cx
         >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
@@ -83,13 +86,13 @@ class EmpiricalFisherOperator(CurvatureOperator):
         return self._pulled_back(at, columns)
 
     def _pulled_back(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
-        residual = at.point.residual
+        residual = at.point.residual_by_sample
         for v in columns:
             slope = residual * at.jvp(v)  # summed over a datum's outputs: <g_n, v>
             if self._per == "token":
                 inner = at.point.position_sum(slope)
             else:
-                inner = slope.flatten(1).sum(1).view([-1] + [1] * (residual.ndim - 1))
+                inner = slope.reshape(len(slope), -1).sum(1).view([-1] + [1] * (residual.ndim - 1))
             yield at.vjp(residual * inner, last=v is columns[-1])
 
     def _scale(self) -> float:
@@ -120,7 +123,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
         def add(tape: Tape, point: LossPoint) -> None:
             token = self._per == "token"
-            columns = point.residual_by_position() if token else [point.residual]
+            columns = point.residual_by_position() if token else [point.residual_by_sample]
             squares.play(tape, ((column, 1.0) for column in columns))
 
         self._problem.visit_tapes(add)
@@ -274,7 +277,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
         def measure(tape: Tape, point: LossPoint) -> None:
             norms = SquaredNorms(tape.samples, self._problem.space)
-            tape.play(norms, point.residual)
+            tape.play(norms, point.residual_by_sample)
             parts.append(norms.total)
 
         self._problem.visit_tapes(measure)

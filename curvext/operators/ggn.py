@@ -40,6 +40,9 @@ class GGNOperator(CurvatureOperator):
         """diag G, ``[P]``, exact: Σ_n Σ_k ± (Jᵀ s_k)² over the columns of a root of H_ℓ.
 
         One backward pass for each output of a sample: C for a classifier, C·T with T positions.
+
+        Raises:
+            ValueError: a custom loss couples the samples of a batch, or a sample has too many outputs for one.
         """
         return self.flatten(self.named_diagonal())
 
