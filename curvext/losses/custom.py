@@ -49,6 +49,8 @@ class CustomLoss(OutputLoss):
         self._elementwise = any(computes(loss, kind) for kind in _ELEMENTWISE)
         #: the number of the batch that was met first, and samples of it
         self._first: tuple[int, Tensor, Tensor] | None = None
+        #: the numbers of the batches that were joined to it without a difference
+        self._joined: set[int] = set()
         #: whether samples were found to be apart
         self._apart = False
 
@@ -85,10 +87,8 @@ class CustomLoss(OutputLoss):
         """The output as a leaf, ℓ with its graph from there, and the divisor."""
         divisor = self._divisor(output, target)
         leaf = output.detach().requires_grad_()
-        if (
-            self.reduction == "mean" and divisor == 0
-        ):  # torch's mean is 0/0; it adds nothing to the risk
-            return leaf, leaf.new_zeros(()), divisor
+        if self.reduction == "mean" and divisor == 0:
+            return leaf, leaf.new_zeros(()), divisor  # torch's mean is 0/0; the risk gets nothing
         with _drawing_nothing(leaf.device):
             value = self._loss(leaf, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -119,7 +119,7 @@ class CustomLoss(OutputLoss):
         if self._first is None:
             self._first = (self.batch_number, here[0].clone(), here[1].clone())
         number, *first = self._first
-        if number == self.batch_number:
+        if self.batch_number == number or self.batch_number in self._joined:
             return
         try:
             joined = [torch.cat(pair) for pair in zip(first, here, strict=True)]
@@ -135,6 +135,7 @@ class CustomLoss(OutputLoss):
                 "weight= and ignore_index=), a sum with reduction='sum' that you divide yourself, or all data in one "
                 "batch; operators of single batches can be added"
             )
+        self._joined.add(self.batch_number)
 
 
 class _CustomPoint(LossPoint):
