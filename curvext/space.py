@@ -9,6 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from curvext.arguments import check_dense
+
 Selection = None | str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 
 
@@ -91,6 +93,7 @@ class ParameterSpace:
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a flat ``[P]`` or ``[P, K]`` tensor as ``{name: [*shape]}`` or ``{name: [*shape, K]}``."""
+        check_dense("split", vector)
         if vector.ndim not in (1, 2) or vector.shape[0] != self.size:
             raise ValueError(
                 f"split: expected a vector [{self.size}] or matrix [{self.size}, K], got {list(vector.shape)}"
@@ -119,8 +122,7 @@ class ParameterSpace:
             )
         for name, shape in self.shapes.items():
             value = named[name]
-            if not isinstance(value, Tensor):
-                raise TypeError(f"flatten: {name!r}: expected a tensor, got {type(value).__name__}")
+            check_dense(f"flatten: {name!r}", value)
             if value.shape != shape:
                 raise ValueError(
                     f"flatten: {name!r}: expected shape {list(shape)}, got {list(value.shape)}"

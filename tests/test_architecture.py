@@ -14,7 +14,7 @@ PACKAGE = ROOT / "curvext"
 
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
-    {"errors", "_C", "_version", "memory", "contents"},
+    {"arguments", "errors", "_C", "_version", "memory", "contents"},
     {"_extension", "reference", "space", "data", "cache", "results", "storage"},
     {"kernels"},
     {"losses"},
@@ -26,7 +26,7 @@ LEVELS = [
     {"__main__"},
 ]
 #: algorithms see only shape, dtype, device and matvec; they and the operators are strangers
-ALGORITHMS_MAY_IMPORT = {"errors", "kernels", "results"}
+ALGORITHMS_MAY_IMPORT = {"arguments", "errors", "kernels", "results"}
 #: third-party packages that are optional, so that they may be imported where they are used
 OPTIONAL = {"scipy", "numpy", "tqdm", "transformers", "matplotlib", "safetensors", "sklearn"}
 

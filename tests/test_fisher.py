@@ -159,5 +159,7 @@ def test_monte_carlo_labels_leave_the_generator_alone(device):
 @pytest.mark.parametrize("samples", [0, -1, 1.5, None])
 def test_a_number_of_draws_that_is_none_is_refused(samples, device):
     posed = pose("mlp", device=device)
-    with pytest.raises(ValueError, match="samples: expected a positive integer"):
+    with pytest.raises(
+        ValueError, match="MCFisherOperator: samples: expected an integer of at least 1"
+    ):
         cx.MCFisherOperator(posed.model, posed.loss, posed.data, samples=samples)

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvext.algorithms.lanczos import inner, length, multiply
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
+from curvext.arguments import as_integer, as_number, check_dense
 from curvext.results import CGResult
 
 #: by device, after how many iterations the host looks at who is still iterating: on CUDA it has to wait to see
@@ -71,25 +72,32 @@ def cg(
         converged: residual 0.0e+00, 1 iterations, 2 products
     """
     products = Products(A, "cg", like=b if isinstance(b, Tensor) else None)
-    tol = torch.finfo(products.dtype).eps ** (2 / 3) if tol is None else tol
-    maxiter = min(10 * products.size, 1000) if maxiter is None else maxiter
-    _check(products, b, damping, tol, maxiter, x0)
-    system = _System(products, float(damping), _inverse(products, preconditioner))
+    _check(products, b, x0)
+    damping = as_number(
+        "cg: damping",
+        damping,
+        "a finite λ >= 0 (for A - sI pass that operator)",
+        lambda x: 0 <= x < math.inf,
+    )
+    if tol is None:
+        tol = torch.finfo(products.dtype).eps ** (2 / 3)
+    tol = as_number("cg: tol", tol, "a finite number >= 0", lambda x: 0 <= x < math.inf)
+    if maxiter is None:
+        maxiter = min(10 * products.size, 1000)
+    maxiter = as_integer("cg: maxiter", maxiter, 0)
+    system = _System(products, damping, _inverse(products, preconditioner))
     start = None if x0 is None else _rows(products, x0)
-    solution = _Solution(system, _rows(products, b), start, float(tol), int(maxiter))
+    solution = _Solution(system, _rows(products, b), start, tol, maxiter)
     with Progress(progress, maxiter, "cg") as bar:
         solution.solve(bar)
     return solution.result(single=b.ndim == 1)
 
 
-def _check(
-    products: Products, b: Tensor, damping: float, tol: float, maxiter: int, x0: Tensor | None
-) -> None:
+def _check(products: Products, b: Tensor, x0: Tensor | None) -> None:
     for name, v in (("b", b), ("x0", x0)):
         if v is None:
             continue
-        if not isinstance(v, Tensor):
-            raise TypeError(f"cg: {name}: expected a tensor, got {type(v).__name__}")
+        check_dense(f"cg: {name}", v)
         wanted = f"[{products.size}] or [{products.size}, K]" if name == "b" else list(b.shape)
         fits = (
             v.ndim in (1, 2) and v.shape[0] == products.size if name == "b" else v.shape == b.shape
@@ -102,14 +110,6 @@ def _check(
             raise ValueError(f"cg: {name}: expected device {products.device}, got {v.device}")
         if v.device.type == "cpu" and not bool(v.isfinite().all()):
             raise ValueError(f"cg: {name}: contains nan or inf")
-    if not (damping >= 0 and math.isfinite(damping)):
-        raise ValueError(
-            f"cg: damping: expected a finite λ >= 0, got {damping!r}; for A - sI pass that operator"
-        )
-    if not (tol >= 0 and math.isfinite(tol)):
-        raise ValueError(f"cg: tol: expected a finite number >= 0, got {tol!r}")
-    if maxiter < 0:
-        raise ValueError(f"cg: maxiter: expected a number >= 0, got {maxiter!r}")
 
 
 def _rows(products: Products, b: Tensor) -> Tensor:
@@ -125,6 +125,7 @@ def _inverse(
     if preconditioner is None:
         return None
     if isinstance(preconditioner, Tensor):
+        check_dense("cg: preconditioner", preconditioner)
         diagonal = preconditioner.detach()
         if diagonal.shape != (products.size,):
             raise ValueError(

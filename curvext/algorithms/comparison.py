@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms.eigsh import eigsh
-from curvext.algorithms.probes import Probes, check_count, representable
+from curvext.algorithms.probes import Probes, representable
 from curvext.algorithms.products import Products
 from curvext.algorithms.progress import Progress
 from curvext.algorithms.spectral_density import spectral_density
+from curvext.arguments import as_integer, as_number, as_seed
 from curvext.results import Comparison, Equality, Estimate
 
 #: up to so many parameters the matrices are formed and every figure is exact
@@ -87,10 +88,12 @@ def compare(
             f"compare: risk must have the methods of EmpiricalRisk; {type(risk).__name__} has no "
             + ", ".join(missing)
         )
-    check_count("compare", "leading", leading, 1)
-    check_count("compare", "probes", probes, 2, "for a standard error")
-    if not near > 0:
-        raise ValueError(f"compare: near: expected a number > 0, got {near!r}")
+    leading = as_integer("compare: leading", leading, 1)
+    probes = as_integer("compare: probes", probes, 2, why="for a standard error")
+    samples = as_integer("compare: samples", samples, 1)
+    dense_limit = as_integer("compare: dense_limit", dense_limit, 0)
+    seed = as_seed("compare: seed", seed)
+    near = as_number("compare: near", near, "a number > 0", lambda value: value > 0)
     unknown = [name for name in matrices if name not in _MATRICES]
     if unknown or not {"G", "F_emp"} & set(matrices):
         raise ValueError(

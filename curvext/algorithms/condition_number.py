@@ -8,6 +8,7 @@ from torch import Tensor
 from curvext.algorithms.eigsh import eigsh
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.quadrature import DENSE_ROWS
+from curvext.arguments import as_number
 from curvext.results import ConditionNumber
 
 
@@ -56,9 +57,10 @@ def condition_number(
     products = Products(A, "condition_number")
     if products.size == 0:
         raise ValueError("condition_number: A is 0 x 0: it has no spectrum")
-    if not isinstance(damping, (int, float)) or not abs(damping) < float("inf"):
-        raise ValueError(f"condition_number: damping: expected a finite number, got {damping!r}")
-    shifted = _Power(products, float(damping), 1)
+    damping = as_number("condition_number: damping", damping, "a finite number")
+    if tol is not None:
+        tol = as_number("condition_number: tol", tol, "a number >= 0", lambda value: value >= 0)
+    shifted = _Power(products, damping, 1)
     k = min(2, products.size)
     ends = eigsh(shifted, k, "BE", seed, tol=tol, maxiter=maxiter, progress=progress)
     if not bool(ends.values.isfinite().all()):
@@ -70,7 +72,7 @@ def condition_number(
     least, error, converged = min(abs(low), abs(high)), off, ends.converged
     if low < -zero and high > zero:
         kind = "indefinite"
-        least, error, settled = _nearest_zero(products, float(damping), seed, tol, maxiter)
+        least, error, settled = _nearest_zero(products, damping, seed, tol, maxiter)
         converged = converged and settled
     elif low > zero or high < -zero:
         kind = "positive definite" if low > 0 else "negative definite"

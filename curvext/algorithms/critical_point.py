@@ -12,6 +12,7 @@ from torch import Tensor
 from curvext.algorithms.eigsh import eigsh
 from curvext.algorithms.lanczos import tridiagonalise
 from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.arguments import as_integer, as_number, as_seed
 from curvext.results import CriticalPoint
 
 #: up to so many parameters the Hessian is formed, and every eigenvalue known
@@ -94,15 +95,17 @@ def critical_point(
             f"critical_point: risk must have gradient() and hessian(); {type(risk).__name__} has no "
             + ", ".join(missing)
         )
-    for name, value, least in (
-        ("gradient_tol", gradient_tol, 0),
-        ("tol", tol, 0),
-        ("probes", probes, 0),
-        ("steps", steps, 1),
-        ("dense_limit", dense_limit, 0),
-    ):
-        if value is not None and not value >= least:
-            raise ValueError(f"critical_point: {name}: expected a number >= {least}, got {value!r}")
+    if gradient_tol is not None:
+        gradient_tol = as_number(
+            "critical_point: gradient_tol", gradient_tol, "a number >= 0", lambda x: x >= 0
+        )
+    if tol is not None:
+        tol = as_number("critical_point: tol", tol, "a number >= 0", lambda x: x >= 0)
+    probes = as_integer("critical_point: probes", probes, 0)
+    steps = as_integer("critical_point: steps", steps, 1)
+    maxiter = as_integer("critical_point: maxiter", maxiter, 1)
+    dense_limit = as_integer("critical_point: dense_limit", dense_limit, 0)
+    seed = as_seed("critical_point: seed", seed)
     gradient, hessian = risk.gradient().detach(), risk.hessian()
     products = Products(hessian, "critical_point", like=gradient)
     if gradient.shape != (products.size,):

@@ -12,11 +12,11 @@ from curvext.algorithms.probes import (
     Probes,
     basis,
     blocks,
-    check_count,
     check_finite,
 )
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
+from curvext.arguments import as_integer
 from curvext.results import Estimate
 
 
@@ -71,12 +71,13 @@ def diagonal(
         raise ValueError(f"diagonal: method: expected one of {sorted(_METHODS)}, got {method!r}")
     least, estimate = _METHODS[method]
     products = Products(A, "diagonal")
-    check_count("diagonal", "probes", probes, least, f"for method={method!r}")
+    probes = as_integer("diagonal: probes", probes, least, why=f"for method={method!r}")
+    stream = Probes(products, seed)
     with Progress(progress, min(probes, products.size), "diagonal") as bar:
         if products.size <= probes:
             value, error = _by_basis(products, bar)
         else:
-            value, error = estimate(products, probes, Probes(products, seed), bar)
+            value, error = estimate(products, probes, stream, bar)
     check_finite("diagonal", value)
     return Estimate(value.to(products.working), error.to(products.working), products.count)
 

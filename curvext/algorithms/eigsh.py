@@ -11,6 +11,7 @@ from torch import Tensor
 from curvext.algorithms.lanczos import BREAKDOWN, inner, length, multiply, remove
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
+from curvext.arguments import as_integer, as_number, as_seed, check_dense
 from curvext.results import EigenResult
 
 #: with so few rows the matrix is formed by P products and decomposed
@@ -79,13 +80,13 @@ def eigsh(
         >>> cx.eigsh(cx.GGNOperator(model, loss, (x, torch.zeros(3, 1))), 2, "LA").values
         tensor([2.6667, 6.0000])
     """
-    products = Products(A, "eigsh", like=v0)
-    request = _checked(products, k, which, tol, maxiter, ncv, v0)
+    products = Products(A, "eigsh", like=v0 if isinstance(v0, Tensor) else None)
+    request = _checked(products, k, which, tol, maxiter, ncv, v0, seed)
     few = products.size <= max(DENSE_ROWS, 2 * request.ncv)
-    if few and (maxiter is None or maxiter >= products.size):
+    if few and (maxiter is None or request.maxiter >= products.size):
         return _dense(products, request)
     with Progress(progress, request.maxiter, "eigsh") as bar:
-        search = _Search(products, request, seed)
+        search = _Search(products, request)
         search.start(v0)
         if search.run(verify, bar):
             return _result(products, request, search)
@@ -99,6 +100,7 @@ class _Request:
     tol: float
     maxiter: int
     ncv: int
+    seed: int
 
     def wanted(self, values: Tensor, extra: int = 0) -> Tensor:
         """Which of ``values``, ascending, are asked for, and the next ``extra``: ascending indices."""
@@ -131,10 +133,10 @@ def _checked(
     maxiter: int | None,
     ncv: int | None,
     v0: Tensor | None,
+    seed: int,
 ) -> _Request:
     size = products.size
-    if not isinstance(k, int) or not 1 <= k <= size:
-        raise ValueError(f"eigsh: k: expected 1..{size} (A is {size} x {size}), got {k!r}")
+    k = as_integer("eigsh: k", k, 1, size, f"A is {size} x {size}")
     if which not in ("LM", "LA", "SA", "BE"):
         raise ValueError(
             f"eigsh: which: expected 'LM', 'LA', 'SA' or 'BE', got {which!r}; eigenvalues nearest "
@@ -142,19 +144,15 @@ def _checked(
         )
     if tol is None:
         tol = torch.finfo(products.dtype).eps ** (2 / 3)
-    if not tol >= 0:
-        raise ValueError(f"eigsh: tol: expected a number >= 0, got {tol!r}")
+    tol = as_number("eigsh: tol", tol, "a number >= 0", lambda value: value >= 0)
     if ncv is None:
         ncv = max(2 * k + 1, 20)
-    elif ncv < k + 2:
-        raise ValueError(f"eigsh: ncv: expected at least k + 2 = {k + 2} vectors, got {ncv!r}")
+    ncv = as_integer("eigsh: ncv", ncv, k + 2, why="k + 2 vectors")
     if maxiter is None:
         maxiter = 100 * ncv
-    elif maxiter <= k:
-        raise ValueError(f"eigsh: maxiter: expected more than k = {k} products, got {maxiter!r}")
+    maxiter = as_integer("eigsh: maxiter", maxiter, k + 1, why="more products than k")
     if v0 is not None:
-        if not isinstance(v0, Tensor):
-            raise TypeError(f"eigsh: v0: expected a tensor, got {type(v0).__name__}")
+        check_dense("eigsh: v0", v0)
         if v0.shape != (size,):
             raise ValueError(f"eigsh: v0: expected shape [{size}], got {list(v0.shape)}")
         if v0.dtype not in (products.dtype, products.working):
@@ -163,7 +161,7 @@ def _checked(
             raise ValueError(f"eigsh: v0: expected device {products.device}, got {v0.device}")
         if not bool(v0.isfinite().all()) or not bool(v0.any()):
             raise ValueError("eigsh: v0: expected finite entries, not all zero")
-    return _Request(k, which, float(tol), int(maxiter), int(ncv))
+    return _Request(k, which, tol, maxiter, ncv, as_seed("eigsh: seed", seed))
 
 
 def _dense(products: Products, request: _Request) -> EigenResult:
@@ -190,11 +188,11 @@ class _Search:
     ahead in one row and column; what is added then is tridiagonal.
     """
 
-    def __init__(self, products: Products, request: _Request, seed: int) -> None:
+    def __init__(self, products: Products, request: _Request) -> None:
         m = request.ncv
         self.products = products
         self.request = request
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(request.seed)
         self.basis = torch.empty(
             m + 1, products.size, dtype=products.working, device=products.device
         )

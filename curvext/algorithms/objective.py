@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from curvext.arguments import from_array
+
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
@@ -87,7 +89,7 @@ class Objective:
         """H(x) p, a float64 array ``[P]``."""
         self.write(x)
         space = self.risk.space
-        vector = torch.as_tensor(p).to(space.device, space.dtype)
+        vector = from_array("objective: p", p).to(space.device, space.dtype)
         return _array(getattr(self.risk, self.curvature)().matvec(vector))
 
     def hess(self, x: Any) -> ScipyOperator:
@@ -109,7 +111,7 @@ class Objective:
             ValueError: ``x`` has another shape.
         """
         space = self.risk.space
-        vector = torch.as_tensor(x).to(space.device, space.dtype)
+        vector = from_array("objective: x", x).to(space.device, space.dtype)
         if vector.shape != (space.size,):
             raise ValueError(
                 f"objective: x: expected shape [{space.size}], got {list(vector.shape)}"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from curvext.algorithms.products import Products
 from curvext.algorithms.progress import Progress
+from curvext.arguments import as_seed
 
 #: how many vectors are multiplied at a time: enough to share a pass over the data, few enough to fit
 BLOCK = 16
@@ -25,7 +26,7 @@ class Probes:
 
     def __init__(self, products: Products, seed: int) -> None:
         self._products = products
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(as_seed(f"{products.caller}: seed", seed))
 
     def signs(self, count: int) -> Tensor:
         """Independent signs ±1, ``[P, count]``; the variance of zᵀ A z is then free of A's diagonal."""
@@ -70,20 +71,6 @@ def multiply(products: Products, V: Tensor, bar: Progress) -> Tensor:
         parts.append(products.block(V[:, run.start : run.stop]).double())
         bar.to(products.count)
     return torch.cat(parts, 1) if parts else V.double()
-
-
-def check_count(caller: str, name: str, value: object, least: int, why: str = "") -> int:
-    """``value`` if it is an integer of at least ``least``.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        reason = f" ({why})" if why else ""
-        raise ValueError(
-            f"{caller}: {name}: expected an integer of at least {least}{reason}, got {value!r}"
-        )
-    return value
 
 
 def check_finite(caller: str, value: Tensor) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms.lanczos import tridiagonalise
-from curvext.algorithms.probes import Probes, check_count, check_finite
+from curvext.algorithms.probes import Probes, check_finite
 from curvext.algorithms.products import Products
 from curvext.algorithms.progress import Progress
+from curvext.arguments import as_integer
 
 #: up to so many rows the matrix is formed and decomposed where that takes no more products
 DENSE_ROWS = 1024
@@ -65,7 +66,7 @@ def quadrature(
     probes: int,
     steps: int,
     seed: int,
-    bar: Progress,
+    progress: bool = False,
     reorthogonalise: bool = True,
 ) -> Quadrature:
     """The quadrature by ``probes`` probes with ``steps`` products each, or by all eigenvalues where P is smaller.
@@ -73,19 +74,34 @@ def quadrature(
     Raises:
         ValueError: ``probes`` or ``steps`` is no positive integer, P is 0, or A returns nan or inf.
     """
-    check_count(products.caller, "probes", probes, 1)
-    check_count(products.caller, "steps", steps, 1)
+    probes = as_integer(f"{products.caller}: probes", probes, 1)
+    steps = as_integer(f"{products.caller}: steps", steps, 1)
+    stream = Probes(products, seed)
     if products.size == 0:
         raise ValueError(f"{products.caller}: A is 0 x 0: it has no spectrum")
-    if products.size <= min(probes * steps, DENSE_ROWS):
-        matrix = products.dense()
-        check_finite(products.caller, matrix)
-        values = torch.linalg.eigvalsh(matrix).cpu()
-        weights = torch.full_like(values, 1 / products.size)
-        return Quadrature(
-            values[None], weights[None], torch.zeros_like(values[None]), True, products.size
-        )
-    stream = Probes(products, seed)
+    with Progress(progress, probes * steps, products.caller) as bar:
+        if products.size <= min(probes * steps, DENSE_ROWS):
+            return _by_all(products)
+        return _by_lanczos(products, probes, steps, stream, bar, reorthogonalise)
+
+
+def _by_all(products: Products) -> Quadrature:
+    matrix = products.dense()
+    check_finite(products.caller, matrix)
+    values = torch.linalg.eigvalsh(matrix).cpu()
+    weights = torch.full_like(values, 1 / products.size)
+    errors = torch.zeros_like(values[None])
+    return Quadrature(values[None], weights[None], errors, True, products.size)
+
+
+def _by_lanczos(
+    products: Products,
+    probes: int,
+    steps: int,
+    stream: Probes,
+    bar: Progress,
+    reorthogonalise: bool,
+) -> Quadrature:
     held = products.size * min(steps, products.size) * products.working.itemsize
     group = max(1, _BASES // held if reorthogonalise else probes)
     parts = []

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms.products import Products, SymmetricOperator
-from curvext.algorithms.progress import Progress
 from curvext.algorithms.quadrature import quadrature
+from curvext.arguments import as_number
 from curvext.results import Estimate
 
 
@@ -58,8 +58,7 @@ def effective_rank(
     if kind not in _KINDS:
         raise ValueError(f"effective_rank: kind: expected one of {sorted(_KINDS)}, got {kind!r}")
     products = Products(A, "effective_rank")
-    with Progress(progress, probes * steps, "effective_rank") as bar:
-        rule = quadrature(products, probes, steps, seed, bar)
+    rule = quadrature(products, probes, steps, seed, progress)
     most = rule.nodes[rule.weights > 0].abs().max()
     if most == 0:
         zero = torch.zeros((), dtype=products.working, device=products.device)
@@ -125,10 +124,8 @@ def null_space_dimension(
     products = Products(A, "null_space_dimension")
     if tol is None:
         tol = torch.finfo(products.dtype).eps ** 0.5
-    if not 0 <= tol < 1:
-        raise ValueError(f"null_space_dimension: tol: expected 0 <= tol < 1, got {tol!r}")
-    with Progress(progress, probes * steps, "null_space_dimension") as bar:
-        rule = quadrature(products, probes, steps, seed, bar)
+    tol = as_number("null_space_dimension: tol", tol, "0 <= tol < 1", lambda t: 0 <= t < 1)
+    rule = quadrature(products, probes, steps, seed, progress)
     sizes = rule.nodes.abs()
     bound = tol * sizes[rule.weights > 0].max()
     inside = torch.where(sizes <= bound, rule.weights, 0.0).sum(1)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms.products import Products, SymmetricOperator
-from curvext.algorithms.progress import Progress
 from curvext.algorithms.quadrature import quadrature
+from curvext.arguments import as_number, check_dense
 from curvext.results import Density
 
 #: points of the default grid
@@ -82,11 +82,12 @@ def spectral_density(
         raise ValueError(
             f"spectral_density: kernel: expected one of {sorted(_KERNELS)}, got {kernel!r}"
         )
-    if width is not None and not 0 < width < float("inf"):
-        raise ValueError(f"spectral_density: width: expected a positive number, got {width!r}")
+    if width is not None:
+        width = as_number(
+            "spectral_density: width", width, "a positive number", lambda w: 0 < w < float("inf")
+        )
     points = None if grid is None else _checked(grid)
-    with Progress(progress, probes * steps, "spectral_density") as bar:
-        rule = quadrature(products, probes, steps, seed, bar, reorthogonalise)
+    rule = quadrature(products, probes, steps, seed, progress, reorthogonalise)
     there = rule.nodes[rule.weights > 0]
     least, most = float(there.min()), float(there.max())
     if width is None:
@@ -159,8 +160,7 @@ _KERNELS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 
 
 def _checked(grid: Tensor) -> Tensor:
-    if not isinstance(grid, Tensor):
-        raise TypeError(f"spectral_density: grid: expected a tensor, got {type(grid).__name__}")
+    check_dense("spectral_density: grid", grid)
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(
             f"spectral_density: grid: expected [n] with n >= 2, got {list(grid.shape)}"

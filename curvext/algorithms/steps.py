@@ -9,6 +9,7 @@ from torch import Tensor
 
 from curvext.algorithms.cg import Preconditioner, cg
 from curvext.algorithms.products import Products
+from curvext.arguments import as_number, check_dense
 from curvext.results import CGResult, Step
 
 
@@ -164,7 +165,8 @@ def take_step(risk: Any, step: Tensor, length: float = 1.0) -> None:
         length: a factor.
 
     Raises:
-        ValueError: ``step`` has another shape or device, or is not finite.
+        TypeError: ``step`` is no tensor.
+        ValueError: ``step`` has another shape or device, or is not finite, or ``length`` is not.
 
     Example:
         >>> import torch, curvext as cx
@@ -176,6 +178,8 @@ def take_step(risk: Any, step: Tensor, length: float = 1.0) -> None:
         [[0.5, 1.0]]
     """
     space = risk.space
+    check_dense("take_step: step", step)
+    length = as_number("take_step: length", length, "a finite number")
     if step.shape != (space.size,):
         raise ValueError(f"take_step: step: expected shape [{space.size}], got {list(step.shape)}")
     if step.device != space.device:

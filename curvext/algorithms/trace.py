@@ -12,13 +12,13 @@ from curvext.algorithms.probes import (
     Probes,
     basis,
     blocks,
-    check_count,
     check_finite,
     multiply,
     representable,
 )
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
+from curvext.arguments import as_integer
 from curvext.results import Estimate
 
 
@@ -77,12 +77,13 @@ def trace(
         raise ValueError(f"trace: method: expected one of {sorted(_METHODS)}, got {method!r}")
     least, estimate = _METHODS[method]
     products = Products(A, "trace")
-    check_count("trace", "probes", probes, least, f"for method={method!r}")
+    probes = as_integer("trace: probes", probes, least, why=f"for method={method!r}")
+    stream = Probes(products, seed)
     with Progress(progress, min(probes, products.size), "trace") as bar:
         if products.size <= probes:
             value, error = _by_basis(products, bar)
         else:
-            value, error = estimate(products, probes, Probes(products, seed), bar)
+            value, error = estimate(products, probes, stream, bar)
     check_finite("trace", value)
     return Estimate(value.to(products.working), error.to(products.working), products.count)
 

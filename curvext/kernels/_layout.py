@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import as_integer
+
 
 def like_softmax(z: Tensor, dim: int, u: Tensor | None = None) -> Tensor:
     """The result beside vectors u [K, *z], or one in the shape of z.
@@ -20,6 +22,8 @@ def like_softmax(z: Tensor, dim: int, u: Tensor | None = None) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def wrapped(seed: int) -> int:
+def wrapped(function: str, seed: int) -> int:
     """Any integer as one of 64 bits."""
+    if not isinstance(seed, int):  # under torch.compile too it is one that is known
+        seed = as_integer(f"{function}: seed", seed)
     return (seed + 2**63) % 2**64 - 2**63

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
+from ..arguments import as_integer
 
 _library = torch.library.Library("curvext", "DEF")
 _native: dict[str, bool] = {device: True for device in ("cpu", "cuda")}
@@ -85,7 +86,7 @@ def register(
     backward: Callable[..., object],
     setup_context: Callable[..., None],
 ) -> Callable[..., Tensor]:
-    """Defines ``curvext::<name>`` and returns the op to call.
+    """Defines ``curvext::<name>`` and returns what calls it.
 
     Args:
         schema: name and arguments in torch's schema language.
@@ -107,7 +108,38 @@ def register(
     qualified = f"curvext::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
-    return getattr(torch.ops.curvext, name).default
+    return _named(name, schema, getattr(torch.ops.curvext, name).default)
+
+
+#: what an argument of each type of torch's schema language may be
+_KINDS: dict[str, tuple[type, ...]] = {
+    "Tensor": (Tensor,),
+    "Tensor?": (Tensor, type(None)),
+    "int": (int, torch.SymInt),
+}
+
+
+def _named(name: str, schema: str, op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The op, behind a look at the kind of each argument: its own error would quote the schema."""
+    wanted = re.findall(r"(Tensor\??|int) (\w+)[,)]", schema)
+    kinds = tuple(_KINDS[kind] for kind, _ in wanted)
+
+    def call(*args: Any) -> Tensor:
+        for arg, kind in zip(args, kinds, strict=True):
+            if not isinstance(arg, kind):
+                _check_kinds(name, wanted, args)
+        return op(*args)
+
+    return call
+
+
+def _check_kinds(name: str, wanted: list[tuple[str, str]], args: tuple[Any, ...]) -> None:
+    for arg, (kind, argument) in zip(args, wanted, strict=True):
+        if isinstance(arg, _KINDS[kind]):
+            continue
+        if kind != "int":
+            raise TypeError(f"{name}: {argument}: expected a tensor, got {type(arg).__name__}")
+        as_integer(f"{name}: {argument}", arg)
 
 
 def register_without_gradient(

@@ -66,4 +66,4 @@ def mse_sample(z: Tensor, w: Tensor, seed: int, draw: int = 0, first: int = 0) -
         >>> abs(score.square().mean().item() - 1) < 0.05  # E = 2 w
         True
     """
-    return _op(z, w, wrapped(seed), draw, first)
+    return _op(z, w, wrapped("mse_sample", seed), draw, first)

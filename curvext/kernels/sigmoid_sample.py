@@ -66,4 +66,4 @@ def sigmoid_sample(z: Tensor, w: Tensor, seed: int, draw: int = 0, first: int = 
         >>> sigmoid_sample(z, torch.ones_like(z), seed=0).abs()
         tensor([[0.5000, 0.5000, 0.5000, 0.5000]], dtype=torch.float64)
     """
-    return _op(z, w, wrapped(seed), draw, first)
+    return _op(z, w, wrapped("sigmoid_sample", seed), draw, first)

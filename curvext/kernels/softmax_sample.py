@@ -71,4 +71,4 @@ def softmax_sample(
         >>> softmax_sample(z, torch.ones(2, dtype=torch.float64), seed=0).abs()[0]
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    return _op(z, w, wrapped(seed), draw, first, dim)
+    return _op(z, w, wrapped("softmax_sample", seed), draw, first, dim)

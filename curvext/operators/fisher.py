@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from curvext.arguments import as_integer
 from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.sums import SquareSum
 from curvext.linearise.tape import Tape
@@ -59,7 +60,7 @@ class MCFisherOperator(CurvatureOperator):
         seed: of the draws.
 
     Raises:
-        ValueError: the loss has no likelihood, or ``samples`` is not positive.
+        ValueError: the loss has no likelihood, ``samples`` is no positive integer, or ``seed`` is no integer.
 
     Example:
         >>> import torch, curvext as cx
@@ -98,10 +99,8 @@ class MCFisherOperator(CurvatureOperator):
         super()._take(problem)
 
     def _draw(self, samples: int, seed: int) -> None:
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples: expected a positive integer, got {samples!r}")
-        self._samples = samples
-        self._seed = seed
+        self._samples = as_integer("MCFisherOperator: samples", samples, 1)
+        self._seed = as_integer("MCFisherOperator: seed", seed)
 
     def _visit(self, visitor: Callable[[Any], None]) -> None:
         with self._problem.watch.in_order(_LABELS, always=True):

@@ -15,6 +15,7 @@ from curvext import algorithms
 from curvext._version import __version__
 from curvext.algorithms.probes import BLOCK, Probes
 from curvext.algorithms.products import Products
+from curvext.arguments import as_integer, as_seed
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
 from curvext.results import Comparison, CriticalPoint, Density, Estimate
@@ -111,6 +112,8 @@ def measure(
     """
     if not isinstance(risk, EmpiricalRisk):
         raise TypeError(f"report: expected a curvext.EmpiricalRisk, got {type(risk).__name__}")
+    rounds = as_integer("report: rounds", rounds, 1)
+    seed = as_seed("report: seed", seed)
     say("comparing the matrices")
     comparison = algorithms.compare(risk, leading=leading, probes=probes, seed=seed)
     say("the verdict on the point")

@@ -215,8 +215,12 @@ def test_a_network_at_random_is_nowhere_special(device):
         (dict(risk=3), TypeError, "risk must have gradient.. and hessian..; int has no gradient, hessian"),
         (dict(gradient_tol=-1.0), ValueError, "gradient_tol: expected a number >= 0, got -1.0"),
         (dict(tol=float("nan")), ValueError, "tol: expected a number >= 0, got nan"),
-        (dict(probes=-1), ValueError, "probes: expected a number >= 0"),
-        (dict(steps=0), ValueError, "steps: expected a number >= 1"),
+        (dict(probes=-1), ValueError, "probes: expected an integer of at least 0"),
+        (dict(steps=0), ValueError, "steps: expected an integer of at least 1"),
+        (dict(maxiter="9"), ValueError, "critical_point: maxiter: expected an integer of at least 1, got '9'"),
+        (dict(seed=None), ValueError, "critical_point: seed: expected an integer, got None"),
+        (dict(dense_limit="9"), ValueError, "dense_limit: expected an integer of at least 0"),
+        (dict(tol="a"), TypeError, "critical_point: tol: expected a number >= 0, got 'a'"),
     ],
 )  # fmt: skip
 def test_a_bad_call_says_what_is_wrong(change, error, words):
