@@ -148,6 +148,13 @@ def test_operators_that_do_not_fit_are_not_added(posed):
         risk_of(posed, params="0.bias").ggn() + risk_of(posed, params="2.bias").ggn()
 
 
+def test_python_sums_operators(posed):
+    G = risk_of(posed).ggn()
+    v = posed.vectors()[:, 0]
+    assert torch.equal(sum([G, G]) @ v, (G + G) @ v)
+    assert (0 + G) is G and (G + 0.0) is G
+
+
 @pytest.mark.parametrize("other", [1.0, torch.ones(43), "G", None], ids=str)
 def test_what_is_no_operator_is_not_added(other, posed):
     G = risk_of(posed).ggn()
@@ -178,7 +185,7 @@ def test_the_identity_gives_a_copy_in_any_dtype():
 
 @pytest.mark.parametrize("size", [-1, 2.5, "3", None])
 def test_the_identity_needs_a_size(size):
-    with pytest.raises(ValueError, match="Identity: expected a size"):
+    with pytest.raises(ValueError, match="Identity: size: expected an integer of at least 0"):
         cx.Identity(size)
 
 
@@ -244,6 +251,26 @@ def test_scipy_gets_a_dtype_that_numpy_has(dtype, outside):
     assert S.dtype == outside and product.dtype == outside
 
 
+def test_scipy_multiplies_real_and_imaginary_parts(posed):
+    pytest.importorskip("scipy.sparse.linalg")
+    A = risk_of(posed).ggn()
+    V = posed.vectors(2)
+    x, y = V.unbind(1)
+    v = x.cpu().numpy() + 1j * y.cpu().numpy()
+    expected = (A @ x).cpu().numpy() + 1j * (A @ y).cpu().numpy()
+    np.testing.assert_allclose(A.to_scipy() @ v, expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(A.to_scipy() @ v[:, None], expected[:, None], rtol=0, atol=1e-14)
+
+
+def test_scipy_may_hand_over_an_array_that_is_read_only_or_runs_backwards(posed):
+    pytest.importorskip("scipy.sparse.linalg")
+    A = risk_of(posed).ggn()
+    v = posed.vectors()[:, 0].cpu().numpy().copy()
+    backwards = v[::-1].copy()[::-1]
+    backwards.setflags(write=False)
+    np.testing.assert_array_equal(A.to_scipy() @ backwards, A.to_scipy() @ v)
+
+
 # ---------------------------------------------------------------------- refusals
 
 
@@ -262,14 +289,19 @@ def test_scipy_gets_a_dtype_that_numpy_has(dtype, outside):
         (lambda p: torch.ones(p, dtype=torch.long), TypeError, "got torch.int64"),
         (lambda p: np.ones(p), TypeError, "expected a tensor or {name: tensor}, got ndarray"),
         (lambda p: [1.0] * p, TypeError, "got list"),
+        (
+            lambda p: torch.ones(p).double().to_sparse(),
+            TypeError,
+            "GGNOperator @ v: expected a dense tensor, got one of layout torch.sparse_coo",
+        ),
         (lambda p: {"0.weight": torch.ones(5, 4).double()}, ValueError, "flatten: .*missing"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_vector_that_does_not_fit_is_refused(vector, error, message, posed):
     G = risk_of(posed).ggn()
     v = vector(posed.oracle.size)
-    if isinstance(v, torch.Tensor):
+    if isinstance(v, torch.Tensor) and v.layout == torch.strided:
         wrong = v.dtype in (torch.int64,) or "float32" in message
         v = v.to(posed.x.device) if wrong else v.to(posed.x)
     with pytest.raises(error, match=message):
@@ -281,7 +313,7 @@ def test_a_vector_that_is_not_finite_is_refused_where_it_is_looked_at(bad, posed
     v = posed.vectors(2)
     v[7, 1] = bad
     G = risk_of(posed, check_finite=True).ggn()
-    with pytest.raises(ValueError, match="V contains nan or inf"):
+    with pytest.raises(ValueError, match="@ V: contains nan or inf"):
         G @ v
-    with pytest.raises(ValueError, match="v contains nan or inf"):
+    with pytest.raises(ValueError, match="@ v: contains nan or inf"):
         (G + cx.Identity(G.shape[0])) @ v[:, 1]

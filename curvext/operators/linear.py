@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from curvext.arguments import as_integer, check_dense, from_array
 from curvext.errors import NoClosedFormError
 from curvext.linearise.forward import is_finite
 from curvext.space import ParameterSpace
@@ -60,7 +61,7 @@ class LinearOperator(ABC):
             TypeError: ``v`` is no tensor or has another dtype.
             ValueError: its shape or device does not fit, or it contains nan or inf.
         """
-        self._check(v, "v", ndim=1)
+        self._check(v, f"{type(self).__name__} @ v", 1)
         return self._columns([v.contiguous()])[0]
 
     def matmat(self, V: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class LinearOperator(ABC):
         The answer's columns are contiguous. Those of ``V`` are copied where they are not, when their
         turn comes.
         """
-        self._check(V, "V", ndim=2)
+        self._check(V, f"{type(self).__name__} @ V", 2)
         if V.shape[1] == 0:
             return V.clone()
         return self._columns(list(V.unbind(1))).T
@@ -155,7 +156,8 @@ class LinearOperator(ABC):
         return dense
 
     def to_scipy(self) -> ScipyOperator:
-        """A ``scipy.sparse.linalg.LinearOperator``: takes and gives NumPy arrays of any real dtype."""
+        """A ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays of any dtype; of x + iy it gives A x + i A y."""
+        import numpy as np
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
         dtype = self.dtype or torch.get_default_dtype()
@@ -163,7 +165,9 @@ class LinearOperator(ABC):
         outside = torch.float32 if dtype is torch.bfloat16 else dtype
 
         def matmat(X: Any) -> Any:
-            product = self.matmat(torch.as_tensor(X).to(self.device, dtype))
+            if np.iscomplexobj(X):
+                return matmat(X.real) + 1j * matmat(X.imag)
+            product = self.matmat(from_array("to_scipy: x", X).to(self.device, dtype))
             return product.to("cpu", outside).numpy()
 
         def matvec(x: Any) -> Any:
@@ -180,10 +184,14 @@ class LinearOperator(ABC):
 
     # ------------------------------------------------------------------ algebra
 
-    def __add__(self, other: LinearOperator) -> LinearOperator:
+    def __add__(self, other: LinearOperator | float) -> LinearOperator:
+        if isinstance(other, numbers.Real) and other == 0:  # where sum() starts
+            return self
         if not isinstance(other, LinearOperator):
             return NotImplemented
         return WeightedSum([(1.0, self), (1.0, other)])
+
+    __radd__ = __add__
 
     def __sub__(self, other: LinearOperator) -> LinearOperator:
         if not isinstance(other, LinearOperator):
@@ -207,12 +215,11 @@ class LinearOperator(ABC):
 
     # ------------------------------------------------------------------ checks
 
-    def _check(self, v: Any, name: str, ndim: int) -> None:
-        where = f"{type(self).__name__} @ {name}"
-        if not isinstance(v, Tensor):
-            raise TypeError(f"{where}: expected a tensor, got {type(v).__name__}")
-        if v.ndim != ndim or v.shape[0] != self.size:
-            wanted = f"[{self.size}]" if ndim == 1 else f"[{self.size}, K]"
+    def _check(self, v: Any, where: str, *ndim: int) -> None:
+        check_dense(where, v)
+        if v.ndim not in ndim or v.shape[0] != self.size:
+            shapes = {1: f"[{self.size}]", 2: f"[{self.size}, K]"}
+            wanted = " or ".join(shapes[n] for n in ndim)
             raise ValueError(f"{where}: expected shape {wanted}, got {list(v.shape)}")
         if self.dtype is not None and v.dtype != self.dtype:
             raise TypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
@@ -223,7 +230,7 @@ class LinearOperator(ABC):
             and v.is_floating_point()
             and not is_finite(v)
         ):
-            raise ValueError(f"{where}: {name} contains nan or inf")
+            raise ValueError(f"{where}: contains nan or inf")
 
 
 class Identity(LinearOperator):
@@ -242,9 +249,7 @@ class Identity(LinearOperator):
     device = None
 
     def __init__(self, size: int) -> None:
-        if not isinstance(size, int) or size < 0:
-            raise ValueError(f"Identity: expected a size P >= 0, got {size!r}")
-        self.size = size
+        self.size = as_integer("Identity: size", size, 0)
 
     def _columns(self, columns: list[Tensor]) -> Tensor:
         return torch.stack(columns)
