@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from compare import assert_close
@@ -293,6 +296,102 @@ def test_solve_is_the_damped_inverse_of_the_dense_matrix(name, damping, reductio
     assert_close(E.flatten(E.solve(E.split(B[:, 0]), damping=damping)), X[:, 0].contiguous())
 
 
+@pytest.mark.parametrize("of", ["gradient", "random", "both"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("power", range(1, 10))
+def test_solve_is_backward_stable_however_small_the_damping(power, dtype, of, device):
+    """‖b − (F + λ) x‖ ≤ c ε (‖F‖ + λ) ‖x‖: what rounding x and the gradients to ``dtype`` leaves at best."""
+    damping = 10.0**-power
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(20, 40), torch.nn.Tanh(), torch.nn.Linear(40, 5)
+    ).to(device, dtype)
+    x, y = torch.randn(30, 20).to(device, dtype), torch.randint(5, (30,)).to(device)
+    loss = torch.nn.CrossEntropyLoss()
+    gradient = cx.EmpiricalRisk(model, loss, (x, y)).gradient()
+    random = torch.randn(gradient.shape).to(gradient) / len(gradient) ** 0.5
+    b = {"gradient": gradient, "random": random, "both": torch.stack([gradient, random], 1)}[of]
+    found = cx.EmpiricalFisherOperator(model, loss, (x, y)).solve(b, damping).double()
+    wide = copy.deepcopy(model).double()
+    shares = [loss(wide(x[n : n + 1].double()), y[n : n + 1]) for n in range(len(x))]
+    rows = [torch.autograd.grad(share, list(wide.parameters())) for share in shares]
+    g = torch.stack([torch.cat([t.flatten() for t in row]) for row in rows])
+    dense = g.T @ g / len(x)
+    size = float(torch.linalg.matrix_norm(dense, 2))
+    dense.diagonal().add_(damping)
+    expected = torch.linalg.solve(dense, b.double())
+    # a per-sample gradient is a chain of a few sums of at most 40 terms
+    bound = 100 * torch.finfo(dtype).eps * (size + damping) * expected.norm(dim=0)
+    residual = (dense @ found - b.double()).norm(dim=0)
+    assert bool((residual <= bound).all()), (residual / bound, residual / b.double().norm(dim=0))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("name", GRAM_NETWORKS)
+def test_solve_in_single_precision_stands_a_small_damping_on_every_network(name, cache, device):
+    double, single = pose(name, "ce"), pose(name, "ce", device=device, dtype=torch.float32)
+    E = cx.EmpiricalFisherOperator(single.model, single.loss, single.cut(2, 3), cache=cache)
+    b = double.oracle.gradient().float()
+    x = E.solve(b.to(device), 1e-8).double().cpu()
+    F = double.oracle.empirical_fisher()
+    residual = F @ x + 1e-8 * x - b.double()
+    size = float(torch.linalg.matrix_norm(F, 2)) + 1e-8
+    # the matrix itself agrees to 1e-5 in single precision
+    assert float(residual.norm()) <= 1e-5 * size * float(x.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_solve_says_where_the_damping_is_lost_in_rounding(dtype, device):
+    x = torch.randn(30, 4).to(
+        device, dtype
+    )  # of 30 samples in 4 dimensions the Gram matrix is singular
+    E = cx.EmpiricalFisherOperator(
+        torch.nn.Linear(4, 1, bias=False).to(device, dtype), torch.nn.MSELoss(), (x, x[:, :1])
+    )
+    with pytest.raises(
+        ValueError, match=r"solve: damping: λ = 1e-25 is too small beside .*; raise damping"
+    ):
+        E.solve(torch.ones(4).to(x), 1e-25)
+
+
+def test_solve_detaches_its_right_hand_side(device):
+    posed = pose("mlp", device=device)
+    E = cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data)
+    b = posed.vectors()[:, 0].contiguous()
+    expected = E.solve(b)
+    x = E.solve(b.clone().requires_grad_())
+    assert torch.equal(x, expected) and not x.requires_grad
+    named = {name: v.requires_grad_() for name, v in E.split(b.clone()).items()}
+    assert torch.equal(E.flatten(E.solve(named)), expected)
+
+
+def test_solve_of_no_right_hand_side_gives_none(device):
+    posed = pose("mlp", device=device)
+    E = cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data)
+    assert E.solve(posed.vectors(2)[:, :0]).shape == (E.size, 0)
+
+
+@pytest.mark.parametrize(
+    "b, damping, error, message",
+    [
+        (lambda p: np.ones(p), 1e-3, TypeError, "solve: b: expected a tensor or {name: tensor}, got ndarray"),
+        (lambda p: torch.ones(p + 1).double(), 1e-3, ValueError, r"b: expected shape \[\d+\] or \[\d+, K\], got"),
+        (lambda p: torch.ones(p, 1, 1).double(), 1e-3, ValueError, r"solve: b: expected shape"),
+        (lambda p: torch.ones(p), 1e-3, TypeError, "solve: b: expected dtype torch.float64"),
+        (lambda p: torch.ones(p).double() / 0, 1e-3, ValueError, "solve: b: contains nan or inf"),
+        (lambda p: torch.ones(p).double(), float("inf"), ValueError, "solve: damping: expected λ > 0.*, got inf"),
+        (lambda p: torch.ones(p).double(), "1", TypeError, "solve: damping: expected λ > 0.*, got '1'"),
+        (lambda p: torch.ones(p).double(), None, TypeError, "solve: damping: expected λ > 0.*, got None"),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_a_bad_system_is_refused(b, damping, error, message):
+    posed = pose("mlp")
+    E = cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data)
+    with pytest.raises(error, match=message):
+        E.solve(b(E.size), damping)
+
+
 @pytest.mark.parametrize("damping", [0, -1.0, float("nan")])
 def test_solve_without_damping_is_refused(damping, device):
     posed = pose("mlp", device=device)
@@ -316,8 +415,14 @@ def test_eigh_gives_the_leading_pairs_of_the_dense_matrix(name, device):
     assert result.converged and bool((result.residuals < 1e-9 * values[-1]).all())
 
 
-@pytest.mark.parametrize("k", [0, 6, -1])
+@pytest.mark.parametrize("k", [0, 6, -1, 1.5, "a", None, True])
 def test_eigh_refuses_more_pairs_than_the_rank(k, device):
     posed = pose("mlp", device=device)
     with pytest.raises(ValueError, match=r"eigh: k: expected 1\.\.5"):
         cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data).eigh(k)
+
+
+def test_eigh_takes_a_number_of_numpys(device):
+    posed = pose("mlp", device=device)
+    E = cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data)
+    assert torch.equal(E.eigh(np.int64(2)).values, E.eigh(2).values)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from curvext.arguments import as_integer, as_number
 from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.records import Records
 from curvext.linearise.sums import SquaredNorms, SquareSum
 from curvext.linearise.tape import Tape
+from curvext.linearise.widened import in_float64
 from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.operators.linear import Vector
@@ -21,6 +24,9 @@ from curvext.space import Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing.Self needs Python 3.11
+
+#: rounding of ‖F_emp‖ up to this share of λ leaves each refinement a digit or two to gain
+_SHARE_OF_ROUNDING = 1e-2
 
 
 class EmpiricalFisherOperator(CurvatureOperator):
@@ -146,76 +152,89 @@ class EmpiricalFisherOperator(CurvatureOperator):
         Batches are met in pairs: with the records cached one pass, else one more for each batch.
         """
         self._samples_only("gram")
-        with self._problem.watch.in_order(_ROWS):
-            return self._gram().mul_(self._problem.sample_scale() ** 2).to(self.dtype)
-
-    def _gram(self) -> Tensor:
-        """R Rᵀ, unnormalised, ``[N, N]``."""
-        blocks: dict[tuple[int, int], Tensor] = {}
-
-        def outer(left: Records | Linearisation, i: int) -> None:
-            def inner(right: Records | Linearisation, j: int) -> None:
-                if j >= i:
-                    blocks[i, j] = _recorded(left).gram(_recorded(right))
-
-            self._problem.visit_records(inner)
-
-        self._problem.visit_records(outer)
-        numbers = sorted({i for i, _ in blocks})
-        rows = [
-            torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in numbers], 1)
-            for i in numbers
-        ]
-        gram = torch.cat(rows)
-        return (gram + gram.T) / 2
+        gram = _SampleGradients(self._problem).gram()
+        return gram.mul_(self._problem.sample_scale() ** 2).to(self.dtype)
 
     def solve(self, b: Vector, damping: float = 1e-3) -> Vector:
         """(F_emp + λ I)⁻¹ b, exactly, through the N×N Gram matrix (Woodbury).
 
             x = (b − s Rᵀ (λ I + s R Rᵀ)⁻¹ R b) / λ,   F_emp = s Rᵀ R
 
-        The small system is solved in float64; the answer is refined on its residual until that
-        stops falling, three times at most.
+        The difference cancels where b lies in the range of Rᵀ, and what rounding leaves is divided by λ. So the
+        answer is refined on its residual while that falls, three times at most, the best is given, and where λ is
+        small beside ‖F_emp‖ (1e-5 of it in float32) all products with R are computed in float64.
 
         Args:
-            b: flat ``[P]``, ``[P, K]`` or ``{name: tensor}``; the answer has the same form.
+            b: flat ``[P]``, ``[P, K]`` or ``{name: tensor}``; the answer has the same form and no graph.
             damping: λ > 0, in units of F_emp.
 
         Raises:
-            ValueError: ``damping`` is not positive: F_emp has at most rank N.
+            TypeError, ValueError: ``b`` does not fit; it contains nan or inf, where an operator looks.
+            ValueError: ``damping`` is not positive: F_emp has at most rank N. Or it is lost in the rounding of
+                float64 beside F_emp.
 
-        Cost: the Gram matrix, a Cholesky factor of it, and two products with R for each pass.
+        Cost: the Gram matrix, a Cholesky factor of it, and two products with R and two with Rᵀ for each pass; with a
+        small λ the Gram matrix twice, and the records of a batch once more, in float64.
         """
         self._samples_only("solve")
-        if not damping > 0:
-            raise ValueError(
-                f"solve: damping: expected λ > 0, got {damping!r}; F_emp has at most rank N, so it has no inverse"
-            )
+        damping = as_number(
+            "solve: damping",
+            damping,
+            "λ > 0, finite, as F_emp has at most rank N and so no inverse",
+            lambda value: 0 < value < math.inf,
+        )
         if isinstance(b, Mapping):
             return self.split(self.solve(self.flatten(b), damping))
-        right = b.unsqueeze(1) if b.ndim == 1 else b
-        self._check(right, "b", ndim=2)
-        factor = self._damped_gram_factor(damping)
-        x = self._woodbury(right, factor, damping)
-        size = None
-        for _ in range(3):
-            residual = right - self.matmat(x) - damping * x
-            new_size = float(residual.norm())
-            if size is not None and new_size > size / 2:
-                break
-            size = new_size
-            x = x + self._woodbury(residual, factor, damping)
-        return x.squeeze(1) if b.ndim == 1 else x
+        if not isinstance(b, Tensor):
+            raise TypeError(
+                f"solve: b: expected a tensor or {{name: tensor}}, got {type(b).__name__}"
+            )
+        self._check(b, "solve: b", 1, 2)
+        right = b.detach().view(self.size, -1) if b.ndim == 1 else b.detach()
+        if right.shape[1] == 0:
+            return right.clone()
+        rows = _SampleGradients(self._problem)
+        gram = rows.gram().double().mul_(self._problem.outer_scale())
+        norm = float(gram.norm())  # of ‖F_emp‖ a bound, at most √N of it
+        amplified = norm * torch.finfo(rows.dtype).eps > _SHARE_OF_ROUNDING * damping
+        if amplified and rows.dtype is not torch.float64:
+            rows = _SampleGradients(self._problem, wide=True)
+            gram = rows.gram().mul_(self._problem.outer_scale())
+        x = self._refined(rows, right.to(rows.dtype), gram, norm, damping)
+        return x.to(b.dtype).view(b.shape)
 
-    def _damped_gram_factor(self, damping: float) -> Tensor:
-        gram = self._gram().double().mul_(self._problem.outer_scale())
+    def _refined(
+        self, rows: _SampleGradients, b: Tensor, gram: Tensor, norm: float, damping: float
+    ) -> Tensor:
+        """The best of Woodbury's answer ``[P, K]`` and its refinements.
+
+        Raises:
+            ValueError: its residual is not small beside ‖F_emp + λ‖ ‖x‖.
+        """
+        scale = self._problem.outer_scale()
         gram.diagonal().add_(damping)
-        return torch.linalg.cholesky(gram)
-
-    def _woodbury(self, b: Tensor, factor: Tensor, damping: float) -> Tensor:
-        inner = torch.cholesky_solve(self._project(b).double(), factor)
-        correction = self._combine(inner.to(b.dtype)).mul_(self._problem.outer_scale())
-        return (b - correction) / damping
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        too_small = f"solve: damping: λ = {damping:.3g} is too small beside ‖F_emp‖ ≤ {norm:.1e}: "
+        if int(failed):
+            raise ValueError(too_small + "their sum is singular to rounding; raise damping")
+        x, left, size = torch.zeros_like(b), b, b.norm(dim=0)
+        for _ in range(4):
+            inner = torch.cholesky_solve(rows.times(left).double(), factor).to(b.dtype)
+            trial = x + (left - rows.transposed_times(inner).mul_(scale)) / damping
+            rest = b - rows.transposed_times(rows.times(trial)).mul_(scale) - damping * trial
+            length = rest.norm(dim=0)
+            better = ~(length >= size)  # nan, which only CUDA lets in, is given out
+            halved = length < size / 2
+            x, left = torch.where(better, trial, x), torch.where(better, rest, left)
+            size = torch.where(better, length, size)
+            if not bool(halved.any()):
+                break
+        length = b.norm(dim=0)
+        reach = torch.maximum((norm + damping) * x.norm(dim=0), length)
+        if bool((size > torch.finfo(b.dtype).eps ** (2 / 3) * reach).any()):
+            worst = float((size / length).max())
+            raise ValueError(too_small + f"the residual is {worst:.1e} ‖b‖; raise damping")
+        return x
 
     def eigh(self, k: int) -> EigenResult:
         """The ``k`` leading eigenpairs, exactly, through the N×N Gram matrix.
@@ -224,19 +243,19 @@ class EmpiricalFisherOperator(CurvatureOperator):
             ValueError: ``k`` exceeds the numerical rank of F_emp, which is at most N.
         """
         self._samples_only("eigh")
-        gram = self._gram().double()
+        rows = _SampleGradients(self._problem)
+        gram = rows.gram().double()
         scale = self._problem.outer_scale()
         values, vectors = torch.linalg.eigh(gram.mul_(scale))
         floor = (
             max(float(values[-1]), 0.0) * len(values) * torch.finfo(self._problem.space.dtype).eps
         )
         rank = min(int((values > floor).sum()), self.size)
-        if not 1 <= k <= rank:
-            raise ValueError(
-                f"eigh: k: expected 1..{rank} (the numerical rank of F_emp here), got {k}"
-            )
+        k = as_integer("eigh: k", k, 1, rank, "the numerical rank of F_emp here")
         values, vectors = values[-k:], vectors[:, -k:]
-        lifted = self._combine(vectors.to(self.dtype)).mul_((scale / values).sqrt().to(self.dtype))
+        lifted = rows.transposed_times(vectors.to(self.dtype)).mul_(
+            (scale / values).sqrt().to(self.dtype)
+        )
         # the lift of an orthonormal basis is one up to rounding, which grows as values fall
         basis, triangle = torch.linalg.qr(lifted.double())
         basis = (basis * triangle.diagonal().sign()).to(self.dtype)
@@ -249,28 +268,6 @@ class EmpiricalFisherOperator(CurvatureOperator):
             bool((residuals <= tolerance).all()),
             products=k,
         )
-
-    def _project(self, b: Tensor) -> Tensor:
-        """R b, ``[N, K]``."""
-        columns = [self._problem.space.blocks(c) for c in b.T.contiguous()]
-        parts: list[Tensor] = []
-        self._problem.visit_records(lambda batch, _: parts.append(_recorded(batch).dot(columns)))
-        return torch.cat(parts)
-
-    def _combine(self, c: Tensor) -> Tensor:
-        """Rᵀ c, ``[P, K]`` for c ``[N, K]``."""
-        total = c.new_zeros(self.size, c.shape[1])
-        start = 0
-
-        def add(batch: Records | Linearisation, number: int) -> None:
-            nonlocal start
-            records = _recorded(batch)
-            products = records.weighted_sum(c[start : start + records.samples].T.contiguous())
-            total.add_(products.T)
-            start += records.samples
-
-        self._problem.visit_records(add)
-        return total
 
     def _squared_norms(self) -> Tensor:
         parts: list[Tensor] = []
@@ -290,6 +287,78 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
 #: what the order of the data matters to
 _ROWS = "the rows of the Gram matrix go"
+
+
+class _SampleGradients:
+    """R, whose rows are the unnormalised gradients r_n of all samples, by products.
+
+    Args:
+        problem: the risk.
+        wide: whether products are computed in float64, whatever the parameters are in.
+    """
+
+    def __init__(self, problem: Problem, wide: bool = False) -> None:
+        self._problem = problem
+        self._wide = wide
+        self._begun = False
+        #: of the vectors
+        self.dtype = torch.float64 if wide else problem.space.dtype
+
+    def gram(self) -> Tensor:
+        """R Rᵀ, ``[N, N]``."""
+        blocks: dict[tuple[int, int], Tensor] = {}
+
+        def outer(left: Records | Linearisation, i: int) -> None:
+            records = self._recorded(left)
+
+            def inner(right: Records | Linearisation, j: int) -> None:
+                if j >= i:
+                    blocks[i, j] = records.gram(records if j == i else self._recorded(right))
+
+            self._visit(inner)
+
+        self._visit(outer)
+        numbers = sorted({i for i, _ in blocks})
+        rows = [
+            torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in numbers], 1)
+            for i in numbers
+        ]
+        gram = torch.cat(rows)
+        return (gram + gram.T) / 2
+
+    def times(self, b: Tensor) -> Tensor:
+        """R b, ``[N, K]`` for b ``[P, K]``."""
+        columns = [self._problem.space.blocks(c) for c in b.T.contiguous()]
+        parts: list[Tensor] = []
+        self._visit(
+            lambda batch, _: parts.append(self._recorded(batch).dot(columns))
+        )
+        return torch.cat(parts)
+
+    def transposed_times(self, c: Tensor) -> Tensor:
+        """Rᵀ c, ``[P, K]`` for c ``[N, K]``."""
+        total = c.new_zeros(self._problem.space.size, c.shape[1])
+        start = 0
+
+        def add(batch: Records | Linearisation, number: int) -> None:
+            nonlocal start
+            records = self._recorded(batch)
+            products = records.weighted_sum(c[start : start + records.samples].T.contiguous())
+            total.add_(products.T)
+            start += records.samples
+
+        self._visit(add)
+        return total
+
+    def _visit(self, visitor: Callable[[Records | Linearisation, int], None]) -> None:
+        """All passes of one R go by the same rows."""
+        with self._problem.watch.in_order(_ROWS, always=self._begun):
+            self._begun = True
+            self._problem.visit_records(visitor)
+
+    def _recorded(self, batch: Records | Linearisation) -> Records:
+        records = _recorded(batch)
+        return in_float64(records) if self._wide else records
 
 
 def _recorded(batch: Records | Linearisation) -> Records:
