@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -72,6 +72,17 @@ def risk_of(target: str) -> EmpiricalRisk:
     return risk
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads an integer of the command line that must not be less."""
+
+    def read(text: str) -> int:
+        if text.isdecimal() and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
+
+    return read
+
+
 def write_report(options: argparse.Namespace) -> None:
     """Measures and writes, telling on stderr what is being done."""
     path = Path(options.output)
@@ -117,11 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.add_argument("target", nargs="?", help="module:function, which returns an EmpiricalRisk")
     report.add_argument("--demo", action="store_true", help="a small network on digits")
     report.add_argument("-o", "--output", default="report.html", help="a file .html or .json")
-    report.add_argument("--leading", type=int, default=5, help="eigenvalues of each matrix")
-    report.add_argument(
-        "--probes", type=int, default=16, help="random vectors for norms and traces"
-    )
-    report.add_argument("--steps", type=int, default=60, help="Lanczos steps of each density")
+    for name, least, default, words in (
+        ("--leading", 1, 5, "eigenvalues of each matrix"),
+        ("--probes", 2, 16, "random vectors for norms and traces"),
+        ("--steps", 1, 60, "Lanczos steps of each density"),
+    ):
+        report.add_argument(name, type=at_least(least), default=default, help=words)
     report.add_argument("--seed", type=int, default=0, help="of all random numbers")
     options = parser.parse_args(arguments)
     if options.command == "info":

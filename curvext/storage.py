@@ -38,6 +38,7 @@ def save_diagonal(
     Raises:
         ImportError: safetensors is not installed.
         TypeError, ValueError: an argument is of another form; the message names it.
+        FileNotFoundError: there is no such folder; OSError: the file cannot be written.
 
     Example:
         >>> import tempfile, torch, curvext as cx
@@ -49,6 +50,8 @@ def save_diagonal(
     _check_diagonal(diagonal)
     _check_metadata(metadata)
     target = _as_path("save_diagonal", path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"save_diagonal: path: there is no folder {str(target.parent)!r}")
     safetensors = _import_safetensors("save_diagonal")
     # copies: blocks of one flat vector share its storage, which the format refuses
     tensors = {
@@ -61,6 +64,8 @@ def save_diagonal(
     try:
         safetensors.torch.save_file(tensors, part, metadata=words)
         os.replace(part, target)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"save_diagonal: path: {target} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 

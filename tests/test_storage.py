@@ -149,6 +149,17 @@ def test_a_wrong_argument_of_save_diagonal_is_named(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="save_diagonal: path: there is no folder '.*absent'"
+    ):
+        cx.save_diagonal(ONE, tmp_path / "absent" / "d")
+    with pytest.raises(OSError, match="d"):
+        (tmp_path / "d").mkdir()
+        cx.save_diagonal(ONE, tmp_path / "d")
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
 def test_a_wrong_argument_of_load_diagonal_is_named(tmp_path):
     with pytest.raises(TypeError, match="^load_diagonal: path: .* got NoneType"):
         cx.load_diagonal(None)
