@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from curvext.arguments import as_integer
 from curvext.memory import available_bytes
 
 
@@ -33,10 +34,8 @@ class Cache:
     """
 
     def __init__(self, budget: bool | str | int, device: torch.device) -> None:
-        if budget != "auto" and not (isinstance(budget, int) and budget >= 0):
-            raise ValueError(
-                f"cache: expected 'auto', True, False or a number of bytes, got {budget!r}"
-            )
+        if budget != "auto" and not isinstance(budget, bool):
+            budget = as_integer("cache", budget, 0, why="bytes, or 'auto', True or False")
         self._budget = budget
         self._device = device
         self._entries: dict[Hashable, Entry] = {}
@@ -65,6 +64,9 @@ class Cache:
     def drop(self, slot: Hashable) -> None:
         """Drops what is kept in ``slot``, if anything is."""
         self._entries.pop(slot, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_entries": {}}  # a copy or a pickle is empty: graphs can be neither
 
     def _left(self) -> int:
         if self._budget == "auto":

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from curvext.arguments import as_integer
 from curvext.cache import Cache
 from curvext.contents import contents, stored
 from curvext.data import Batches, Seen, Watch, mapped, tensors
@@ -422,12 +423,20 @@ class Problem:
             lines.append(f"  {name:<{width}}  {', '.join(sorted(paths[i]))}")
         return "\n".join(lines)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # for a copy or a pickle: plans belong to a model, and the state to its tensors
+        return {**vars(self), "_plans": None, "_state": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._plans = book_of(self._model)
+
 
 def _checked_chunk(chunk: int | None) -> int | None:
-    if chunk is None or (isinstance(chunk, int) and not isinstance(chunk, bool) and chunk > 0):
-        return chunk
-    raise ValueError(
-        f"chunk_outputs: expected a positive number of output positions or None, got {chunk!r}"
+    return (
+        None
+        if chunk is None
+        else as_integer("chunk_outputs", chunk, 1, why="or None for whole outputs")
     )
 
 

@@ -156,7 +156,7 @@ def test_a_frozen_bias_of_the_head_is_refused(device):
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, True, "all"])
 def test_a_chunk_is_a_positive_number_of_positions(chunk):
-    with pytest.raises(ValueError, match="chunk_outputs: expected a positive number"):
+    with pytest.raises(ValueError, match="chunk_outputs: expected an integer of at least 1"):
         cx.EmpiricalRisk(
             nn.Linear(2, 2),
             nn.CrossEntropyLoss(),

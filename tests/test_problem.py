@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -240,7 +241,8 @@ def test_without_a_cache_nothing_is_kept_between_products(posed):
 @pytest.mark.parametrize("cache", ["all", -1, 1.5, None])
 def test_an_unknown_cache_is_refused(cache, posed):
     with pytest.raises(
-        ValueError, match="cache: expected 'auto', True, False or a number of bytes"
+        ValueError,
+        match="cache: expected an integer of at least 0 .bytes, or 'auto', True or False., got",
     ):
         risk_of(posed, cache=cache)
 
@@ -537,3 +539,31 @@ def test_an_output_that_no_data_enters_is_right(shape, call):
     assert_close(risk.empirical_fisher() @ V, oracle.empirical_fisher() @ V)
     assert_close(risk.empirical_fisher().diagonal(), oracle.empirical_fisher().diagonal())
     assert_close(risk.empirical_fisher().gradient_norms(), oracle.sample_gradients().norm(dim=1))
+
+
+# ---------------------------------------------------------------------- copies
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
+@pytest.mark.parametrize("options", [{}, {"compile": "eager"}], ids=str)
+def test_a_risk_that_has_made_products_can_be_copied_and_pickled(options, copied):
+    posed = pose("mlp", "ce")
+    risk = risk_of(posed, **options)
+    v = posed.vectors()[:, 0]
+    operators = [risk.hessian(), risk.ggn(), risk.empirical_fisher(), risk.mc_fisher(seed=3)]
+    expected = [A @ v for A in operators]
+    diagonals = [operators[2].diagonal(), operators[3].diagonal()]
+    kept = risk.explain()
+    twin, others = copied((risk, operators))
+    assert others[0]._problem is twin and twin._model is not posed.model
+    assert "kept: 0 batches" in copied(risk).explain()
+    assert risk.explain() == kept  # what the first keeps stays there
+    for A, product in zip(others, expected, strict=True):
+        assert torch.equal(A @ v, product)
+    assert torch.equal(others[2].diagonal(), diagonals[0])
+    assert torch.equal(others[3].diagonal(), diagonals[1])
+    with torch.no_grad():
+        posed.model[0].weight.mul_(2)  # the models have parted
+    assert torch.equal(others[0] @ v, expected[0])
+    assert not torch.equal(operators[0] @ v, expected[0])
+    assert torch.equal(copied(twin.ggn() + 0.5 * cx.Identity(len(v))) @ v, others[1] @ v + 0.5 * v)

@@ -45,6 +45,9 @@ class Compiler:
         self._device = self._parameters[0].device
         self._traces: dict[tuple[object, ...], Staged] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_traces": {}}  # a copy or a pickle traces anew
+
     def __str__(self) -> str:
         return f"{self._backend}, {len(self._traces)} traces"
 
