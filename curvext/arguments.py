@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -93,4 +93,14 @@ def check_dense(where: str, value: Any) -> None:
     if value.layout != torch.strided:
         raise TypeError(
             f"{where}: expected a dense tensor, got one of layout {value.layout}; use .to_dense()"
+        )
+
+
+def check_risk(where: str, risk: Any, names: Sequence[str]) -> None:
+    """Raises a TypeError unless ``risk`` has the methods and attributes of an EmpiricalRisk that are needed."""
+    missing = [name for name in names if not hasattr(risk, name)]
+    if missing:
+        raise TypeError(
+            f"{where}: risk must have the methods of EmpiricalRisk; {type(risk).__name__} has no "
+            + ", ".join(missing)
         )

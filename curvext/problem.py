@@ -148,6 +148,15 @@ class Problem:
             return 1.0
         return self.totals.samples * self.mean_scale() ** 2
 
+    def own_labels_share(self) -> float | None:
+        """c with E[F_emp] = c F if the labels were drawn from the network, or None where there is no such number.
+
+        1 where a datum's loss is −log p; for a mean over T positions or C binary outputs 1/T or 1/C, which F
+        carries once and F_emp squared.
+        """
+        totals = self.totals
+        return self.loss.own_labels_share(totals.divisor / totals.samples)
+
     # ------------------------------------------------------------------ passes over the data
 
     def visit(self, visitor: Callable[[Linearisation], None]) -> None:
@@ -400,6 +409,10 @@ class Problem:
         return Compiler(self._forward, self._leaves, backend)
 
     # ------------------------------------------------------------------ words
+
+    def __repr__(self) -> str:
+        loss, space = type(self.loss).__name__, self.space
+        return f"{type(self).__name__}(P={space.size}, {space.dtype}, {space.device}, {loss} {self.loss.reduction})"
 
     def explain(self) -> str:
         """Which parameters take which path and what is kept, as text."""

@@ -93,7 +93,8 @@ class CGResult:
         state = "converged" if self.converged else "NOT converged"
         words = f"{state}: residual {self.residual_norm:.1e}, {self.iterations} iterations"
         if self.negative_curvature is not None:
-            words += f", negative curvature {self.curvature:+.1e}: more damping is needed"
+            sort = "negative" if float(self.curvature) < 0 else "no"
+            words += f", {sort} curvature {self.curvature:+.1e}: more damping is needed"
         elif not self.converged:
             words += "; raise maxiter, damping or tol, or give a preconditioner"
         return words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
@@ -14,7 +15,7 @@ from curvext.algorithms.probes import Probes, representable
 from curvext.algorithms.products import Products
 from curvext.algorithms.progress import Progress
 from curvext.algorithms.spectral_density import spectral_density
-from curvext.arguments import as_integer, as_number, as_seed
+from curvext.arguments import as_integer, as_number, as_seed, check_risk
 from curvext.results import Comparison, Equality, Estimate
 
 #: up to so many parameters the matrices are formed and every figure is exact
@@ -82,12 +83,7 @@ def compare(
         >>> [(e.claim, e.holds) for e in c.equalities[:2]]
         [('F = G', True), ('H = G', True)]
     """
-    missing = [a for a in ("value", "gradient", *_MATRICES.values()) if not hasattr(risk, a)]
-    if missing:
-        raise TypeError(
-            f"compare: risk must have the methods of EmpiricalRisk; {type(risk).__name__} has no "
-            + ", ".join(missing)
-        )
+    check_risk("compare", risk, ("value", "gradient", *_MATRICES.values()))
     leading = as_integer("compare: leading", leading, 1)
     probes = as_integer("compare: probes", probes, 2, why="for a standard error")
     samples = as_integer("compare: samples", samples, 1)
@@ -147,7 +143,9 @@ def compare(
         eigenvalue_errors={n: errors for n, (_, _, errors) in pairs.items()},
         distances=distances,
         overlaps=overlaps,
-        equalities=_equalities(distances, ratio, refused, near, rounding, samples),
+        equalities=_equalities(
+            distances, ratio, _own_labels_share(risk), refused, near, rounding, samples
+        ),
         refused=refused,
         densities={
             n: spectral_density(d.operator, seed=seed, progress=progress)
@@ -283,9 +281,16 @@ class _Sums:
         return Estimate(value, spread.sqrt(), self.products)
 
 
+def _own_labels_share(risk: Any) -> float | None:
+    """What tr F_emp / tr F would be for labels of the network's own, where the risk knows."""
+    share = getattr(risk, "own_labels_share", None)
+    return None if share is None else share()
+
+
 def _equalities(
     distances: dict[tuple[str, str], Estimate],
     ratio: Estimate | None,
+    own: float | None,
     refused: dict[str, str],
     near: float,
     rounding: float,
@@ -305,12 +310,17 @@ def _equalities(
         close = value + 2 * error <= near
         return Equality(claim, False, close, gap, nearly if close else apart)
 
-    labels = "are not the network's own"
-    if ratio is not None and float(ratio.value) < 0.9:
-        labels = "surprise the network less than its own would"
-    elif ratio is not None and float(ratio.value) > 1.1:
-        labels = "surprise the network more than its own would"
-    share = "" if ratio is None else f" (tr F_emp = {float(ratio.value):.2g} tr F)"
+    labels, share = "are not the network's own", ""
+    if ratio is not None:
+        share = f" (tr F_emp = {float(ratio.value):.2g} tr F"
+        if own is not None and own != 1:
+            share += f"; labels of its own would give {own:.2g}, as a mean within a datum enters F_emp squared"
+        share += ")"
+        relative = math.nan if own is None else float(ratio.value) / own
+        if relative < 0.9:
+            labels = "surprise the network less than its own would"
+        elif relative > 1.1:
+            labels = "surprise the network more than its own would"
     claims = (
         judged(
             "F",

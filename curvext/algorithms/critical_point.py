@@ -12,7 +12,7 @@ from torch import Tensor
 from curvext.algorithms.eigsh import eigsh
 from curvext.algorithms.lanczos import tridiagonalise
 from curvext.algorithms.products import Products, SymmetricOperator
-from curvext.arguments import as_integer, as_number, as_seed
+from curvext.arguments import as_integer, as_number, as_seed, check_risk
 from curvext.results import CriticalPoint
 
 #: up to so many parameters the Hessian is formed, and every eigenvalue known
@@ -89,12 +89,7 @@ def critical_point(
         >>> cx.critical_point(risk).verdict
         'minimum'
     """
-    missing = [a for a in ("gradient", "hessian") if not callable(getattr(risk, a, None))]
-    if missing:
-        raise TypeError(
-            f"critical_point: risk must have gradient() and hessian(); {type(risk).__name__} has no "
-            + ", ".join(missing)
-        )
+    check_risk("critical_point", risk, ("gradient", "hessian"))
     if gradient_tol is not None:
         gradient_tol = as_number(
             "critical_point: gradient_tol", gradient_tol, "a number >= 0", lambda x: x >= 0

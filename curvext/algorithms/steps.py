@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvext.algorithms.cg import Preconditioner, cg
 from curvext.algorithms.products import Products
-from curvext.arguments import as_number, check_dense
+from curvext.arguments import as_number, check_dense, check_risk
 from curvext.results import CGResult, Step
 
 
@@ -50,6 +50,7 @@ def newton_step(
         True
     """
     options = dict(tol=tol, maxiter=maxiter, x0=x0, preconditioner=preconditioner)
+    check_risk("newton_step", risk, ("gradient", "hessian"))
     return _by_cg(risk, risk.hessian(), damping, progress=progress, **options)
 
 
@@ -93,6 +94,7 @@ def gauss_newton_step(
         True
     """
     options = dict(tol=tol, maxiter=maxiter, x0=x0, preconditioner=preconditioner)
+    check_risk("gauss_newton_step", risk, ("gradient", "ggn"))
     return _by_cg(risk, risk.ggn(), damping, progress=progress, **options)
 
 
@@ -139,6 +141,7 @@ def natural_gradient_step(
         True
     """
     options = dict(tol=tol, maxiter=maxiter, x0=x0, preconditioner=preconditioner)
+    check_risk("natural_gradient_step", risk, ("gradient", "fisher"))
     if kind == "exact":
         return _by_cg(risk, risk.fisher(), damping, progress=progress, **options)
     if kind == "mc":
@@ -177,6 +180,7 @@ def take_step(risk: Any, step: Tensor, length: float = 1.0) -> None:
         >>> model.weight.tolist()
         [[0.5, 1.0]]
     """
+    check_risk("take_step", risk, ("space",))
     space = risk.space
     check_dense("take_step: step", step)
     length = as_number("take_step: length", length, "a finite number")

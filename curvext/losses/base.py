@@ -116,8 +116,21 @@ class OutputLoss(ABC):
     reduction: str
     #: why −log p = ℓ does not hold for any p, or None where it does
     no_likelihood: str | None = None
+    #: whether the residuals at labels of the network's own have the covariance H_ℓ, unweighted and unsmoothed
+    own_labels_give_ggn: bool = False
     #: the number of the batch in its pass, which a pass writes here before it asks for :meth:`at`
     batch_number: int = 0
+
+    def own_labels_share(self, per_sample: float) -> float | None:
+        """c with E[F_emp] = c F for labels of the network's own, or None where there is no such number.
+
+        Args:
+            per_sample: the divisor of a mean for each sample: a mean over so many positions or outputs enters F
+                once, as it does L, and F_emp squared.
+        """
+        if not self.own_labels_give_ggn:
+            return None
+        return 1.0 if self.reduction == "sum" else 1.0 / per_sample
 
     @abstractmethod
     def at(self, output: Tensor, target: Tensor) -> LossPoint:

@@ -86,6 +86,7 @@ class SoftmaxCrossEntropy(OutputLoss):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.causal = causal
+        self.own_labels_give_ggn = weight is None and not label_smoothing
         if has_negative(weight):
             self.no_likelihood = (
                 "CrossEntropyLoss with a negative class weight is not −log p of any distribution"

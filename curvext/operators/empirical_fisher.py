@@ -330,9 +330,7 @@ class _SampleGradients:
         """R b, ``[N, K]`` for b ``[P, K]``."""
         columns = [self._problem.space.blocks(c) for c in b.T.contiguous()]
         parts: list[Tensor] = []
-        self._visit(
-            lambda batch, _: parts.append(self._recorded(batch).dot(columns))
-        )
+        self._visit(lambda batch, _: parts.append(self._recorded(batch).dot(columns)))
         return torch.cat(parts)
 
     def transposed_times(self, c: Tensor) -> Tensor:

@@ -132,6 +132,31 @@ def test_the_empirical_fisher_is_near_where_the_model_is_the_truth():
         assert equality.near and not (equality.claim.startswith("F_") and equality.holds)
 
 
+@pytest.mark.parametrize("loss", ["bce", "bce sum", "tokens", "tokens sum", "mse"])
+def test_a_mean_within_a_datum_is_no_surprise_at_labels_of_the_networks_own(loss):
+    model, x = network(3, 8), torch.randn(20_000, 3).double()
+    with torch.no_grad():
+        z = model(x)
+        if loss.startswith("bce"):
+            share, y = 1 / 8, torch.bernoulli(z.sigmoid())
+            kind = nn.BCEWithLogitsLoss
+        elif loss == "mse":
+            share, y = 1.0, z + 2 * torch.randn_like(z)  # variance C/2
+            kind = nn.MSELoss
+        else:  # two classes at four positions
+            share, kind = 1 / 4, nn.CrossEntropyLoss
+            model.append(nn.Unflatten(1, (2, 4)))
+            y = torch.bernoulli(model(x).softmax(1)[:, 1]).long()
+    share = 1.0 if loss.endswith("sum") else share
+    risk = cx.EmpiricalRisk(model, kind(reduction="sum" if "sum" in loss else "mean"), (x, y))
+    assert risk.own_labels_share() == pytest.approx(share)
+    assert float(risk.empirical_fisher().trace() / risk.fisher().trace()) == pytest.approx(
+        share, rel=0.1
+    )
+    words = str(cx.compare(risk).equalities[-1])
+    assert "surprise" not in words and ("labels of its own would give" in words) == (share != 1)
+
+
 def test_what_a_loss_does_not_have_is_refused_with_its_reason():
     def cubed(output, target):
         return (output - target).abs().pow(3).mean(1).mean()

@@ -212,7 +212,7 @@ def test_a_network_at_random_is_nowhere_special(device):
 @pytest.mark.parametrize(
     "change, error, words",
     [
-        (dict(risk=3), TypeError, "risk must have gradient.. and hessian..; int has no gradient, hessian"),
+        (dict(risk=3), TypeError, "risk must have the methods of EmpiricalRisk; int has no gradient, hessian"),
         (dict(gradient_tol=-1.0), ValueError, "gradient_tol: expected a number >= 0, got -1.0"),
         (dict(tol=float("nan")), ValueError, "tol: expected a number >= 0, got nan"),
         (dict(probes=-1), ValueError, "probes: expected an integer of at least 0"),
