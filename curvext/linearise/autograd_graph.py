@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from curvext.contents import stored
 
@@ -100,6 +100,27 @@ class Graph:
         """Dtype of the first tensor that the node made in the forward pass."""
         return cast(torch.dtype, cast(Any, self.nodes[position])._input_metadata[0].dtype)
 
+    def once_differentiable(self, among: Collection[str]) -> set[str]:
+        """Those names of functions written in Python whose backward has no derivative by what it is given.
+
+        A backward is linear in its cotangent u, so where it gives anything but zero it has a derivative by u. PyTorch
+        says nothing where that is missing: of a function marked ``once_differentiable`` it leaves the error out of a
+        pass that does not come by it, and what kernels of one's own compute it does not see.
+        """
+        written = [
+            i
+            for i, node in enumerate(self.nodes)
+            if self.names[i] in among and isinstance(node, torch._C._FunctionBase)
+        ]
+        if not written:
+            return set()
+        outputs: dict[int, set[int]] = {0: {self.output_nr}}
+        for edges in self.edges:
+            for child, nr in edges:
+                if child is not None:
+                    outputs.setdefault(child, set()).add(nr)
+        return {self.names[i] for i in written if _loses(self.nodes[i], sorted(outputs[i]))}
+
     def bottom(self, positions: set[int]) -> set[int]:
         """Those of ``positions`` from which no other of them can be reached."""
         reaches: list[bool | None] = [None] * len(self.nodes)
@@ -119,6 +140,36 @@ class Graph:
     def saved_bytes(self) -> int:
         """Bytes of the tensors that the graph keeps, each storage once, parameters not counted."""
         return saved_bytes(self.nodes)
+
+
+def _loses(node: Node, outputs: Sequence[int]) -> bool:
+    """Whether a node's backward of ones at some of its outputs gives anything but zero without a derivative by them."""
+    ones = [
+        torch.ones(tuple(m.shape), dtype=m.dtype, device=m.device, requires_grad=True)
+        for m in (cast(Any, node)._input_metadata[nr] for nr in outputs)
+    ]
+    pulled = torch.autograd.grad(
+        [GradientEdge(node, nr) for nr in outputs],
+        [GradientEdge(child, nr) for child, nr in node.next_functions if child is not None],
+        [u.clone() for u in ones],  # a backward may write to what it is given
+        create_graph=True,
+        allow_unused=True,
+    )
+
+    def is_lost(p: Tensor) -> bool:
+        if p.requires_grad:
+            back = torch.autograd.grad(
+                p, ones, torch.ones_like(p), retain_graph=True, allow_unused=True
+            )
+            if any(b is not None for b in back):
+                return False
+        return bool(_dense(p.detach()).any())
+
+    return any(is_lost(p) for p in pulled if p is not None)
+
+
+def _dense(t: Tensor) -> Tensor:
+    return t.to_dense() if t.is_sparse else t
 
 
 def _saved(node: Any) -> list[Any]:

@@ -18,7 +18,12 @@ from torch.utils import _pytree as pytree
 
 from curvext.data import tensors
 from curvext.linearise.forward import Forward
-from curvext.linearise.jacobian import KeptGraph, Linearisation, SecondDerivatives
+from curvext.linearise.jacobian import (
+    KeptGraph,
+    Linearisation,
+    SecondDerivatives,
+    check_twice_differentiable,
+)
 from curvext.linearise.stages import Staged, Values
 from curvext.losses import LossPoint, OutputLoss
 
@@ -96,6 +101,7 @@ class Compiler:
     def _traced(self, batch: Any, given: Sequence[Tensor], twice: bool) -> Staged:
         # in eager mode first: whatever is wrong with model or data is found and said there
         output, _ = self._forward(batch, "twice" if twice else "linearised")
+        check_twice_differentiable(output, self._parameters)
         residual, u, *v = (
             torch.zeros(t.shape, dtype=t.dtype, device=t.device)
             for t in (output, output, *self._parameters)
@@ -106,7 +112,8 @@ class Compiler:
         ) -> list[Tensor]:
             # the model reads the tensors of ``given`` where it has them: the trace knows them by identity
             point = _Open(residual, u)
-            at = KeptGraph(self._forward.composed(batch), point, self._parameters, 0)
+            output = self._forward.composed(batch)
+            at = KeptGraph(output, point, self._parameters, 0, checked=True)
             if twice:
                 at.keep_gradient()
                 pulled = at.hvp(v)

@@ -6,13 +6,15 @@ a context that takes an equivalent way; nothing is slowed down where such a node
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from curvext.linearise.attention import attention_in_closed_form
 from curvext.linearise.closed_forms import (
@@ -101,6 +103,50 @@ def in_a_trace() -> Iterator[None]:
             yield
     finally:
         torch.compiler._is_compiling_flag = before
+
+
+# ---------------------------------------------------------------------- activation checkpointing
+
+
+def _called(function: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
+    """In place of ``CheckpointFunction.apply``."""
+    return function(*inputs)
+
+
+class _Unwrapped:
+    """Replaces what ``torch.utils.checkpoint`` is made of while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._hook: Any = checkpoint._checkpoint_hook
+                checkpoint._checkpoint_hook = nullcontext  # type: ignore[assignment,misc]
+                checkpoint.CheckpointFunction.apply = staticmethod(_called)  # type: ignore[method-assign]
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                checkpoint._checkpoint_hook = self._hook  # type: ignore[misc]
+                del checkpoint.CheckpointFunction.apply  # the inherited one comes back
+
+
+_UNWRAPPED = _Unwrapped()
+
+
+def without_checkpointing() -> AbstractContextManager[None]:
+    """Blocks under ``torch.utils.checkpoint`` keep what they save, whoever imported that function, and how.
+
+    A checkpointed block is run again in each backward pass, and only that pass may read what it saved: there are no
+    uses, no tangents and no second pass. No node tells of it, and the reentrant variant has no graph at all where
+    nothing before the block requires a gradient.
+    """
+    return _UNWRAPPED
 
 
 _FORWARD_TOO: tuple[GraphUse, ...] = ("linearised", "twice")

@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from curvext import data
 from curvext.contents import stored
 from curvext.linearise import autograd_graph
-from curvext.linearise.detours import DETOURS, GraphUse, in_a_trace, needed
+from curvext.linearise.detours import DETOURS, GraphUse, in_a_trace, needed, without_checkpointing
 from curvext.space import ParameterSpace
 
 #: the detours a model was found to need, kept as long as it lives: to find one takes a forward pass of its own
@@ -153,6 +153,7 @@ class Forward:
         """The output by operations that can be traced, once a call has found no fault; inside :meth:`borrowed` too."""
         with ExitStack() as stack:
             stack.enter_context(_uncompiled())
+            stack.enter_context(without_checkpointing())
             stack.enter_context(in_a_trace())
             for detour in sorted(needed(self._detours, "traced")):
                 stack.enter_context(DETOURS[detour].taken())
@@ -174,6 +175,7 @@ class Forward:
         cuda_state = torch.cuda.get_rng_state(self._space.device) if on_cuda else None
         with ExitStack() as stack:
             stack.enter_context(_uncompiled())
+            stack.enter_context(without_checkpointing())
             for detour in sorted(needed(self._detours, use)):
                 stack.enter_context(DETOURS[detour].taken())
             with self._unwritten_buffers():

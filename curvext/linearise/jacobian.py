@@ -122,6 +122,7 @@ class KeptGraph(Linearisation, SecondDerivatives):
         point: the loss at f.
         parameters: the leaves θ.
         first: index of the batch's first datum among all.
+        checked: whether it is known already that all operations can be differentiated twice, as in a trace.
     """
 
     def __init__(
@@ -130,6 +131,8 @@ class KeptGraph(Linearisation, SecondDerivatives):
         point: LossPoint,
         parameters: Sequence[Tensor],
         first: int,
+        *,
+        checked: bool = False,
     ) -> None:
         super().__init__(point, first)
         self.output = output
@@ -137,6 +140,8 @@ class KeptGraph(Linearisation, SecondDerivatives):
         self._curvature = _OutputCurvature(point)
         self._tangents: Tangents | None = None
         self._first_backward: FirstBackward | None = None
+        #: operations without second derivative, which J v needs too where they have no tangent
+        self._once_differentiable: set[str] = set()
         #: whether second derivatives can be had on this graph: fused attention has none
         self.twice_differentiable = True
         if not output.requires_grad:
@@ -145,19 +150,25 @@ class KeptGraph(Linearisation, SecondDerivatives):
         self.twice_differentiable = not any(
             "ScaledDotProduct" in name for name in self._graph.names
         )
-        if not Tangents.missing(self._graph):
+        missing = Tangents.missing(self._graph)
+        if not missing:
             self._tangents = Tangents(self._graph)
-        else:
+            return
+        if not checked:
+            self._once_differentiable = self._graph.once_differentiable(among=missing)
+        if not self._once_differentiable:
             self.keep_gradient()
 
     def keep_gradient(self) -> None:
         """Keeps the first backward pass with its graph, which second derivatives need."""
         if self._first_backward is not None or not self.output.requires_grad:
             return
+        _refuse(self._once_differentiable)
         residual = _Residual.apply(self.output, self._curvature)
         self._first_backward = FirstBackward(self._graph, self.output, residual, self._parameters)
 
     def jvp(self, v: Sequence[Tensor]) -> Tensor:
+        _refuse(self._once_differentiable)
         product: Tensor | None = None
         if self._tangents is not None:
             product = self._tangents(v)
@@ -211,6 +222,23 @@ class KeptGraph(Linearisation, SecondDerivatives):
         held = [] if self._first_backward is None else self._first_backward.tensors
         roots = [t.grad_fn for t in (self.output, *held) if t.grad_fn is not None]
         return saved_bytes(_reachable(roots)) + sum(t.numel() * t.element_size() for t in held)
+
+
+def check_twice_differentiable(output: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Raises a RuntimeError that names the operations behind ``output`` which have no second derivative."""
+    if output.requires_grad:
+        graph = Graph(output, parameters)
+        _refuse(graph.once_differentiable(among=Tangents.missing(graph)))
+
+
+def _refuse(once_differentiable: set[str]) -> None:
+    if once_differentiable:
+        raise RuntimeError(
+            f"{', '.join(sorted(once_differentiable))} has no second derivative: its backward is marked "
+            "once_differentiable, or computes what PyTorch does not see (a kernel of its own, numpy, detach). H needs "
+            "one, and so does G, whose J v is the derivative of a backward pass. Write it in operations of PyTorch, or "
+            "freeze what lies before it with params=. (The gradient, F_emp and the diagonals of G and F work.)"
+        )
 
 
 def dense_or_zeros(products: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
