@@ -12,8 +12,8 @@ from curvext.linearise import closed_forms
 from curvext.linearise.attention import _CHUNK, attention_in_closed_form
 from curvext.linearise.autograd_graph import Graph
 from curvext.linearise.closed_forms import (
-    Gelu,
-    LayerNorm,
+    ClosedFormGelu,
+    ClosedFormLayerNorm,
     layer_norm_in_closed_form,
 )
 from curvext.linearise.tangents import _RULES, Tangents
@@ -178,11 +178,16 @@ def test_every_elementwise_rule_is_for_a_node_that_exists():
     ):
         x = X.abs().requires_grad_()
         made.add(function(x).grad_fn.name())
-    closed = Gelu.apply(X.clone().requires_grad_())  # the node lives as long as its tensor
+    closed = ClosedFormGelu.apply(
+        X.clone().requires_grad_()
+    )  # the node lives as long as its tensor
     made.add(closed.grad_fn.name())
-    made |= {"LayerNormBackward", "NativeBatchNormBackward0"}  # held by the tests of norms
+    made |= {
+        "ClosedFormLayerNormBackward",
+        "NativeBatchNormBackward0",
+    }  # held by the tests of norms
     made.add("CudnnBatchNormBackward0")  # held by the tests of CUDA's nodes
-    made.add("_AttentionBackward")  # held by the tests of attention
+    made.add("_ClosedFormAttentionBackward")  # held by the tests of attention
     made.add("ScaledDotProductFlashAttentionForCpuBackward0")
     assert set(_RULES) - made == set()
 
@@ -249,9 +254,9 @@ def test_attention_in_closed_form_has_both_derivatives_of_the_composed_one(
     u = [torch.randn_like(t) for t in inputs]
     with attention_in_closed_form():
         ours = F.scaled_dot_product_attention(*inputs, **attention_options)
-    assert ours.grad_fn.name() == "_AttentionBackward"
+    assert ours.grad_fn.name() == "_ClosedFormAttentionBackward"
     graph = assert_tangent(ours, inputs)
-    assert "_AttentionBackward" in graph.names
+    assert "_ClosedFormAttentionBackward" in graph.names
     theirs = composed_attention(*inputs, **attention_options)
     for a, b in zip(
         derivatives(ours, inputs, g, u), derivatives(theirs, inputs, g, u), strict=True
@@ -268,7 +273,7 @@ def test_attention_with_an_option_that_the_closed_form_lacks_is_left_to_pytorch(
             F.scaled_dot_product_attention(q, k[:1], v[:1]),
             F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True),
         ):
-            assert y.grad_fn.name() != "_AttentionBackward"
+            assert y.grad_fn.name() != "_ClosedFormAttentionBackward"
 
 
 def test_a_position_that_sees_nothing_has_no_curvature(device):
@@ -296,6 +301,23 @@ class _Cube(torch.autograd.Function):
 def test_a_function_written_in_python_is_said_to_be_missing():
     x = X.clone().requires_grad_()
     assert Tangents.missing(Graph(_Cube.apply(x).sum(), [x])) == {"_CubeBackward"}
+
+
+def test_a_function_of_the_user_is_not_taken_for_ours_by_its_name():
+    """The user's GELU is the one with tanh, and its class has the plain name."""
+
+    class Gelu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return F.gelu(x, approximate="tanh")
+
+        @staticmethod
+        def backward(ctx, g):
+            return torch.ops.aten.gelu_backward(g, *ctx.saved_tensors, approximate="tanh")
+
+    x = X.clone().requires_grad_()
+    assert Tangents.missing(Graph(Gelu.apply(x).sum(), [x])) == {"GeluBackward"}
 
 
 def test_what_does_not_lead_to_a_parameter_is_not_missed():
@@ -340,12 +362,12 @@ def test_the_closed_form_gelu_has_the_derivatives_of_pytorch_s(device):
     x = torch.linspace(-6, 6, 41, dtype=torch.float64, device=device, requires_grad=True)
     g = torch.randn(41, dtype=torch.float64, device=device)
     derivatives = []
-    for function in (F.gelu, Gelu.apply):
+    for function in (F.gelu, ClosedFormGelu.apply):
         (slope,) = torch.autograd.grad(function(x), x, g, create_graph=True)
         derivatives.append((slope, *torch.autograd.grad(slope, x, g)))
     for ours, theirs in zip(*derivatives, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
-    assert torch.autograd.gradgradcheck(Gelu.apply, x)
+    assert torch.autograd.gradgradcheck(ClosedFormGelu.apply, x)
 
 
 #: shape, normalised dimensions, whether there is a weight, a bias
@@ -369,7 +391,7 @@ def norm(request, device, monkeypatch):
 
 
 def layer_norm(dims, x, weight=None, bias=None):
-    return LayerNorm.apply(x, weight, bias, dims, 1e-2)
+    return ClosedFormLayerNorm.apply(x, weight, bias, dims, 1e-2)
 
 
 def test_the_closed_form_layer_norm_has_the_derivatives_of_pytorch_s(norm):
@@ -402,7 +424,7 @@ def test_a_layer_norm_that_the_closed_form_lacks_is_left_to_pytorch(device):
         only_bias = F.layer_norm(x.float(), (4,), None, ones.float())
         closed = F.layer_norm(x.float(), (4,), ones.float(), ones.float())
     assert half.grad_fn.name() == only_bias.grad_fn.name() == "NativeLayerNormBackward0"
-    assert closed.grad_fn.name() == "LayerNormBackward"
+    assert closed.grad_fn.name() == "ClosedFormLayerNormBackward"
 
 
 #: shape, whether there is a weight, a bias

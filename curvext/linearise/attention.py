@@ -171,7 +171,7 @@ def _change(
     return change.mul_(alpha)
 
 
-class _Attention(torch.autograd.Function):
+class _ClosedFormAttention(torch.autograd.Function):
     """y = P v; its backward can be differentiated."""
 
     @staticmethod
@@ -260,7 +260,7 @@ def _closed_form(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | None:
-    """Attention by :class:`_Attention`; None for options that it does not have."""
+    """Attention by :class:`_ClosedFormAttention`; None for options that it does not have."""
     same_heads = query.ndim > 2 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     learned_mask = attn_mask is not None and attn_mask.requires_grad
     if dropout_p > 0 or enable_gqa or learned_mask or not same_heads:
@@ -270,7 +270,7 @@ def _closed_form(
             ~attn_mask, -math.inf
         )
     alpha = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return _Attention.apply(query, key, value, Scores(alpha, is_causal, attn_mask))
+    return _ClosedFormAttention.apply(query, key, value, Scores(alpha, is_causal, attn_mask))
 
 
 def attention_in_closed_form() -> InClosedForm:

@@ -59,7 +59,7 @@ def _of_one_width(*several: Tensor | None) -> bool:
 # ---------------------------------------------------------------------- GELU
 
 
-class Gelu(torch.autograd.Function):
+class ClosedFormGelu(torch.autograd.Function):
     """x Φ(x)."""
 
     @staticmethod
@@ -95,11 +95,11 @@ class _GeluSlope(torch.autograd.Function):
 
 
 def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
-    return Gelu.apply(input) if approximate == "none" else None
+    return ClosedFormGelu.apply(input) if approximate == "none" else None
 
 
 def gelu_in_closed_form() -> InClosedForm:
-    """The exact GELU by :class:`Gelu`."""
+    """The exact GELU by :class:`ClosedFormGelu`."""
     return InClosedForm(torch.nn.functional.gelu, _gelu)
 
 
@@ -115,7 +115,7 @@ def normalised_slope(
     )[0]
 
 
-class LayerNorm(torch.autograd.Function):
+class ClosedFormLayerNorm(torch.autograd.Function):
     """y = w x̂ + b over the last dimensions ``dims``; w and b, or b alone, may be None."""
 
     @staticmethod
@@ -248,9 +248,9 @@ def _layer_norm(
         return None
     if input.numel() == 0:
         return None
-    return LayerNorm.apply(input, weight, bias, tuple(normalized_shape), eps)
+    return ClosedFormLayerNorm.apply(input, weight, bias, tuple(normalized_shape), eps)
 
 
 def layer_norm_in_closed_form() -> InClosedForm:
-    """``layer_norm`` by :class:`LayerNorm`, where it has its dtype and parameters."""
+    """``layer_norm`` by :class:`ClosedFormLayerNorm`, where it has its dtype and parameters."""
     return InClosedForm(torch.nn.functional.layer_norm, _layer_norm)

@@ -475,7 +475,7 @@ _RULES: dict[str, Rule] = {
     "MaxPool2DWithIndicesBackward0": _max_pool,
     "LogSoftmaxBackward0": _log_softmax,
     "ScaledDotProductFlashAttentionForCpuBackward0": _fused_attention,
-    "_AttentionBackward": _closed_form_attention,
-    "GeluBackward": _gelu,
-    "LayerNormBackward": _closed_form_layer_norm,
+    "_ClosedFormAttentionBackward": _closed_form_attention,
+    "ClosedFormGeluBackward": _gelu,
+    "ClosedFormLayerNormBackward": _closed_form_layer_norm,
 }
