@@ -154,9 +154,10 @@ def test_under_autocast_there_is_a_trace_of_its_own(device, interpreted, traces)
     exact = compiled.ggn() @ V
     with torch.autocast(device.type, dtype=torch.bfloat16):
         assert_close(compiled.ggn() @ V, eager.ggn() @ V)
+        assert_close(compiled.hessian() @ V, eager.hessian() @ V)
         assert not torch.allclose(compiled.ggn() @ V, exact, rtol=1e-4)
     assert_close(compiled.ggn() @ V, exact)
-    assert len(traces) == 2
+    assert len(traces) == 3
 
 
 def test_a_tensor_of_another_order_of_memory_has_a_trace_of_its_own(device, interpreted, traces):

@@ -426,3 +426,69 @@ def test_eigh_takes_a_number_of_numpys(device):
     posed = pose("mlp", device=device)
     E = cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data)
     assert torch.equal(E.eigh(np.int64(2)).values, E.eigh(2).values)
+
+
+# ---------------------------------------------------------------------- mixed and reduced precision
+
+#: every kind of use and every path
+MIXED = [
+    "mlp",
+    "layer_norm",
+    "cnn",
+    "conv1d",
+    "conv2d_groups",
+    "transposed2d",
+    "embedding",
+    "tied",
+    "attention",
+    "lstm",
+    "layer_scale",
+    "raw_parameters",
+    "parametrised",
+    "bmm_of_experts",
+]
+
+
+def assert_consistent(E, what):
+    """All answers are of one matrix R Rᵀ, to the precision of sums in float32."""
+    dense = E.to_dense()
+    gram = E.gram().double()
+    size = len(gram)
+    assert_close(dense.diagonal(), E.diagonal(), f"{what} diagonal")
+    assert_close(dense.trace() * size, gram.trace(), f"{what} trace")
+    assert_close(E.gradient_norms().square(), gram.diagonal(), f"{what} norms")
+    squared = (dense.double() @ dense.double()).trace() * size**2
+    assert_close(squared, (gram @ gram).trace(), f"{what} squares", tol=1e-5)
+
+
+def autocast_call(model, batch):
+    x = batch[0]
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return model(x)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_empirical_fisher_under_autocast_is_one_matrix_near_the_exact_one(name, device):
+    expected = pose(name, "ce", device=device).oracle.empirical_fisher()
+    posed = pose(name, "ce", device=device, dtype=torch.float32)
+    V = posed.vectors()
+    E = cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data, forward=autocast_call)
+    assert_consistent(E, name)
+    assert_close(E @ V, expected @ V.double(), f"{name} product", tol=0.1)
+    dense = E.to_dense().double()
+    damped = dense + 0.1 * torch.eye(len(dense), dtype=dense.dtype, device=device)
+    solved = torch.linalg.solve(damped, V.double())
+    assert_close(E.solve(V, damping=0.1), solved, f"{name} solve", tol=1e-4)
+    assert_close(E.eigh(2).values, torch.linalg.eigvalsh(dense)[-2:], f"{name} eigh")
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_empirical_fisher_of_parameters_in_bfloat16_is_near_the_exact_one(name, device):
+    exact = pose(name, "ce", device=device)
+    expected, V = exact.oracle.empirical_fisher(), exact.vectors()
+    model = exact.model.bfloat16()
+    x = exact.x.bfloat16() if exact.x.is_floating_point() else exact.x
+    E = cx.EmpiricalFisherOperator(model, exact.loss, (x, exact.y))
+    product = E @ V.bfloat16()
+    assert product.dtype is torch.bfloat16
+    assert_close(product, expected @ V, f"{name} product", tol=0.15)

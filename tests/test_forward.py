@@ -248,6 +248,53 @@ def test_the_answer_is_that_of_a_model_under_no_grad_and_inference_mode(posed):
         assert torch.equal(a, b)
 
 
+def autocast_call(model, batch):
+    x = batch[0]
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return model(x)
+
+
+def all_products(risk, V):
+    estimates = [risk.fisher() @ V, risk.mc_fisher() @ V, risk.ggn().diagonal()]
+    return [*everything(risk, V), *estimates, risk.empirical_fisher().solve(V[:, 0])]
+
+
+@pytest.mark.parametrize("name, options", [("mlp", {"cache": False}), ("cnn", {})], ids=str)
+def test_autocast_of_the_caller_is_for_the_model_alone(name, options, device):
+    """Inside it every answer is that of a model which has autocast inside; before and after, that of one without."""
+    posed = pose(name, "ce", device=device, dtype=torch.float32)
+    V = posed.vectors()
+    expected = all_products(risk_of(posed, forward=autocast_call, **options), V)
+    outside = risk_of(posed, **options)
+    before = all_products(outside, V)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert_same(all_products(risk_of(posed, **options), V), expected)
+        # weights that were cast before, without a graph or at other values, are not taken
+        with torch.no_grad():
+            posed.model(posed.x)
+            for p in posed.model.parameters():
+                p.mul_(2)
+        changed = everything(risk_of(posed, **options), V)
+        with torch.no_grad():
+            for p in posed.model.parameters():
+                p.div_(2)
+        assert not torch.equal(changed[0], expected[0])
+        assert_same(all_products(risk_of(posed, **options), V), expected)
+        assert torch.is_autocast_enabled(device.type)
+    assert_same(all_products(risk_of(posed, **options), V), before)
+
+
+def test_a_kept_linearisation_is_multiplied_without_the_caller_s_autocast(device):
+    posed = pose("mlp", "ce", device=device, dtype=torch.float32)
+    V = posed.vectors()
+    risk = risk_of(posed)
+    risk.hessian() @ V
+    G = risk_of(posed).ggn() @ V
+    with torch.autocast(device.type, torch.bfloat16):
+        assert_close(risk.ggn() @ V, G, tol=0.05)
+    assert_close(risk.ggn() @ V, G)
+
+
 def test_a_training_step_works_after_products_were_asked_for(posed):
     risk = risk_of(posed, cache=True)
     everything(risk, posed.vectors())

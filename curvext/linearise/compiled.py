@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class Compiler:
         given = _distinct([*self._forward.tensors(), *tensors(batch)])
         key = (
             twice,
-            _casts(self._device.type),
+            self._forward.casts,
             self._forward.modes(),
             tuple(t.stride() for t in given),
             _form(batch),
@@ -123,7 +123,7 @@ class Compiler:
             return [at.output, moved, *pulled]
 
         try:
-            traced = _without_writing(product, (list(given), residual, v, u), self._device.type)
+            traced = _without_writing(product, (list(given), residual, v, u))
         except Exception as error:
             raise RuntimeError(
                 f"compile: the model cannot be traced ({type(error).__name__}: {error}). What it does may not depend "
@@ -135,13 +135,14 @@ class Compiler:
 
     def _compile(self, code: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         compiled = torch.compile(code, backend=self._backend, dynamic=False, fullgraph=True)
-        kind = self._device.type
+        if self._device.type != "cuda":
+            return compiled
 
-        def as_traced(*values: Tensor) -> Sequence[Tensor]:
-            with _as_traced(kind), _deterministic() if kind == "cuda" else nullcontext():
+        def in_a_fixed_order(*values: Tensor) -> Sequence[Tensor]:
+            with _deterministic():
                 return compiled(*values)
 
-        return as_traced
+        return in_a_fixed_order
 
 
 class CompiledJacobian(Linearisation):
@@ -213,7 +214,7 @@ class _Open(LossPoint):
 
 
 def _without_writing(
-    function: Callable[..., list[Tensor]], arguments: tuple[Any, ...], device: str
+    function: Callable[..., list[Tensor]], arguments: tuple[Any, ...]
 ) -> fx.GraphModule:
     """The trace of a function of nested lists of tensors, as one of flat tensors that writes to none."""
     traced = make_fx(function)(*arguments)
@@ -222,23 +223,13 @@ def _without_writing(
     def of_flat(*flat: Tensor) -> list[Tensor]:
         return traced(*pytree.tree_unflatten(list(flat), structure))
 
-    with torch.no_grad(), _as_traced(device):
+    with torch.no_grad():
         pure = make_fx(torch.func.functionalize(of_flat))(*(t.detach() for t in flat))
     for node in pure.graph.nodes:
         # a compiler goes by what PyTorch says of strides, which for some operations is not what they give
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
             node.target = torch.ops.aten.reshape.default
     return pure
-
-
-def _casts(device: str) -> torch.dtype | None:
-    """What autocast casts to, where it is switched on."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _as_traced(device: str) -> torch.autocast:
-    """The casts of autocast are in the trace already."""
-    return torch.autocast(device, enabled=False)
 
 
 def _distinct(several: Sequence[Tensor]) -> list[Tensor]:

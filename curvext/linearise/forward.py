@@ -78,6 +78,8 @@ class Forward:
         self._clean_in_mode: tuple[bool, ...] | None = None
         #: as they stood at the last look
         self.members = Members.of(model)
+        #: what autocast of the caller's casts to, where it is switched on; known inside :meth:`borrowed`
+        self.casts: torch.dtype | None = None
 
     def look(self) -> Members:
         """The members of the model as they stand now; what follows goes by them."""
@@ -91,12 +93,24 @@ class Forward:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """The selected parameters, and only they, as plain leaves that require grad."""
+        """The selected parameters, and only they, as plain leaves that require grad.
+
+        Autocast of the caller's is switched off but for the model: what is computed of its graph keeps its dtypes.
+        """
         selected = {id(p) for p in self._space.parameters.values()}
         everything = self.members.parameters
         flags = [p.requires_grad for p in everything]
         hooks = [p._backward_hooks for p in everything]
-        with torch.inference_mode(False), torch.enable_grad(), _deterministic_cudnn():
+        kind = self._space.device.type
+        around = self.casts  # passes are nested where batches are met in pairs
+        if torch.is_autocast_enabled(kind):
+            self.casts = torch.get_autocast_dtype(kind)
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(kind, enabled=False) if self.casts else nullcontext(),
+            _deterministic_cudnn(),
+        ):
             try:
                 for p, flag, had in zip(everything, flags, hooks, strict=True):
                     if flag is not (id(p) in selected):
@@ -105,6 +119,7 @@ class Forward:
                         p._backward_hooks = None  # a hook that edits gradients would edit curvature
                 yield
             finally:
+                self.casts = around
                 for p, flag, had in zip(everything, flags, hooks, strict=True):
                     if p.requires_grad is not flag:
                         p.requires_grad_(flag)
@@ -194,12 +209,13 @@ class Forward:
         return output
 
     def _call(self, batch: Any) -> Tensor:
-        if self._forward is not None:
-            output = self._forward(self._model, batch)
-        elif isinstance(batch, Mapping):
-            output = self._model(**{key: value for key, value in batch.items() if key != "labels"})
-        else:
-            output = self._model(_pair(batch)[0])
+        with self._cast():
+            if self._forward is not None:
+                output = self._forward(self._model, batch)
+            elif isinstance(batch, Mapping):
+                output = self._model(**{k: value for k, value in batch.items() if k != "labels"})
+            else:
+                output = self._model(_pair(batch)[0])
         if not isinstance(output, Tensor):
             if isinstance(output, Mapping) and "logits" in output:
                 output = output["logits"]
@@ -211,6 +227,19 @@ class Forward:
                 "pass forward=lambda model, batch: ... that returns one tensor"
             )
         return output
+
+    @contextmanager
+    def _cast(self) -> Iterator[None]:
+        """Autocast as the caller has it, without weights that were cast before: at other values, or without a graph."""
+        if self.casts is None:
+            yield
+            return
+        torch.clear_autocast_cache()
+        try:
+            with torch.autocast(self._space.device.type, self.casts):
+                yield
+        finally:
+            torch.clear_autocast_cache()
 
     def _get_target(self, batch: Any) -> Any:
         if self._target is not None:

@@ -10,14 +10,14 @@ from torch import Tensor
 from curvext.linearise.selections import Arrangement
 from curvext.linearise.sums import BlockSum
 from curvext.linearise.uses import Use
-from curvext.space import ParameterSpace
+from curvext.space import ParameterSpace, dtype_of_sums
 
 
 class Records:
     """Visitor of a tape: all uses of one batch, and the gradients that had to be written out.
 
     With R the N×P matrix whose rows are the per-sample gradients r_n (unnormalised, never formed),
-    this gives R v, Rᵀ c and R R'ᵀ.
+    this gives R v, Rᵀ c and R R'ᵀ, in at least float32.
 
     Args:
         samples: N.
@@ -27,6 +27,7 @@ class Records:
     def __init__(self, samples: int, space: ParameterSpace) -> None:
         self.samples = samples
         self._space = space
+        self._dtype = dtype_of_sums(space.dtype)
         self._parameters = list(space.parameters.values())
         self._uses: list[tuple[int, Arrangement, Use]] = []
         self._rows: dict[int, Tensor] = {}
@@ -43,24 +44,26 @@ class Records:
 
     def dot(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
         """R v for K vectors in blocks, one tensor per parameter: ``[N, K]``."""
-        total = self._parameters[0].new_zeros(self.samples, len(columns))
+        total = self._zeros(self.samples, len(columns))
         for parameter, arrange, use in self._uses:
             blocks = [arrange(v[parameter]) for v in columns]
             # one vector needs no copy
             total += use.dot(blocks[0][None] if len(blocks) == 1 else torch.stack(blocks))
         for parameter, rows in self._rows.items():
-            total += rows @ torch.stack([v[parameter].reshape(-1) for v in columns]).T
+            vectors = torch.stack([v[parameter].reshape(-1) for v in columns])
+            total += rows.to(total.dtype) @ vectors.to(total.dtype).T
         return total
 
     def weighted_sum(self, c: Tensor) -> Tensor:
         """Rᵀ c for c ``[K, N]``: flat vectors as rows ``[K, P]``."""
+        c = c.to(self._dtype)
         rows = torch.empty(len(c), self._space.size, dtype=c.dtype, device=c.device)
         totals = [BlockSum(self._space, row) for row in rows]
         for parameter, arrange, use in self._uses:
             for total, part in zip(totals, use.weighted_sum(c), strict=True):
                 total.add(parameter, part, arrange)
         for parameter, written in self._rows.items():
-            for total, part in zip(totals, c @ written, strict=True):
+            for total, part in zip(totals, c @ written.to(c.dtype), strict=True):
                 total.add(parameter, part)
         for total in totals:
             total.blocks()
@@ -68,7 +71,7 @@ class Records:
 
     def gram(self, other: Records) -> Tensor:
         """R R'ᵀ with the records of another batch: ⟨r_n, r'_m⟩, ``[N, N']``."""
-        total = self._wide_zeros(self.samples, other.samples)
+        total = self._zeros(self.samples, other.samples)
         for parameter in range(len(self._parameters)):
             mine, theirs = self._uses_of(parameter), other._uses_of(parameter)
             if len(mine) == 1 and len(theirs) == 1 and parameter not in self._rows:
@@ -80,7 +83,7 @@ class Records:
     def _written_out(self, parameter: int) -> Tensor:
         """The per-sample gradients by one parameter, ``[N, numel]``: for uses that overlap."""
         shape = self._parameters[parameter].shape
-        rows = self._wide_zeros(self.samples, *shape)
+        rows = self._zeros(self.samples, *shape)
         for arrange, use in self._uses_of(parameter):
             for row, part in zip(rows, use.rows(), strict=True):
                 here = arrange(row)
@@ -92,10 +95,8 @@ class Records:
     def _uses_of(self, parameter: int) -> list[tuple[Arrangement, Use]]:
         return [(arrange, use) for p, arrange, use in self._uses if p == parameter]
 
-    def _wide_zeros(self, *shape: int) -> Tensor:
-        p = self._parameters[0]
-        wide = torch.float64 if p.dtype is torch.float64 else torch.float32
-        return torch.zeros(shape, dtype=wide, device=p.device)
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtype, device=self._space.device)
 
     def nbytes(self) -> int:
         """Bytes that keeping this costs."""

@@ -25,7 +25,11 @@ _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 
 
 class Use(ABC):
-    """Per-sample gradients G_n, each of shape D, of one use."""
+    """Per-sample gradients G_n, each of shape D, of one use.
+
+    What it holds may be in reduced precision, as it is beneath autocast, and vectors in their own dtype: whatever is
+    made of the two is exact products summed in float32, or in float64 where that comes in.
+    """
 
     @abstractmethod
     def square(self) -> Tensor:
@@ -84,10 +88,12 @@ class DirectUse(Use):
         return _wide(self.rows()).square().sum(1)
 
     def dot(self, W: Tensor) -> Tensor:
-        return self.rows() @ W.reshape(W.shape[0], -1).T
+        rows, columns = _alike(self.rows(), W.reshape(W.shape[0], -1))
+        return rows @ columns.T
 
     def weighted_sum(self, c: Tensor) -> Tensor:
-        return (c @ self.rows()).view(-1, *self.gradients.shape[1:])
+        weights, rows = _alike(c, self.rows())
+        return (weights @ rows).view(-1, *self.gradients.shape[1:])
 
     def rows(self) -> Tensor:
         return self.gradients.reshape(self.gradients.shape[0], -1)  # D may be that of a scalar
@@ -125,7 +131,7 @@ class OuterUse(Use):
         return self._turned(squares.mT @ _wide(self.a[:, 0]).square())
 
     def sample(self, n: int) -> Tensor:
-        return self._turned(self.g[n].mT @ self.a[n])
+        return self._turned(_wide(self.g[n]).mT @ _wide(self.a[n]))
 
     def norm(self) -> Tensor:
         return outer_norm(self.a, self.g.unsqueeze(0))[0]
@@ -139,7 +145,7 @@ class OuterUse(Use):
         return self._turned(outer_sum(self.a, self.g.unsqueeze(0), c.unsqueeze(1)))
 
     def rows(self) -> Tensor:
-        return self._turned(self.g.mT @ self.a).flatten(1)
+        return self._turned(_wide(self.g).mT @ _wide(self.a)).flatten(1)
 
     def gram(self, other: Use) -> Tensor:
         if not isinstance(other, OuterUse) or other.transposed != self.transposed:
@@ -179,7 +185,8 @@ class RowsUse(Use):
         return _add_rows(merged.new_zeros(self.shape), rows, merged.square_())
 
     def sample(self, n: int) -> Tensor:
-        return _add_rows(self.g.new_zeros(self.shape), self.index[n], self.g[n])
+        g = _wide(self.g[n])
+        return _add_rows(g.new_zeros(self.shape), self.index[n], g)
 
     def norm(self) -> Tensor:
         samples, _, merged = self._merged()
@@ -188,12 +195,14 @@ class RowsUse(Use):
 
     def dot(self, W: Tensor) -> Tensor:
         # one k at a time: the looked-up rows are as large as g
-        return torch.stack([(F.embedding(self.index, w) * self.g).sum((1, 2)) for w in W], 1)
+        g, W = _alike(self.g, W)
+        return torch.stack([(F.embedding(self.index, w) * g).sum((1, 2)) for w in W], 1)
 
     def weighted_sum(self, c: Tensor) -> Tensor:
-        total = self.g.new_zeros(c.shape[0], *self.shape)
+        g, c = _alike(self.g, c)
+        total = g.new_zeros(c.shape[0], *self.shape)
         for k, weights in enumerate(c):
-            weighted = self.g * weights.view(-1, 1, 1)
+            weighted = g * weights.view(-1, 1, 1)
             _add_rows(total[k], self.index.flatten(), weighted.flatten(0, 1))
         return total
 
@@ -247,7 +256,7 @@ class ConvolutionUse(Use):
 
     def sample(self, n: int) -> Tensor:
         a, g = self._unfold(n, n + 1)
-        return self._natural(g[:, 0].mT @ a[:, 0])
+        return self._natural(_wide(g[:, 0]).mT @ _wide(a[:, 0]))
 
     def norm(self) -> Tensor:
         parts = [
@@ -259,7 +268,7 @@ class ConvolutionUse(Use):
         return torch.cat(parts)
 
     def dot(self, W: Tensor) -> Tensor:
-        inner, outer = self._inner.flatten(0, 1), self._outer.flatten(0, 1)
+        inner, outer, W = _alike(self._inner.flatten(0, 1), self._outer.flatten(0, 1), W)
         products = []
         for w in W:
             response = self._convolve(inner, w, outer)
@@ -267,7 +276,7 @@ class ConvolutionUse(Use):
         return torch.stack(products, 1)
 
     def weighted_sum(self, c: Tensor) -> Tensor:
-        inner, outer = self._inner.flatten(0, 1), self._outer.flatten(0, 1)
+        inner, outer, c = _alike(self._inner.flatten(0, 1), self._outer.flatten(0, 1), c)
         images = self._inner.shape[1]
         per_image = c.repeat_interleave(images, 1)
         spread = [-1] + [1] * (outer.ndim - 1)
@@ -480,3 +489,9 @@ def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 def _wide(t: Tensor) -> Tensor:
     """At least float32, the dtype in which squares are summed."""
     return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def _alike(*tensors: Tensor) -> list[Tensor]:
+    """In one dtype, the widest of theirs, and at least float32."""
+    dtype = torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
+    return [t.to(dtype) for t in tensors]

@@ -1,0 +1,105 @@
+"""Uses in reduced precision: what they hold is taken as it is, and what is made of it is exact to float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compare import assert_close
+
+from curvext.linearise.uses import (
+    ConvolutionUse,
+    DirectUse,
+    OuterUse,
+    RowsUse,
+    SumUse,
+    TiedUse,
+    join,
+)
+
+N, S = 5, 3
+TABLE = torch.Size((6, 4))
+INDEX = torch.tensor([[0, 1, 1], [2, 2, 2], [5, 0, 3], [4, 4, 0], [1, 2, 3]])
+
+
+def _outer(draw):
+    return OuterUse(draw(N, S, 4), draw(N, S, 6))
+
+
+def _rows(draw):
+    return RowsUse(INDEX, draw(N, S, 4), TABLE)
+
+
+def _convolution(draw, groups=1, images=1, dilation=1):
+    positions = (4 - dilation) // 2 + 1
+    return ConvolutionUse(
+        draw(N, images, 4, 5, 5),
+        draw(N, images, 6, positions, positions),
+        torch.Size((6, 4 // groups, 2, 2)),
+        stride=(2, 2),
+        padding=(0, 0),
+        dilation=(dilation, dilation),
+        groups=groups,
+    )
+
+
+USES = {
+    "direct": lambda draw: DirectUse(draw(N, 4, 3)),
+    "direct scalar": lambda draw: DirectUse(draw(N)),
+    "outer": _outer,
+    "outer transposed": lambda draw: OuterUse(draw(N, S, 4), draw(N, S, 6), transposed=True),
+    "outer of one position": lambda draw: OuterUse(draw(N, 1, 4), draw(N, 1, 6)),
+    "rows": _rows,
+    "convolution": _convolution,
+    "convolution in groups": lambda draw: _convolution(draw, groups=2),
+    "convolution of several images": lambda draw: _convolution(draw, images=2, dilation=2),
+    "sum": lambda draw: SumUse([DirectUse(draw(N, 6, 4)), _outer(draw)], N),
+    "tied": lambda draw: TiedUse(_outer(draw), _rows(draw), N),
+    "joined": lambda draw: join([_outer(draw), _outer(draw)], N),
+}
+
+
+def made(name, held, dtype, device, seed=0):
+    """A use of values that bfloat16 has, held in ``dtype``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        values = torch.randn(shape, generator=generator).to(held)
+        return values.to(device, dtype)
+
+    use = USES[name](draw)
+    if hasattr(use, "index"):
+        use.index = use.index.to(device)
+    for part in getattr(use, "_uses", ()):
+        if hasattr(part, "index"):
+            part.index = part.index.to(device)
+    return use
+
+
+@pytest.mark.parametrize("vectors", ["held", "float32"])
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", USES)
+def test_a_use_takes_vectors_of_its_dtype_or_float32_and_sums_in_float32(
+    name, held, vectors, device
+):
+    use, exact = (made(name, held, dtype, device) for dtype in (held, torch.float64))
+    other, exact_other = (made(name, held, dtype, device, 1) for dtype in (held, torch.float64))
+    rows = exact.rows()
+    shape = use.sample(0).shape
+    of_vectors = held if vectors == "held" else torch.float32
+    W = torch.randn(2, *shape).to(device, of_vectors)
+    c = torch.randn(2, N).to(device, of_vectors)
+
+    def check(got, expected, what):
+        assert got.dtype is torch.float32, what
+        assert_close(got, expected, what)
+
+    check(use.dot(W), rows @ W.double().reshape(2, -1).T, "dot")
+    check(use.weighted_sum(c).reshape(2, -1), c.double() @ rows, "weighted sum")
+    check(use.norm(), rows.square().sum(1), "norm")
+    check(use.square().flatten(), rows.square().sum(0), "square")
+    check(use.gram(other), rows @ exact_other.rows().T, "gram")
+    if name.startswith("direct"):  # written out as they are
+        assert torch.equal(use.rows().double(), rows)
+    else:
+        check(use.rows(), rows, "rows")
+        check(use.sample(1).flatten(), rows[1], "sample")
