@@ -14,7 +14,7 @@ PACKAGE = ROOT / "curvext"
 
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
-    {"arguments", "errors", "_C", "_version", "memory", "contents"},
+    {"arguments", "errors", "_C", "_version", "memory", "contents", "randomness"},
     {"_extension", "reference", "space", "data", "cache", "results", "storage"},
     {"kernels"},
     {"losses"},

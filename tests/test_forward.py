@@ -543,3 +543,16 @@ def test_a_compiled_model_has_the_curvature_of_the_model_and_all_fast_paths(in_p
     assert_close(risk.hessian() @ V, expected[0])
     assert_close(risk.ggn() @ V, expected[1])
     assert "general" not in risk.explain()
+
+
+def test_a_model_that_draws_and_then_fails_leaves_the_generator_as_found():
+    def failing(s, x):
+        torch.rand(3)
+        raise KeyError("of the model's own")
+
+    data = (torch.randn(5, 4, generator=torch.Generator()), torch.zeros(5, dtype=torch.int64))
+    risk = cx.EmpiricalRisk(Model(failing, a=nn.Linear(4, 3)), nn.CrossEntropyLoss(), data)
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError, match="of the model's own"):
+        risk.gradient()
+    assert torch.equal(torch.get_rng_state(), before)

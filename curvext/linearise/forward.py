@@ -19,6 +19,7 @@ from curvext import data
 from curvext.contents import stored
 from curvext.linearise import autograd_graph
 from curvext.linearise.detours import DETOURS, GraphUse, in_a_trace, needed, without_checkpointing
+from curvext.randomness import drawing_nothing
 from curvext.space import ParameterSpace
 
 #: the detours a model was found to need, kept as long as it lives: to find one takes a forward pass of its own
@@ -48,6 +49,12 @@ class Members:
         parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
         buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
         return cls(modules, list(parameters.values()), list(buffers.values()))
+
+
+_DREW = (
+    "the forward pass drew random numbers (functional dropout, say), so the risk is not a "
+    "function of the parameters; call model.eval() or switch the randomness off"
+)
 
 
 class Forward:
@@ -185,28 +192,14 @@ class Forward:
     # ------------------------------------------------------------------ one evaluation
 
     def _run(self, batch: Any, use: GraphUse) -> Tensor:
-        cpu_state = torch.get_rng_state()
-        on_cuda = self._space.device.type == "cuda"
-        cuda_state = torch.cuda.get_rng_state(self._space.device) if on_cuda else None
         with ExitStack() as stack:
+            stack.enter_context(drawing_nothing(self._space.device, _DREW))
             stack.enter_context(_uncompiled())
             stack.enter_context(without_checkpointing())
             for detour in sorted(needed(self._detours, use)):
                 stack.enter_context(DETOURS[detour].taken())
             with self._unwritten_buffers():
-                output = self._call(batch)
-        drew = not torch.equal(cpu_state, torch.get_rng_state())
-        if drew:
-            torch.set_rng_state(cpu_state)
-        if cuda_state is not None:
-            drew = drew or not torch.equal(cuda_state, torch.cuda.get_rng_state(self._space.device))
-            torch.cuda.set_rng_state(cuda_state, self._space.device)
-        if drew:
-            raise RuntimeError(
-                "the forward pass drew random numbers (functional dropout, say), so the risk is not a "
-                "function of the parameters; call model.eval() or switch the randomness off"
-            )
-        return output
+                return self._call(batch)
 
     def _call(self, batch: Any) -> Tensor:
         with self._cast():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from curvext.losses.base import LossPoint, OutputLoss, check_reduction, computes
 from curvext.losses.cross_entropy import check_class_weight
+from curvext.randomness import drawing_nothing
 
 # Torch's own "mean" over elements: their count is the divisor, also when batches differ in length.
 _ELEMENTWISE = (
@@ -24,6 +25,12 @@ _ELEMENTWISE = (
 
 #: outputs that are kept of the first batch, to be joined to those of others; one sample at least
 _JOINED = 1 << 16
+
+
+_DREW = (
+    "loss: it drew random numbers (dropout, say), so the risk is not a function of the parameters; "
+    "switch the randomness off"
+)
 
 
 class CustomLoss(OutputLoss):
@@ -89,7 +96,7 @@ class CustomLoss(OutputLoss):
         leaf = output.detach().requires_grad_()
         if self.reduction == "mean" and divisor == 0:
             return leaf, leaf.new_zeros(()), divisor  # torch's mean is 0/0; the risk gets nothing
-        with _drawing_nothing(leaf.device):
+        with drawing_nothing(leaf.device, _DREW):
             value = self._loss(leaf, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -213,24 +220,3 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 
 def _coupled(so: str) -> ValueError:
     return ValueError(f"loss: it couples the samples of a batch, so {so}")
-
-
-@contextmanager
-def _drawing_nothing(device: torch.device) -> Iterator[None]:
-    """Puts the generators back, and raises a RuntimeError if they were drawn from."""
-    before = torch.get_rng_state()
-    on_cuda = device.type == "cuda"
-    before_on_cuda = torch.cuda.get_rng_state(device) if on_cuda else None
-    try:
-        yield
-    finally:
-        drew = not torch.equal(before, torch.get_rng_state())
-        torch.set_rng_state(before)
-        if before_on_cuda is not None:
-            drew = drew or not torch.equal(before_on_cuda, torch.cuda.get_rng_state(device))
-            torch.cuda.set_rng_state(before_on_cuda, device)
-    if drew:
-        raise RuntimeError(
-            "loss: it drew random numbers (dropout, say), so the risk is not a function of the parameters; "
-            "switch the randomness off"
-        )

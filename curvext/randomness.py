@@ -1,0 +1,33 @@
+"""Random numbers that somebody else's code must not draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def drawing_nothing(device: torch.device, complaint: str) -> Iterator[None]:
+    """Puts the global generators back, also after an error, and raises if they were drawn from.
+
+    Args:
+        device: the generator of a CUDA device is looked at beside that of the CPU.
+        complaint: the RuntimeError's message.
+    """
+    before = torch.get_rng_state()
+    on_cuda = device.type == "cuda"
+    before_on_cuda = torch.cuda.get_rng_state(device) if on_cuda else None
+    drew = False
+    try:
+        yield
+    finally:
+        if not torch.equal(before, torch.get_rng_state()):
+            torch.set_rng_state(before)
+            drew = True
+        if before_on_cuda is not None:
+            drew = drew or not torch.equal(before_on_cuda, torch.cuda.get_rng_state(device))
+            torch.cuda.set_rng_state(before_on_cuda, device)
+    if drew:
+        raise RuntimeError(complaint)
