@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from curvext.linearise.records import Records
@@ -19,8 +20,12 @@ def in_float64(records: Records) -> Records:
 
 def _wide(item: Any) -> Any:
     """``item`` with every tensor of real numbers in float64, as far as records and uses hold them."""
+    if isinstance(item, torch.nn.Parameter):  # only its shape is asked for
+        return item
     if isinstance(item, Tensor):
         return item.detach().double() if item.is_floating_point() else item
+    if isinstance(item, torch.dtype):  # that of sums
+        return torch.float64
     if isinstance(item, (Records, Use)):
         twin = copy.copy(item)
         vars(twin).update({name: _wide(value) for name, value in vars(item).items()})
