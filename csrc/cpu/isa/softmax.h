@@ -73,8 +73,13 @@ CURVEXT_INLINE void amend(const SoftmaxProblem<S, T>& p, const Position& at, T t
 // dtype and every device, but for ties at the last bit of a double.
 constexpr double kDoubt = 1 + 1e-5;  // far more than the error of an exponential in float
 
+// The library's functions are of SSE code, which upper halves of registers that are not clean slow down several times;
+// inlined, GCC 12 leaves some calls with such halves.
 template <class T>
-static void race(uint64_t bits, T z, T top, int64_t c, double& score, int64_t& label) {
+static __attribute__((noinline)) void race(uint64_t bits, T z, T top, int64_t c, double& score, int64_t& label) {
+#if defined(__x86_64__) && CURVEXT_VECTOR_BYTES >= 32
+  _mm256_zeroupper();
+#endif
   const double mine = std::exp(double(z) - double(top)) / -std::log1p(-curvext::uniform(bits));
   if (mine > score) {
     score = mine;
