@@ -121,9 +121,8 @@ def samples(several: Sequence[Tensor]) -> tuple[int, int]:
         total = torch.zeros(rows, dtype=torch.int64, device=device)
         for t in several:
             by_sample = t.ndim > 0 and t.shape[0] == rows
-            total = total * _MULTIPLIER + _row_numbers(t.detach(), rows if by_sample else 1).to(
-                device
-            )
+            numbers = _row_numbers(t.detach(), rows if by_sample else 1)
+            total = total * _MULTIPLIER + numbers.to(device)
         total = _mixed(_mixed(total) * _MULTIPLIER)
         both = torch.stack([total.sum(), (total * _weights_for(total)).sum()])
     in_any_order, in_order = both.tolist()
@@ -138,9 +137,8 @@ def _row_numbers(t: Tensor, rows: int) -> Tensor:
         return torch.full((rows,), t.ndim, dtype=torch.int64, device=t.device)
     flat = t.contiguous().view(rows, -1)
     size = t.dtype.itemsize
-    if (
-        flat.shape[1] * size % 8 == 0
-    ):  # whichever words are read, they are the same wherever the tensor lies
+    # which words are read depends on the shape alone, not on where the tensor lies
+    if flat.shape[1] * size % 8 == 0:
         flat = flat if flat.storage_offset() * size % 8 == 0 else flat.clone()
         words = flat.view(torch.int64)
     else:

@@ -104,7 +104,7 @@ class Problem:
         self._progress = progress
         self._chunk_outputs = _checked_chunk(chunk_outputs)
         self._model = model
-        self._losses_tensors = _tensors_of(loss)
+        self._loss_tensors = _tensors_of(loss)
         self._batches = Batches(data)
         self._cache = Cache(cache, self.space.device)
         self._forward = Forward(model, self.space, forward, target)
@@ -310,9 +310,8 @@ class Problem:
             inside = stored(tensors(batch))
             if any(t.ndim > 0 and t.shape[0] == 0 for t in inside):
                 continue
-            if any(
-                t.is_inference() for t in inside
-            ):  # such a tensor cannot be saved for a backward pass
+            # a tensor of inference mode cannot be saved for a backward pass
+            if any(t.is_inference() for t in inside):
                 with torch.inference_mode(False):
                     batch = mapped(batch, torch.clone)
                 inside = stored(tensors(batch))
@@ -363,14 +362,16 @@ class Problem:
 
     def _current_state(self) -> tuple[object, ...]:
         members = self._forward.look()
-        held = stored([*members.parameters, *members.buffers, *self._losses_tensors])
+        held = [*members.parameters, *members.buffers, *self._loss_tensors]
+        parts = stored(held)  # those of a sparse tensor are other objects each time
         state: list[object] = [(id(m), m.training) for m in members.modules]
-        state += [(id(t), t.data_ptr(), t._version) for t in held]
+        state += [(id(t), t._version) for t in held]
+        state += [t.data_ptr() for t in parts]
         kind = self.space.device.type
         state.append(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind))
         if self._cache.keeps:
             # p.data.copy_() and fused optimizers pass by the version counter; on CUDA the device is waited for once
-            state += contents(held)
+            state += contents(parts)
         if self._batches.resident:
             state += [_identity(stored(tensors(batch))) for batch in self._batches]
         return tuple(state)
@@ -446,11 +447,9 @@ class Problem:
 
 
 def _checked_chunk(chunk: int | None) -> int | None:
-    return (
-        None
-        if chunk is None
-        else as_integer("chunk_outputs", chunk, 1, why="or None for whole outputs")
-    )
+    if chunk is None:
+        return None
+    return as_integer("chunk_outputs", chunk, 1, why="or None for whole outputs")
 
 
 def _identity(inside: list[Tensor]) -> int:

@@ -99,10 +99,15 @@ def test_a_model_may_hold_sparse_tensors(layout):
         model.register_buffer("A", mixing.to_sparse(layout=layout) if sparse else mixing)
         data = (torch.randn(5, 4), torch.randint(3, (5,)))
         risk = cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), data, cache=True)
+        forwards: list[int] = []
+        model.a.register_forward_hook(lambda *_: forwards.append(1))
         V = torch.randn(risk.space.size, 2)
         first = [risk.hessian() @ V, risk.ggn() @ V, risk.gradient()]
         stored([model.A])[-1].view(-1)[0] = 3.0  # the first entry
-        return [*first, risk.ggn() @ V]
+        forwards.clear()
+        later = [risk.ggn() @ V, risk.ggn() @ V]
+        assert len(forwards) == 1, "linearised after the change, and kept from then on"
+        return [*first, *later]
 
     expected = answers(sparse=False)
     for got, want in zip(answers(sparse=True), expected, strict=True):
