@@ -7,6 +7,9 @@
 #include "rows.h"
 #include "softmax.h"
 
+#include "softmax_panels.h"
+#include "softmax_rows.h"
+
 namespace curvext::cpu::CURVEXT_ISA {
 
 #define CURVEXT_NAME_OF(x) #x
