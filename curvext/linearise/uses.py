@@ -255,7 +255,7 @@ class ConvolutionUse(Use):
         return self._natural(total)
 
     def sample(self, n: int) -> Tensor:
-        a, g = self._unfold(n, n + 1)
+        a, g = self._unfold(n, n + 1, self._padded(1))
         return self._natural(_wide(g[:, 0]).mT @ _wide(a[:, 0]))
 
     def norm(self) -> Tensor:
@@ -325,27 +325,35 @@ class ConvolutionUse(Use):
             elements = self._inner.shape[1] * self._inner.shape[2] * window * positions
         workspace = _CHUNK_BYTES.get(self._inner.device.type, _CHUNK_BYTES["cpu"])
         step = max(1, workspace // max(1, elements * self._inner.element_size()))
+        padded = self._padded(min(step, samples))
         for start in range(0, samples, step):
             n = min(start + step, samples) - start
             if in_windows and self._inner.shape[1] == 1:
                 # [n, P, Q, kernel height, kernel width · I]: neighbours in a row of the window are so in memory
                 g = self._outer[start : start + n, 0].flatten(2).mT
-                yield [self._windows(start, start + n).flatten(4)], [g]
+                yield [self._windows(start, start + n, padded).flatten(4)], [g]
             else:
-                a, g = self._unfold(start, start + n)
+                a, g = self._unfold(start, start + n, padded)
                 yield list(a), list(g)
 
-    def _windows(self, start: int, stop: int) -> Tensor:
+    def _padded(self, samples: int) -> Tensor | None:
+        """Room for the padded images of some samples, [B, *padded size, I], with zeros about them."""
+        if not any(self._padding):
+            return None
+        images, channels, *spatial = self._inner.shape[1:]
+        size = [s + 2 * p for s, p in zip(spatial, self._padding, strict=True)]
+        return self._inner.new_zeros(samples * images, *size, channels)
+
+    def _windows(self, start: int, stop: int, padded: Tensor | None) -> Tensor:
         """The windows of some samples' images, [B, *positions, *kernel, I], as a view of their padded copy.
 
         Channels come last, so that a window's row is a run of neighbours: kernel width times channels.
         """
         inner = self._inner[start:stop].flatten(0, 1).movedim(1, -1)
-        size = [s + 2 * p for s, p in zip(inner.shape[1:-1], self._padding, strict=True)]
-        if not any(self._padding):
+        if padded is None:
             x = inner.contiguous()
         else:
-            x = inner.new_zeros(inner.shape[0], *size, inner.shape[-1])
+            x = padded[: len(inner)]
             middle = [
                 slice(p, p + s) for s, p in zip(inner.shape[1:-1], self._padding, strict=True)
             ]
@@ -362,9 +370,9 @@ class ConvolutionUse(Use):
             ),
         )
 
-    def _unfold(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def _unfold(self, start: int, stop: int, padded: Tensor | None) -> tuple[Tensor, Tensor]:
         """a [groups, n, S, window·I/groups] and g [groups, n, S, O/groups] of some samples."""
-        view = self._windows(start, stop)
+        view = self._windows(start, stop, padded)
         outer = self._outer[start:stop].flatten(0, 1)
         n, images, groups = stop - start, self._inner.shape[1], self._groups
         window = math.prod(self._shape[2:])

@@ -145,18 +145,44 @@ static void pack_runs(int64_t count, const Run* runs, int64_t run_count, const S
     }
 }
 
+// Four columns' pieces of four rows, turned, as they stand in a panel of this width.
+template <int Width, class S, class T>
+CURVEXT_INLINE void turn_four(const S* source, int64_t column_stride, T* to) {
+  using Four = typename VectorOf<T, 4 * sizeof(T)>::type;
+  using Order = typename VectorOf<typename Simd<T>::Index, 4 * sizeof(T)>::type;
+  Four x[4];
+  for (int c = 0; c < 4; ++c) {
+    T column[4];
+    for (int k = 0; k < 4; ++k) column[k] = T(scalar(source + c * column_stride + k));
+    x[c] = load_as<Four>(column);
+  }
+  const Order low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+  const Four a = __builtin_shuffle(x[0], x[1], low), b = __builtin_shuffle(x[2], x[3], low);
+  const Four c = __builtin_shuffle(x[0], x[1], high), d = __builtin_shuffle(x[2], x[3], high);
+  const Four rows[4] = {__builtin_shuffle(a, b, first), __builtin_shuffle(a, b, second), __builtin_shuffle(c, d, first),
+                        __builtin_shuffle(c, d, second)};
+  for (int k = 0; k < 4; ++k) __builtin_memcpy(to + k * Width, &rows[k], sizeof(Four));
+}
+
 // Column by column, whose rows are neighbours: a panel's piece stays in L1 while it is filled across.
 template <int Width, class S, class T>
 static void pack_across(int64_t count, int64_t extent, const S* source, int64_t column_stride, int64_t panel_stride,
                         T* panels) {
-  for (int64_t first = 0; first < extent; first += Width, panels += panel_stride)
-    for (int c = 0; c < Width; ++c) {
-      const S* column = source + (first + c) * column_stride;
-      if (first + c < extent)
-        for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = T(scalar(column + k));
-      else
-        for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = 0;
-    }
+  for (int64_t first = 0; first < extent; first += Width, panels += panel_stride) {
+    const S* columns = source + first * column_stride;
+    const int width = int(std::min<int64_t>(Width, extent - first));
+    const int64_t turned = count / 4 * 4;
+    int c = 0;
+    for (; c + 4 <= width; c += 4)
+      for (int64_t k = 0; k < turned; k += 4)
+        turn_four<Width>(columns + c * column_stride + k, column_stride, panels + k * Width + c);
+    for (int i = 0; i < c; ++i)
+      for (int64_t k = turned; k < count; ++k) panels[k * Width + i] = T(scalar(columns + i * column_stride + k));
+    for (; c < width; ++c)
+      for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = T(scalar(columns + c * column_stride + k));
+    for (; c < Width; ++c)
+      for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = 0;
+  }
 }
 
 }  // namespace curvext::cpu::CURVEXT_ISA
