@@ -51,7 +51,7 @@ def contents(several: Sequence[Tensor]) -> list[int]:
     cast = torch.is_autocast_enabled(kind)
     with torch.no_grad(), torch.autocast(kind, enabled=False) if cast else nullcontext():
         parts: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for t in _gathered(several):
+        for t in gathered(several):
             for part in _parts(t):
                 parts.setdefault((part.dtype, part.device), []).append(part)
         for (dtype, _), scalars in parts.items():
@@ -59,7 +59,7 @@ def contents(several: Sequence[Tensor]) -> list[int]:
     return found
 
 
-def _gathered(several: Sequence[Tensor]) -> list[Tensor]:
+def gathered(several: Sequence[Tensor]) -> list[Tensor]:
     """The tensors, the small ones of a kind in one: a call of PyTorch costs more than to read them."""
     found: list[Tensor] = []
     small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}

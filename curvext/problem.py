@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from curvext.arguments import as_integer
 from curvext.cache import Cache
-from curvext.contents import contents, stored
+from curvext.contents import contents, gathered, stored
 from curvext.data import Batches, Seen, Watch, mapped, tensors
 from curvext.linearise.compiled import CompiledHessian, CompiledJacobian, Compiler
 from curvext.linearise.forward import Forward, is_finite
@@ -351,14 +351,17 @@ class Problem:
         elif self._cache.keeps:
             return
         self._totals = None
-        # on CUDA every look waits for the device, so that it is one where all is well
-        all_finite = self.space.device.type == "cuda" and is_finite(
-            torch.nn.utils.get_total_norm([p.detach() for p in self._leaves])
-        )
-        for name, p in self.space.parameters.items():
-            if not all_finite and not is_finite(p):
-                raise ValueError(f"params: {name!r} contains nan or inf")
+        if not self._finite():
+            for name, p in self.space.parameters.items():
+                if not is_finite(p):
+                    raise ValueError(f"params: {name!r} contains nan or inf")
         self._state = state
+
+    def _finite(self) -> bool:
+        """Whether all parameters are, in few looks; False may be an overflow of the squares."""
+        if self.space.device.type == "cuda":  # every look waits for the device
+            return is_finite(torch.nn.utils.get_total_norm([p.detach() for p in self._leaves]))
+        return all(is_finite(t) for t in gathered(self._leaves))
 
     def _current_state(self) -> tuple[object, ...]:
         members = self._forward.look()

@@ -22,22 +22,19 @@ def leaf_variable(node: Node) -> Tensor:
 
 def node_names(root: Node) -> set[str]:
     """The names of all nodes below ``root``, itself included."""
-    return {node.name() for node in _collect(root)}
+    return {node.name() for node in _walk(root)}
 
 
-def _collect(root: Node) -> list[Node]:
-    """All nodes below ``root`` in depth-first order, the same for the same computation."""
-    seen: set[Node] = set()
-    order: list[Node] = []
+def _walk(root: Node) -> dict[Node, tuple[tuple[Node | None, int], ...]]:
+    """All nodes below ``root`` in depth-first order, the same for the same computation, each with its edges."""
+    found: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
     stack = [root]
     while stack:
         node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        order.append(node)
-        stack.extend(child for child, _ in node.next_functions if child is not None)
-    return order
+        if node not in found:
+            edges = found[node] = node.next_functions
+            stack += [child for child, _ in edges if child is not None]
+    return found
 
 
 class Graph:
@@ -55,29 +52,28 @@ class Graph:
         edge = get_gradient_edge(output)  # a leaf has no grad_fn, but it has a node
         #: which of the root's outputs the output is
         self.output_nr = edge.output_nr
-        self.nodes = _collect(edge.node)
-        position = {node: i for i, node in enumerate(self.nodes)}
+        found = _walk(edge.node)
+        self.nodes = list(found)
+        position: dict[Node | None, int | None] = {node: i for i, node in enumerate(found)}
+        position[None] = None
         #: node → (child position or None, which output of the child) per input edge
-        self.edges: list[list[tuple[int | None, int]]] = [
-            [(None if child is None else position[child], nr) for child, nr in node.next_functions]
-            for node in self.nodes
+        self.edges: list[tuple[tuple[int | None, int], ...]] = [
+            tuple([(position[child], nr) for child, nr in edges]) for edges in found.values()
         ]
         self.names = [node.name() for node in self.nodes]
         index = {id(p): i for i, p in enumerate(parameters)}
         #: leaf position → number of the parameter
         self.parameter_at: dict[int, int] = {}
         for i, name in enumerate(self.names):
-            if name == LEAF and id(leaf_variable(self.nodes[i])) in index:
-                self.parameter_at[i] = index[id(leaf_variable(self.nodes[i]))]
+            if name == LEAF:
+                number = index.get(id(leaf_variable(self.nodes[i])))
+                if number is not None:
+                    self.parameter_at[i] = number
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
         """Equal for two graphs of the same structure, whatever their sizes."""
-        return (
-            tuple(self.names),
-            tuple(tuple(edges) for edges in self.edges),
-            tuple(self.parameter_at.items()),
-        )
+        return tuple(self.names), tuple(self.edges), tuple(self.parameter_at.items())
 
     @cached_property
     def consumers(self) -> list[list[tuple[int, int]]]:

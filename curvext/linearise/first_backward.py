@@ -8,7 +8,7 @@ product with what the forward pass saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from curvext.linearise.autograd_graph import Graph
 from curvext.linearise.selections import Arrangement, is_selection
-from curvext.linearise.tangents import apply_rule
+from curvext.linearise.tangents import written_rule
 
 #: operations that are linear in each of their inputs, with a written rule for their tangents
 _MULTILINEAR = {"AddmmBackward0", "ConvolutionBackward0", "EmbeddingBackward0", "MmBackward0"}
@@ -31,16 +31,18 @@ class _WeightedNode:
     Args:
         position: of its node in the graph.
         weights: for each of its inputs the number of the parameter and the way to it, or None.
+        rule: the tangents of its inputs → that of its output.
     """
 
     position: int
     weights: list[tuple[int, Arrangement] | None]
+    rule: Callable[[Sequence[Tensor | None]], Tensor | None]
 
-    def tangent(self, graph: Graph, v: Sequence[Tensor]) -> Tensor | None:
+    def tangent(self, v: Sequence[Tensor]) -> Tensor | None:
         """How the operation's output moves with these parameters alone, differentiable by its other inputs."""
         moved = [None if weight is None else weight[1](v[weight[0]]) for weight in self.weights]
         with torch.enable_grad():
-            return apply_rule(graph, self.position, moved)
+            return self.rule(moved)
 
 
 class FirstBackward:
@@ -56,7 +58,6 @@ class FirstBackward:
     def __init__(
         self, graph: Graph, output: Tensor, residual: Tensor, parameters: Sequence[Tensor]
     ) -> None:
-        self._graph = graph
         self.residual = residual
         nodes = _weighted_nodes(graph)
         inside = {weight[0] for node in nodes for weight in node.weights if weight is not None}
@@ -91,7 +92,7 @@ class FirstBackward:
         values = [w for _, w in self._rest]
         cotangents = [v[i] for i, _ in self._rest]
         for node, g in self._nodes:
-            moved = node.tangent(self._graph, v)
+            moved = node.tangent(v)
             if moved is None:
                 continue
             values.append(g)
@@ -125,7 +126,7 @@ def _weighted_nodes(graph: Graph) -> list[_WeightedNode]:
         if parameter in whole:
             inputs = taken.setdefault(position, [None] * len(graph.edges[position]))
             inputs[number] = (parameter, way)
-    return [_WeightedNode(position, weights) for position, weights in taken.items()]
+    return [_WeightedNode(at, weights, written_rule(graph, at)) for at, weights in taken.items()]
 
 
 def _parameter_below(graph: Graph, position: int, which: int) -> tuple[int, Arrangement] | None:

@@ -46,10 +46,12 @@ class Layout:
         """
         if x.ndim == 0:  # a scalar, so of the only sample
             return x.unsqueeze(0)
-        rest = x.shape[self.dim] // samples
-        sizes = (samples, rest) if self.major else (rest, samples)
-        split = x.unflatten(self.dim, sizes)
-        return split.movedim(self.dim if self.major else self.dim + 1, 0)
+        sizes = list(x.shape)
+        rest = sizes[self.dim] // samples
+        sizes[self.dim : self.dim + 1] = (samples, rest) if self.major else (rest, samples)
+        split = x.view(sizes)  # always can be: one dimension becomes two
+        first = self.dim if self.major else self.dim + 1
+        return split.movedim(first, 0) if first else split
 
 
 class Probe:

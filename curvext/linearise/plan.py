@@ -59,10 +59,18 @@ class Plan:
         self.sites = _find_sites(graph, layouts_of)
         self._below = _parameters_below(graph, self.sites)
         self.routes = [self._route(graph, number) for number in range(parameters)]
+        self._schedules: dict[bool, Schedule] = {}
 
     def reroute(self, graph: Graph) -> None:
         """Chooses the paths anew after a site turned out unusable."""
         self.routes = [self._route(graph, number) for number in range(len(self.routes))]
+        self._schedules.clear()
+
+    def schedule(self, graph: Graph, summands: bool) -> Schedule:
+        """What a pass over a graph of this structure waits for, worked out once."""
+        if summands not in self._schedules:
+            self._schedules[summands] = Schedule(self, graph, summands)
+        return self._schedules[summands]
 
     def parameters_of(self, site: Site) -> set[int]:
         """The parameters from which the value used at ``site`` is derived."""
@@ -114,6 +122,38 @@ class Plan:
             if factor and is_use(table, LOOK_UPS, identity):
                 return [matrix, table]
         return None
+
+
+class Schedule:
+    """What one backward pass waits for.
+
+    Args:
+        plan, graph: the plan and a graph of its structure.
+        summands: whether the gradient of a parameter may come as several uses that overlap.
+    """
+
+    def __init__(self, plan: Plan, graph: Graph, summands: bool) -> None:
+        by_use = {"fused", "tied", *(["overlapping"] if summands else [])}
+        by_sample = {"formed"} if summands else {"formed", "overlapping"}
+        routes = list(enumerate(plan.routes))
+        #: parameters whose uses are handed on
+        self.by_use = {p for p, route in routes if route.path in by_use}
+        #: parameters whose gradients are formed, sample by sample
+        self.by_sample = {p for p, route in routes if route.path in by_sample}
+        #: site → the parameter it is a use of
+        self.owner = {i: p for p in self.by_use for group in plan.routes[p].groups for i in group}
+        #: sites below which there is a parameter whose gradients are formed
+        self.shared = {
+            i for i, site in enumerate(plan.sites) if plan.parameters_of(site) & self.by_sample
+        }
+        #: how many uses a parameter has
+        self.uses = {p: sum(map(len, plan.routes[p].groups)) for p in self.by_use}
+        #: node → the sites at it
+        self.at_node: dict[int, list[int]] = {}
+        for i, site in enumerate(plan.sites):
+            if i in self.owner or i in self.shared:
+                self.at_node.setdefault(site.node, []).append(i)
+        self.lowest = graph.bottom(set(self.at_node))
 
 
 def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:

@@ -102,12 +102,13 @@ def is_reshape(name: str) -> bool:
     return _SELECTIONS.get(name) is _reshaped
 
 
-def select(graph: Graph, position: int, which: int, x: Tensor) -> Tensor:
+def selector(graph: Graph, position: int, which: int) -> Callable[[Tensor], Tensor]:
     """The rearrangement that a node stands for, of any tensor in its input's shape; a copy where it must be."""
-    name, shape = graph.names[position], graph.shape(position, which)
-    if _SELECTIONS[name] is _reshaped:
-        return x.reshape(shape)
-    return _SELECTIONS[name](graph.nodes[position], which, shape, x)
+    name, node, shape = graph.names[position], graph.nodes[position], graph.shape(position, which)
+    rearrange = _SELECTIONS[name]
+    if rearrange is _reshaped:
+        return lambda x: x.reshape(shape)
+    return lambda x: rearrange(node, which, shape, x)
 
 
 class Arrangement:

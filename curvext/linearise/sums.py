@@ -121,8 +121,9 @@ class SquareSum:
 
     def named(self, scale: float) -> dict[str, Tensor]:
         """The sums times ``scale`` by parameter; ends the summation."""
-        blocks = [block.mul_(scale).to(self._space.dtype) for block in self._sum.blocks()]
-        return dict(zip(self._space.names, blocks, strict=True))
+        blocks = self._sum.blocks()
+        torch._foreach_mul_(blocks, scale)
+        return dict(zip(self._space.names, (b.to(self._space.dtype) for b in blocks), strict=True))
 
 
 @dataclass(frozen=True)

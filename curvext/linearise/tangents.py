@@ -13,7 +13,9 @@ what the operation cost, and the network is not run again. Operations have a rul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +24,11 @@ from torch import Tensor
 from curvext.linearise import attention
 from curvext.linearise.autograd_graph import LEAF, Graph
 from curvext.linearise.closed_forms import normalised_slope
-from curvext.linearise.selections import is_selection, select
+from curvext.linearise.selections import is_selection, selector
 
 #: a node, the tangents of its inputs (None for zero), the shape of its output → the output's tangent
 Rule = Callable[[Any, Sequence[Tensor | None], torch.Size], Tensor | None]
+_Carry = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
 
 
 class Tangents:
@@ -37,10 +40,18 @@ class Tangents:
     """
 
     def __init__(self, graph: Graph, roots: Sequence[tuple[int, int]] | None = None) -> None:
-        self._graph = graph
-        self._roots = [(0, graph.output_nr)] if roots is None else list(roots)
-        self._order = _children_first(graph, [position for position, _ in self._roots])
-        self._last_use = _last_uses(graph, self._order, set(self._roots))
+        wanted = [(0, graph.output_nr)] if roots is None else list(roots)
+        order = _children_first(graph, [position for position, _ in wanted])
+        #: (node, which of its outputs) → where its tangent is kept; the place after the last stays empty
+        places: dict[tuple[int, int], int] = {}
+        self._steps: list[_Step] = []
+        for position in order:
+            step = _step(graph, position, places)
+            places |= {(position, which): place for which, place in enumerate(step.outputs)}
+            self._steps.append(step)
+        self._places = len(places)
+        self._roots = [places.get(root, -1) for root in wanted]
+        _free_when_read(self._steps, keep={-1, *self._roots})
 
     @staticmethod
     def missing(graph: Graph) -> set[str]:
@@ -62,48 +73,91 @@ class Tangents:
 
     def of(self, v: Sequence[Tensor]) -> list[Tensor | None]:
         """The tangent of every root."""
-        graph = self._graph
-        at: dict[tuple[int, int], Tensor] = {}
+        at: list[Tensor | None] = [None] * (self._places + 1)
         with torch.no_grad():
-            for step, position in enumerate(self._order):
-                if graph.names[position] == LEAF:
+            for step in self._steps:
+                inputs = [at[place] for place in step.inputs]
+                if step.parameter is not None:
                     # a column of a block of vectors may have any stride
-                    at[position, 0] = v[graph.parameter_at[position]].contiguous()
-                else:
-                    self._carry(position, at)
-                for done in self._last_use[step]:
-                    at.pop(done, None)
-        return [at.get(root) for root in self._roots]
-
-    def _carry(self, position: int, at: dict[tuple[int, int], Tensor]) -> None:
-        """The tangents of a node's outputs from those of its inputs."""
-        graph = self._graph
-        name, node = graph.names[position], graph.nodes[position]
-        inputs = [
-            None if child is None else at.get((child, nr)) for child, nr in graph.edges[position]
-        ]
-        if all(t is None for t in inputs):
-            return
-        if is_selection(name):
-            (x,) = (t for t in inputs if t is not None)
-            for which in range(len(node._input_metadata)):
-                at[position, which] = select(graph, position, which, x)
-            return
-        if name in _RULES:
-            tangent = apply_rule(graph, position, inputs)
-            if tangent is not None:
-                at[position, 0] = tangent
-            return
-        for which, tangent in enumerate(_transposed(node, inputs)):
-            if tangent is not None:
-                at[position, which] = tangent
+                    at[step.outputs.start] = v[step.parameter].contiguous()
+                elif any(t is not None for t in inputs):
+                    for place, tangent in zip(step.outputs, step.carry(inputs), strict=False):
+                        at[place] = tangent
+                for place in step.done:
+                    at[place] = None
+        return [at[place] for place in self._roots]
 
 
-def apply_rule(graph: Graph, position: int, inputs: Sequence[Tensor | None]) -> Tensor | None:
+@dataclass(frozen=True)
+class _Step:
+    """One operation, or a parameter.
+
+    Args:
+        parameter: its number, or None for an operation.
+        carry: the tangents of its inputs → those of its outputs.
+        inputs, outputs: where they are kept.
+        done: the inputs that nothing after it reads.
+    """
+
+    parameter: int | None
+    carry: _Carry
+    inputs: list[int]
+    outputs: range
+    done: list[int]
+
+
+def _step(graph: Graph, position: int, places: dict[tuple[int, int], int]) -> _Step:
+    """A node as a step; ``places`` tells of those before it."""
+    name, node, free = graph.names[position], graph.nodes[position], len(places)
+    if name == LEAF:
+        return _Step(graph.parameter_at[position], _nothing, [], range(free, free + 1), [])
+    inputs = [-1 if c is None else places.get((c, nr), -1) for c, nr in graph.edges[position]]
+    count = len(cast(Any, node)._input_metadata)
+    if is_selection(name):
+        carry = _picked([selector(graph, position, which) for which in range(count)])
+    elif name in _RULES:
+        carry = _by_rule(graph, position)
+    else:
+        carry = partial(_transposed, node)
+    return _Step(None, carry, inputs, range(free, free + count), [])
+
+
+def _nothing(inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    return ()
+
+
+def _picked(picks: list[Callable[[Tensor], Tensor]]) -> _Carry:
+    def carry(inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        (x,) = (t for t in inputs if t is not None)
+        return [pick(x) for pick in picks]
+
+    return carry
+
+
+def _by_rule(graph: Graph, position: int) -> _Carry:
+    tangent = written_rule(graph, position)
+    return lambda inputs: (tangent(inputs),)
+
+
+def _free_when_read(steps: Sequence[_Step], keep: set[int]) -> None:
+    """Notes with each step the inputs that nothing after it reads."""
+    read = set(keep)
+    for step in reversed(steps):
+        step.done.extend(set(step.inputs) - read)
+        read.update(step.inputs)
+
+
+def written_rule(graph: Graph, position: int) -> Callable[[Sequence[Tensor | None]], Tensor | None]:
     """The tangent of a node's output from those of its inputs, for a node with a written rule."""
-    tangent = _RULES[graph.names[position]](graph.nodes[position], inputs, graph.shape(position))
-    # of mixed dtypes, as where a norm on CUDA keeps the statistics of bfloat16 in float32, comes the widest
-    return None if tangent is None else tangent.to(graph.dtype(position))
+    rule, node = _RULES[graph.names[position]], graph.nodes[position]
+    shape, dtype = graph.shape(position), graph.dtype(position)
+
+    def tangent(inputs: Sequence[Tensor | None]) -> Tensor | None:
+        found = rule(node, inputs, shape)
+        # of mixed dtypes, as where a norm on CUDA keeps the statistics of bfloat16 in float32, comes the widest
+        return None if found is None else found.to(dtype)
+
+    return tangent
 
 
 def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:
@@ -127,21 +181,6 @@ def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:
         if active[i]:
             order.append(i)
     return order
-
-
-def _last_uses(
-    graph: Graph, order: Sequence[int], wanted: set[tuple[int, int]]
-) -> list[list[tuple[int, int]]]:
-    """For each step of ``order`` the tangents that nothing after it reads, but for those wanted."""
-    last: dict[tuple[int, int], int] = {}
-    for step, position in enumerate(order):
-        for child, nr in graph.edges[position]:
-            if child is not None and (child, nr) not in wanted:
-                last[child, nr] = step
-    done: list[list[tuple[int, int]]] = [[] for _ in order]
-    for which, step in last.items():
-        done[step].append(which)
-    return done
 
 
 # ---------------------------------------------------------------------- the general rules

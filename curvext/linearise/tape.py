@@ -7,7 +7,7 @@ form, and are gone when the pass has moved on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from curvext import data
 from curvext.linearise.attention import UNORDERED, in_fixed_order
 from curvext.linearise.autograd_graph import Graph, leaf_variable
 from curvext.linearise.layout import Layout, Probe, sketch
-from curvext.linearise.plan import Plan, PlanBook, Site
+from curvext.linearise.plan import Plan, PlanBook, Schedule, Site
 from curvext.linearise.rules import Saved, rule_for
 from curvext.linearise.selections import Arrangement
 from curvext.linearise.uses import OuterUse, RowsUse, TiedUse, Use, join
@@ -111,17 +111,15 @@ class Tape:
         graph = self._graph
         if graph is None:
             return
-        waiting = _Waiting(graph, self._plan, visitor, self.samples, summands)
-        by_node: dict[int, list[int]] = {}
-        for i, site in enumerate(self._plan.sites):
-            if waiting.wants(i):
-                by_node.setdefault(site.node, []).append(i)
+        schedule = self._plan.schedule(graph, summands)
+        waiting = _Waiting(graph, self._plan, schedule, visitor, self.samples, summands)
 
         def arrived(position: int, gradient: Tensor) -> None:
-            for i in by_node[position]:
+            for i in schedule.at_node[position]:
                 waiting.arrived(i, gradient)
 
-        _gradients_at(graph, self._output, cotangent, set(by_node), arrived, keep)
+        nodes, lowest = schedule.at_node.keys(), schedule.lowest
+        _gradients_at(graph, self._output, cotangent, nodes, lowest, arrived, keep)
         waiting.finish()
         if waiting.declined:
             self._plan.reroute(graph)
@@ -200,6 +198,7 @@ class Tape:
         if self.samples == 1:
             return {i: {Layout(d, True) for d in range(max(1, len(graph.shape(i))))} for i in nodes}
         probe = Probe(self._output)
+        lowest = graph.bottom(nodes)
         sketches = []
         with _repeatable(graph):
             for cotangent in (probe.plain, probe.scaled):
@@ -208,7 +207,7 @@ class Tape:
                 def arrived(position: int, gradient: Tensor, seen: dict[int, Any] = seen) -> None:
                     seen[position] = sketch(gradient)
 
-                _gradients_at(graph, self._output, cotangent, nodes, arrived, retain=True)
+                _gradients_at(graph, self._output, cotangent, nodes, lowest, arrived, retain=True)
                 sketches.append(seen)
         return {
             i: probe.layouts(graph.shape(i), sketches[0][i], sketches[1][i])
@@ -229,7 +228,8 @@ def _gradients_at(
     graph: Graph,
     output: Tensor,
     cotangent: Tensor,
-    nodes: set[int],
+    nodes: Set[int],
+    lowest: Set[int],
     arrived: Callable[[int, Tensor], None],
     retain: bool,
 ) -> None:
@@ -240,7 +240,6 @@ def _gradients_at(
     """
     if not nodes:
         return
-    lowest = sorted(graph.bottom(nodes))
 
     def hook_for(position: int) -> Callable[[tuple[Tensor, ...]], None]:
         def hook(gradients: tuple[Tensor, ...]) -> None:
@@ -250,7 +249,7 @@ def _gradients_at(
         return hook
 
     with _removed_after() as handles:
-        for position in nodes.difference(lowest):
+        for position in nodes - lowest:
             handles.append(graph.nodes[position].register_prehook(hook_for(position)))
         edges = [GradientEdge(graph.nodes[position], 0) for position in lowest]
         gradients = torch.autograd.grad(
@@ -291,34 +290,24 @@ class _Waiting:
     """Uses that have come by but cannot be handed on yet: until all of their parameter are there."""
 
     def __init__(
-        self, graph: Graph, plan: Plan, visitor: Visitor, samples: int, summands: bool
+        self,
+        graph: Graph,
+        plan: Plan,
+        schedule: Schedule,
+        visitor: Visitor,
+        samples: int,
+        summands: bool,
     ) -> None:
         self._graph = graph
         self._plan = plan
+        self._schedule = schedule
         self._visitor = visitor
         self._samples = samples
+        self._summands = summands
         self._uses: dict[int, Use] = {}
+        self._missing = dict(schedule.uses)
         #: parameters of which a use turned out to be beyond its rule
         self.declined: set[int] = set()
-        self._summands = summands
-        by_use = {"fused", "tied", *(["overlapping"] if summands else [])}
-        self._by_use = {p for p, route in enumerate(plan.routes) if route.path in by_use}
-        by_sample = {"formed"} if summands else {"formed", "overlapping"}
-        self._by_sample = {p for p, route in enumerate(plan.routes) if route.path in by_sample}
-        self._owner = {
-            i: parameter
-            for parameter in self._by_use
-            for group in plan.routes[parameter].groups
-            for i in group
-        }
-        self._shared = {
-            i for i, site in enumerate(plan.sites) if plan.parameters_of(site) & self._by_sample
-        }
-        self._missing = {p: sum(map(len, plan.routes[p].groups)) for p in self._by_use}
-
-    def wants(self, number: int) -> bool:
-        """Whether anything is to be done at a site."""
-        return number in self._owner or number in self._shared
 
     def arrived(self, number: int, gradient: Tensor) -> None:
         """The gradient at a site's node is there: make the use, hand on what is complete."""
@@ -329,7 +318,7 @@ class _Waiting:
             self.declined |= self._plan.parameters_of(site)
             return
         self._uses[number] = use
-        parameter = self._owner.get(number)
+        parameter = self._schedule.owner.get(number)
         if parameter is not None:
             self._missing[parameter] -= 1
             if self._missing[parameter] == 0:
@@ -365,15 +354,15 @@ class _Waiting:
 
     def finish(self) -> None:
         """Hands on the parameters of which some use was not reached by the gradient, and the formed ones."""
-        for parameter in sorted(self._by_use - self.declined):
+        for parameter in sorted(self._schedule.by_use - self.declined):
             if self._missing[parameter]:
                 self._hand_on(parameter)
         self._form()
 
     def _form(self) -> None:
         graph, plan = self._graph, self._plan
-        parameters = sorted(self._by_sample - self.declined)
-        sites = [i for i in sorted(self._shared) if i in self._uses]
+        parameters = sorted(self._schedule.by_sample - self.declined)
+        sites = [i for i in sorted(self._schedule.shared) if i in self._uses]
         if not parameters or not sites:
             return
         derived = [plan.sites[i].derived for i in sites]
