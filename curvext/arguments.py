@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,18 @@ def as_integer(
         reason = f" ({why})" if why else ""
         raise ValueError(f"{where}: expected {wanted}{reason}, got {value!r}")
     return number
+
+
+def as_choice(where: str, value: Any, choices: Iterable[str]) -> str:
+    """``value``, one of some words.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    words = list(choices)
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{where}: expected one of {', '.join(map(repr, words))}, got {value!r}")
+    return value
 
 
 def as_seed(where: str, value: Any) -> int:

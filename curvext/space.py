@@ -113,6 +113,8 @@ class ParameterSpace:
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
         """The flat ``[P]`` vector of ``{name: tensor}``, the inverse of :meth:`split`."""
+        if not isinstance(named, Mapping):
+            raise TypeError(f"flatten: expected {{name: tensor}}, got {type(named).__name__}")
         missing = [name for name in self.names if name not in named]
         unknown = [name for name in named if name not in self.shapes]
         if missing or unknown:

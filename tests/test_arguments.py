@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,26 @@ NUMBERS = {
     "compare: near": lambda x: cx.compare(risk(), near=x),
     "take_step: length": lambda x: cx.take_step(risk(), vector(), x),
 }
+
+CHOICES = {
+    "trace: method": lambda c: cx.trace(risk().ggn(), method=c),
+    "diagonal: method": lambda c: cx.diagonal(risk().ggn(), method=c),
+    "spectral_density: kernel": lambda c: cx.spectral_density(risk().ggn(), kernel=c),
+    "effective_rank: kind": lambda c: cx.effective_rank(risk().ggn(), kind=c),
+    "objective: curvature": lambda c: cx.objective(risk(), c),
+    "per": lambda c: risk().empirical_fisher(per=c),
+    "fisher_diagonal: kind": lambda c: cx.fisher_diagonal(
+        nn.Linear(1, 1), nn.MSELoss(), (torch.ones(1, 1), torch.ones(1, 1)), kind=c
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_is_one_of_some_words(name):
+    for wrong in ("other", None, 1, ["exact"], {}):
+        message = f"{name}: expected one of '.*', got {re.escape(repr(wrong))}"
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            CHOICES[name](wrong)
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import curvext as cx
-from curvext import kernels
+from curvext import errors, kernels, results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,6 +73,10 @@ def without_a_page(names: list[str], package: str) -> list[str]:
 def test_every_public_name_has_a_page():
     assert without_a_page([n for n in cx.__all__ if n != "__version__"], "curvext") == []
     assert without_a_page(kernels.__all__, "curvext.kernels") == []
+    for module in (results, errors):
+        classes = [c for c in vars(module).values() if isinstance(c, type)]
+        own = [c.__name__ for c in classes if c.__module__ == module.__name__]
+        assert own and without_a_page(own, module.__name__) == []
 
 
 def test_a_name_without_a_page_is_caught():

@@ -170,7 +170,7 @@ def test_fisher_per_token_has_no_sample_gradients(device):
     E = cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data, per="token")
     with pytest.raises(ValueError, match="gradient_norms.*per='sample'"):
         E.gradient_norms()
-    with pytest.raises(ValueError, match="per: expected 'sample' or 'token', got 'pixel'"):
+    with pytest.raises(ValueError, match="per: expected one of 'sample', 'token', got 'pixel'"):
         cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data, per="pixel")
 
 

@@ -96,6 +96,8 @@ def test_flatten_refuses_other_names_and_shapes():
         space.flatten({**named, "0.weight": torch.zeros(3, 2)})
     with pytest.raises(TypeError, match="'0.weight': expected a tensor, got list"):
         space.flatten({**named, "0.weight": [0.0] * 6})
+    with pytest.raises(TypeError, match="flatten: expected {name: tensor}, got NoneType"):
+        space.flatten(None)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from curvext.algorithms.probes import (
 )
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
-from curvext.arguments import as_integer
+from curvext.arguments import as_choice, as_integer
 from curvext.results import Estimate
 
 
@@ -67,9 +67,7 @@ def diagonal(
         >>> cx.diagonal(H).value
         tensor([1., 1.])
     """
-    if method not in _METHODS:
-        raise ValueError(f"diagonal: method: expected one of {sorted(_METHODS)}, got {method!r}")
-    least, estimate = _METHODS[method]
+    least, estimate = _METHODS[as_choice("diagonal: method", method, _METHODS)]
     products = Products(A, "diagonal")
     probes = as_integer("diagonal: probes", probes, least, why=f"for method={method!r}")
     stream = Probes(products, seed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from curvext.arguments import from_array
+from curvext.arguments import as_choice, from_array
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
@@ -48,10 +48,7 @@ def objective(risk: Any, curvature: str = "hessian") -> Objective:
         >>> result.x.round(6).tolist()
         [1.0, 1.0]
     """
-    if curvature not in _CURVATURES:
-        raise ValueError(
-            f"objective: curvature: expected one of {', '.join(map(repr, _CURVATURES))}, got {curvature!r}"
-        )
+    curvature = as_choice("objective: curvature", curvature, _CURVATURES)
     missing = [a for a in ("value", "gradient", curvature, "space") if not hasattr(risk, a)]
     if missing:
         raise TypeError(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.quadrature import quadrature
-from curvext.arguments import as_number
+from curvext.arguments import as_choice, as_number
 from curvext.results import Estimate
 
 
@@ -55,8 +55,7 @@ def effective_rank(
         >>> print(cx.effective_rank(G))
         3 exactly (3 products)
     """
-    if kind not in _KINDS:
-        raise ValueError(f"effective_rank: kind: expected one of {sorted(_KINDS)}, got {kind!r}")
+    kind = as_choice("effective_rank: kind", kind, _KINDS)
     products = Products(A, "effective_rank")
     rule = quadrature(products, probes, steps, seed, progress)
     most = rule.nodes[rule.weights > 0].abs().max()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.quadrature import quadrature
-from curvext.arguments import as_number, check_dense
+from curvext.arguments import as_choice, as_number, check_dense
 from curvext.results import Density
 
 #: points of the default grid
@@ -78,10 +78,7 @@ def spectral_density(
         (tensor([1., 1.], dtype=torch.float64), 1.0)
     """
     products = Products(A, "spectral_density")
-    if kernel not in _KERNELS:
-        raise ValueError(
-            f"spectral_density: kernel: expected one of {sorted(_KERNELS)}, got {kernel!r}"
-        )
+    kernel = as_choice("spectral_density: kernel", kernel, _KERNELS)
     if width is not None:
         width = as_number(
             "spectral_density: width", width, "a positive number", lambda w: 0 < w < float("inf")

@@ -18,7 +18,7 @@ from curvext.algorithms.probes import (
 )
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
-from curvext.arguments import as_integer
+from curvext.arguments import as_choice, as_integer
 from curvext.results import Estimate
 
 
@@ -73,8 +73,7 @@ def trace(
         >>> print(cx.trace(H))
         2 exactly (2 products)
     """
-    if method not in _METHODS:
-        raise ValueError(f"trace: method: expected one of {sorted(_METHODS)}, got {method!r}")
+    method = as_choice("trace: method", method, _METHODS)
     least, estimate = _METHODS[method]
     products = Products(A, "trace")
     probes = as_integer("trace: probes", probes, least, why=f"for method={method!r}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from curvext.arguments import as_choice
 from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.fisher import FisherOperator, MCFisherOperator
 from curvext.operators.ggn import GGNOperator
@@ -53,6 +54,7 @@ def fisher_diagonal(
         >>> cx.fisher_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         {'weight': tensor([[2., 2.]])}
     """
+    kind = as_choice("fisher_diagonal: kind", kind, ("empirical", "mc", "exact"))
     options = _ONCE | options
     operator: EmpiricalFisherOperator | FisherOperator | MCFisherOperator
     if kind == "empirical":
@@ -61,12 +63,8 @@ def fisher_diagonal(
         operator = MCFisherOperator(
             model, loss, data, params, samples=samples, seed=seed, **options
         )
-    elif kind == "exact":
-        operator = FisherOperator(model, loss, data, params, **options)
     else:
-        raise ValueError(
-            f"fisher_diagonal: kind: expected 'empirical', 'mc' or 'exact', got {kind!r}"
-        )
+        operator = FisherOperator(model, loss, data, params, **options)
     return operator.named_diagonal()
 
 
@@ -83,8 +81,15 @@ def ggn_diagonal(
 
     One backward pass for each output of a sample; the Jacobian is never written out.
 
+    Args:
+        model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
+        options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
+
     Returns:
         ``{name: tensor}`` in the shapes and the dtype of the parameters, in units of L.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, or the loss has no H_ℓ by samples.
 
     Example:
         >>> import torch, curvext as cx
@@ -103,7 +108,17 @@ def per_sample_gradient_norms(
     params: Selection = None,
     **options: Any,
 ) -> Tensor:
-    """‖g_n‖ for every sample, ``[N]``, with g_n as in :func:`fisher_diagonal`.
+    """‖g_n‖ for every sample, with g_n as in :func:`fisher_diagonal`. One backward pass for each batch.
+
+    Args:
+        model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
+        options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
+
+    Returns:
+        ``[N]`` in the order of the data, in the dtype of the parameters.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, or a custom loss couples the samples of a batch.
 
     Example:
         >>> import torch, curvext as cx

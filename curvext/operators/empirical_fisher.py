@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from curvext.arguments import as_integer, as_number
+from curvext.arguments import as_choice, as_integer, as_number
 from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.records import Records
 from curvext.linearise.sums import SquaredNorms, SquareSum
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: rounding of ‖F_emp‖ up to this share of λ leaves each refinement a digit or two to gain
 _SHARE_OF_ROUNDING = 1e-2
+#: what a datum is
+_PER = ("sample", "token")
 
 
 class EmpiricalFisherOperator(CurvatureOperator):
@@ -68,14 +70,14 @@ class EmpiricalFisherOperator(CurvatureOperator):
         **options: Any,
     ) -> None:
         super().__init__(model, loss, data, params, cache, **options)
-        self._per = _checked_per(per)
+        self._per = as_choice("per", per, _PER)
 
     @classmethod
     def of(cls, problem: Problem, per: str = "sample") -> Self:
         """The operator of a problem that exists already; it shares the linearisations."""
         operator = cls.__new__(cls)
         operator._take(problem)
-        operator._per = _checked_per(per)
+        operator._per = as_choice("per", per, _PER)
         return operator
 
     def _visit(self, visitor: Callable[[Linearisation | Records], None]) -> None:
@@ -366,9 +368,3 @@ def _recorded(batch: Records | Linearisation) -> Records:
         "EmpiricalFisherOperator: some parameter has no fast path and its per-sample gradients are too "
         "large to write out (risk.explain() names it); leave it out with params=, or use smaller batches"
     )
-
-
-def _checked_per(per: str) -> str:
-    if per not in ("sample", "token"):
-        raise ValueError(f"per: expected 'sample' or 'token', got {per!r}")
-    return per
