@@ -198,8 +198,8 @@ class _ClosedFormAttention(torch.autograd.Function):
 
 def _has_fused_slope(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
     """Whether the CPU's fused kernels take this; rows that a mask leaves nothing of are not for them."""
-    if q.device.type != "cpu" or scores.mask is not None:
-        return False
+    if q.device.type != "cpu" or q.ndim != 4 or scores.mask is not None:
+        return False  # they take [N, heads, T, F] alone, which not every version of PyTorch's choice asks for
     kernel = torch._fused_sdp_choice(q, k, v, None, 0.0, scores.causal, scale=scores.alpha)
     return bool(kernel == SDPBackend.FLASH_ATTENTION.value)
 
