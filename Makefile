@@ -17,8 +17,9 @@ help: ## list the targets
 demo: $(VENV)/.built ## train a small network on digits and compare H, G, F and the empirical Fisher
 	$(BIN)/python examples/digits.py
 
+# In two processes, as most of the time is Python's; a thread that waits for a core that is busy helps nobody.
 test: $(VENV)/.built ## run every test, doctest and code block of the documentation
-	$(BIN)/python -m pytest --doctest-modules curvext tests $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules curvext tests $(PYTEST_ARGS)
 
 check: $(VENV)/.built ## lint, formatting, types, and the import law
 	$(BIN)/ruff check .
