@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from curvext.linearise.autograd_graph import Graph
 from curvext.linearise.selections import Arrangement, is_selection
-from curvext.linearise.tangents import written_rule
+from curvext.linearise.tangent_rules import written_rule
 
 #: operations that are linear in each of their inputs, with a written rule for their tangents
 _MULTILINEAR = {"AddmmBackward0", "ConvolutionBackward0", "EmbeddingBackward0", "MmBackward0"}
