@@ -87,6 +87,7 @@ CHOICES = {
     "spectral_density: kernel": lambda c: cx.spectral_density(risk().ggn(), kernel=c),
     "effective_rank: kind": lambda c: cx.effective_rank(risk().ggn(), kind=c),
     "objective: curvature": lambda c: cx.objective(risk(), c),
+    "natural_gradient_step: kind": lambda c: cx.natural_gradient_step(risk(), kind=c),
     "per": lambda c: risk().empirical_fisher(per=c),
     "fisher_diagonal: kind": lambda c: cx.fisher_diagonal(
         nn.Linear(1, 1), nn.MSELoss(), (torch.ones(1, 1), torch.ones(1, 1)), kind=c

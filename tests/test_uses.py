@@ -6,8 +6,8 @@ import pytest
 import torch
 from compare import assert_close
 
+from curvext.linearise.convolution_use import ConvolutionUse
 from curvext.linearise.uses import (
-    ConvolutionUse,
     DirectUse,
     OuterUse,
     RowsUse,

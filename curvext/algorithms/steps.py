@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvext.algorithms.cg import Preconditioner, cg
 from curvext.algorithms.products import Products
-from curvext.arguments import as_number, check_dense, check_risk
+from curvext.arguments import as_choice, as_number, check_dense, check_risk
 from curvext.results import CGResult, Step
 
 
@@ -140,16 +140,13 @@ def natural_gradient_step(
         >>> torch.allclose(one, cx.gauss_newton_step(risk, damping=0.1).step, atol=1e-4)
         True
     """
+    kind = as_choice("natural_gradient_step: kind", kind, ("exact", "mc", "empirical"))
     options = dict(tol=tol, maxiter=maxiter, x0=x0, preconditioner=preconditioner)
     check_risk("natural_gradient_step", risk, ("gradient", "fisher"))
     if kind == "exact":
         return _by_cg(risk, risk.fisher(), damping, progress=progress, **options)
     if kind == "mc":
         return _by_cg(risk, risk.mc_fisher(samples, seed), damping, progress=progress, **options)
-    if kind != "empirical":
-        raise ValueError(
-            f"natural_gradient_step: kind: expected 'exact', 'mc' or 'empirical', got {kind!r}"
-        )
     given = [name for name, option in options.items() if option is not None]
     if given:
         raise ValueError(

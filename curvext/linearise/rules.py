@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvext.linearise.convolution_use import ConvolutionUse
 from curvext.linearise.layout import Layout
-from curvext.linearise.uses import ConvolutionUse, DirectUse, OuterUse, RowsUse, Use
+from curvext.linearise.uses import DirectUse, OuterUse, RowsUse, Use
 
 Rule = Callable[["Saved", Tensor, Layout, int, torch.Size], Use | None]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,7 @@ from curvext.linearise.autograd_graph import LEAF, Graph
 from curvext.linearise.selections import is_selection, selector
 from curvext.linearise.tangent_rules import has_rule, transposed, written_rule
 
-_Carry = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
+_Carry = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
 
 
 class Tangents:
@@ -41,7 +40,7 @@ class Tangents:
             self._steps.append(step)
         self._places = len(places)
         self._roots = [places.get(root, -1) for root in wanted]
-        _free_when_read(self._steps, keep={-1, *self._roots})
+        self._done = _read_last([step.inputs for step in self._steps], keep={-1, *self._roots})
 
     @staticmethod
     def missing(graph: Graph) -> set[str]:
@@ -65,76 +64,76 @@ class Tangents:
         """The tangent of every root."""
         at: list[Tensor | None] = [None] * (self._places + 1)
         with torch.no_grad():
-            for step in self._steps:
+            for step, done in zip(self._steps, self._done, strict=True):
                 inputs = [at[place] for place in step.inputs]
-                if step.parameter is not None:
-                    # a column of a block of vectors may have any stride
-                    at[step.outputs.start] = v[step.parameter].contiguous()
-                elif any(t is not None for t in inputs):
-                    for place, tangent in zip(step.outputs, step.carry(inputs), strict=False):
+                if not inputs or any(t is not None for t in inputs):
+                    for place, tangent in zip(step.outputs, step.carry(v, inputs), strict=False):
                         at[place] = tangent
-                for place in step.done:
+                for place in done:
                     at[place] = None
         return [at[place] for place in self._roots]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation, or a parameter.
+    """One operation, or a parameter, which has no inputs.
 
     Args:
-        parameter: its number, or None for an operation.
-        carry: the tangents of its inputs → those of its outputs.
+        carry: v and the tangents of its inputs → those of its outputs.
         inputs, outputs: where they are kept.
-        done: the inputs that nothing after it reads.
     """
 
-    parameter: int | None
     carry: _Carry
     inputs: list[int]
     outputs: range
-    done: list[int]
 
 
 def _step(graph: Graph, position: int, places: dict[tuple[int, int], int]) -> _Step:
     """A node as a step; ``places`` tells of those before it."""
     name, node, free = graph.names[position], graph.nodes[position], len(places)
     if name == LEAF:
-        return _Step(graph.parameter_at[position], _nothing, [], range(free, free + 1), [])
+        return _Step(_block_of(graph.parameter_at[position]), [], range(free, free + 1))
     inputs = [-1 if c is None else places.get((c, nr), -1) for c, nr in graph.edges[position]]
     count = len(cast(Any, node)._input_metadata)
+    carry: _Carry
     if is_selection(name):
-        carry = _picked([selector(graph, position, which) for which in range(count)])
+        carry = _rearranged([selector(graph, position, which) for which in range(count)])
     elif has_rule(name):
-        carry = _by_rule(graph, position)
+        carry = _by_rule(written_rule(graph, position))
     else:
-        carry = partial(transposed, node)
-    return _Step(None, carry, inputs, range(free, free + count), [])
+        carry = _by_transposition(node)
+    return _Step(carry, inputs, range(free, free + count))
 
 
-def _nothing(inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    return ()
+def _block_of(parameter: int) -> _Carry:
+    # a column of a block of vectors may have any stride
+    return lambda v, _: (v[parameter].contiguous(),)
 
 
-def _picked(picks: list[Callable[[Tensor], Tensor]]) -> _Carry:
-    def carry(inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+def _rearranged(selectors: list[Callable[[Tensor], Tensor]]) -> _Carry:
+    def carry(v: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         (x,) = (t for t in inputs if t is not None)
-        return [pick(x) for pick in picks]
+        return [select(x) for select in selectors]
 
     return carry
 
 
-def _by_rule(graph: Graph, position: int) -> _Carry:
-    tangent = written_rule(graph, position)
-    return lambda inputs: (tangent(inputs),)
+def _by_rule(rule: Callable[[Sequence[Tensor | None]], Tensor | None]) -> _Carry:
+    return lambda _, inputs: (rule(inputs),)
 
 
-def _free_when_read(steps: Sequence[_Step], keep: set[int]) -> None:
-    """Notes with each step the inputs that nothing after it reads."""
+def _by_transposition(node: Any) -> _Carry:
+    return lambda _, inputs: transposed(node, inputs)
+
+
+def _read_last(inputs: Sequence[Sequence[int]], keep: set[int]) -> list[set[int]]:
+    """For each step the inputs that none after it reads, but for those to keep."""
     read = set(keep)
-    for step in reversed(steps):
-        step.done.extend(set(step.inputs) - read)
-        read.update(step.inputs)
+    done: list[set[int]] = []
+    for places in reversed(inputs):
+        done.append(set(places) - read)
+        read.update(places)
+    return done[::-1]
 
 
 def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:

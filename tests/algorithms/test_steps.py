@@ -151,7 +151,7 @@ def test_a_step_moves_the_selected_parameters_alone(device):
 @pytest.mark.parametrize(
     "call, error, words",
     [
-        (lambda r: cx.natural_gradient_step(r, kind="F"), ValueError, "kind: expected 'exact', .* got 'F'"),
+        (lambda r: cx.natural_gradient_step(r, kind="F"), ValueError, "kind: expected one of 'exact', .* got 'F'"),
         (lambda r: cx.natural_gradient_step(r, kind="empirical", tol=0.1), ValueError, "tol: kind='empirical' is"),
         (lambda r: cx.natural_gradient_step(r, 0.0, kind="empirical"), ValueError, "damping: expected λ > 0"),
         (lambda r: cx.gauss_newton_step(r, -1.0), ValueError, "damping: expected a finite λ >= 0"),

@@ -145,9 +145,9 @@ static void pack_runs(int64_t count, const Run* runs, int64_t run_count, const S
     }
 }
 
-// Four columns' pieces of four rows, turned, as they stand in a panel of this width.
+// Four rows of four columns, whose rows are neighbours, into a panel, where columns are.
 template <int Width, class S, class T>
-CURVEXT_INLINE void turn_four(const S* source, int64_t column_stride, T* to) {
+CURVEXT_INLINE void transpose_four(const S* source, int64_t column_stride, T* to) {
   using Four = typename VectorOf<T, 4 * sizeof(T)>::type;
   using Order = typename VectorOf<typename Simd<T>::Index, 4 * sizeof(T)>::type;
   Four x[4];
@@ -171,13 +171,13 @@ static void pack_across(int64_t count, int64_t extent, const S* source, int64_t 
   for (int64_t first = 0; first < extent; first += Width, panels += panel_stride) {
     const S* columns = source + first * column_stride;
     const int width = int(std::min<int64_t>(Width, extent - first));
-    const int64_t turned = count / 4 * 4;
+    const int64_t whole = count / 4 * 4;
     int c = 0;
     for (; c + 4 <= width; c += 4)
-      for (int64_t k = 0; k < turned; k += 4)
-        turn_four<Width>(columns + c * column_stride + k, column_stride, panels + k * Width + c);
+      for (int64_t k = 0; k < whole; k += 4)
+        transpose_four<Width>(columns + c * column_stride + k, column_stride, panels + k * Width + c);
     for (int i = 0; i < c; ++i)
-      for (int64_t k = turned; k < count; ++k) panels[k * Width + i] = T(scalar(columns + i * column_stride + k));
+      for (int64_t k = whole; k < count; ++k) panels[k * Width + i] = T(scalar(columns + i * column_stride + k));
     for (; c < width; ++c)
       for (int64_t k = 0; k < count; ++k) panels[k * Width + c] = T(scalar(columns + c * column_stride + k));
     for (; c < Width; ++c)

@@ -6,7 +6,7 @@
 #include "outer_square.h"
 #include "rows.h"
 #include "softmax.h"
-
+// which these two need
 #include "softmax_panels.h"
 #include "softmax_rows.h"
 
