@@ -21,7 +21,7 @@ from curvext.linearise.plan import book_of
 from curvext.linearise.records import Records
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint, output_loss
-from curvext.space import ParameterSpace, Selection
+from curvext.space import ParameterSpace, Selection, dtype_of_sums
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,23 @@ class Problem:
         progress: bool = False,
         chunk_outputs: int | None = None,
         compile: bool | str = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        #: what :meth:`on` makes another problem of
+        self._arguments: dict[str, Any] = {
+            "loss": loss,
+            "cache": cache,
+            "forward": forward,
+            "target": target,
+            "reduction": reduction,
+            "check_finite": check_finite,
+            "progress": progress,
+            "dtype": dtype,
+        }
         self.space = ParameterSpace(model, params)
+        self._arguments["params"] = self.space.selection  # an iterator is read by now
+        #: of vectors and of what is made of them
+        self.dtype = _checked_dtype(dtype, self.space.dtype)
         self.loss = output_loss(loss, reduction)
         self.check_finite = check_finite
         self._progress = progress
@@ -116,6 +131,10 @@ class Problem:
         self._totals: Totals | None = None
         self._by_linearisation = False
         self.watch = Watch()
+
+    def on(self, data: Any) -> Problem:
+        """The same model, loss and parameters on other data."""
+        return Problem(self._model, data=data, **self._arguments)
 
     # ------------------------------------------------------------------ scale
 
@@ -371,7 +390,8 @@ class Problem:
         state += [(id(t), t._version) for t in held]
         state += [t.data_ptr() for t in parts]
         kind = self.space.device.type
-        state.append(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind))
+        casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        state.append(casts or self._forward.casts)  # within a pass, autocast is switched off
         if self._cache.keeps:
             # p.data.copy_() and fused optimizers pass by the version counter; on CUDA the device is waited for once
             state += contents(parts)
@@ -447,6 +467,18 @@ class Problem:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._plans = book_of(self._model)
+
+
+def _checked_dtype(dtype: torch.dtype | None, own: torch.dtype) -> torch.dtype:
+    allowed = {own, dtype_of_sums(own)}
+    if dtype is None:
+        return own
+    if dtype not in allowed:
+        wanted = " or ".join(sorted(map(str, allowed)))
+        raise ValueError(
+            f"dtype: expected None or {wanted} for parameters in {own}, got {dtype!r}: nothing is computed in more"
+        )
+    return dtype
 
 
 def _checked_chunk(chunk: int | None) -> int | None:

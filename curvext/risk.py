@@ -43,6 +43,8 @@ class EmpiricalRisk(Problem):
         compile: products go through ``torch.compile``: True, or the name of a backend of it. The first product with
             H or R, and the first with G or F, for each shape of a batch takes seconds to minutes, those after it take
             less time than without, and kept linearisations more memory. What the model does may not depend on values.
+        dtype: of vectors and answers. None for that of the parameters; ``torch.float32`` for parameters in bf16 or
+            fp16, so that Lanczos and CG have their digits. The network still computes in its own.
         check_finite: also check vectors on CUDA for nan and inf, at the cost of a synchronisation.
 
     Raises:
@@ -64,7 +66,7 @@ class EmpiricalRisk(Problem):
         return self.totals.value * self.mean_scale()
 
     def gradient(self) -> Tensor:
-        """∇L as a flat vector ``[P]``, in the parameters' dtype."""
+        """∇L as a flat vector ``[P]``, in the dtype of vectors: the parameters' own, or ``dtype``."""
         with torch.inference_mode(False):  # it is added to where that is off
             total = torch.zeros(
                 self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device
@@ -74,7 +76,7 @@ class EmpiricalRisk(Problem):
             total.add_(torch.cat([g.reshape(-1) for g in at.gradient]))
 
         self.visit(add)
-        return total.mul_(self.mean_scale()).to(self.space.dtype)
+        return total.mul_(self.mean_scale()).to(self.dtype)
 
     def hessian(self) -> HessianOperator:
         """H = ∂²L/∂θ²."""

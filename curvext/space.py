@@ -65,6 +65,11 @@ class ParameterSpace:
                     "select parameters of one device"
                 )
 
+    @property
+    def selection(self) -> Selection:
+        """What was asked for as ``params``; an iterator as the list of what it gave."""
+        return self._selection
+
     def renew(self, model: nn.Module) -> None:
         """Takes the parameters that now stand under the names: those of before may have been replaced.
 

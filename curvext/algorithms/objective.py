@@ -85,9 +85,9 @@ class Objective:
     def hessp(self, x: Any, p: Any) -> Any:
         """H(x) p, a float64 array ``[P]``."""
         self.write(x)
-        space = self.risk.space
-        vector = from_array("objective: p", p).to(space.device, space.dtype)
-        return _array(getattr(self.risk, self.curvature)().matvec(vector))
+        operator = getattr(self.risk, self.curvature)()
+        vector = from_array("objective: p", p).to(operator.device, operator.dtype)
+        return _array(operator.matvec(vector))
 
     def hess(self, x: Any) -> ScipyOperator:
         """H(x) as a ``scipy.sparse.linalg.LinearOperator``; it stays that of ``x`` wherever the model is moved."""

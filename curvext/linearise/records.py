@@ -45,6 +45,8 @@ class Records:
     def dot(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
         """R v for K vectors in blocks, one tensor per parameter: ``[N, K]``."""
         total = self._zeros(self.samples, len(columns))
+        if not columns:
+            return total
         for parameter, arrange, use in self._uses:
             blocks = [arrange(v[parameter]) for v in columns]
             # one vector needs no copy
@@ -58,6 +60,8 @@ class Records:
         """Rᵀ c for c ``[K, N]``: flat vectors as rows ``[K, P]``."""
         c = c.to(self._dtype)
         rows = torch.empty(len(c), self._space.size, dtype=c.dtype, device=c.device)
+        if len(c) == 0:
+            return rows
         totals = [BlockSum(self._space, row) for row in rows]
         for parameter, arrange, use in self._uses:
             for total, part in zip(totals, use.weighted_sum(c), strict=True):
@@ -74,7 +78,9 @@ class Records:
         total = self._zeros(self.samples, other.samples)
         for parameter in range(len(self._parameters)):
             mine, theirs = self._uses_of(parameter), other._uses_of(parameter)
-            if len(mine) == 1 and len(theirs) == 1 and parameter not in self._rows:
+            written = parameter in self._rows or parameter in other._rows
+            shape = self._parameters[parameter].shape
+            if _alone(mine, theirs, shape) and not written:
                 total += mine[0][1].gram(theirs[0][1])
             elif mine or parameter in self._rows:
                 total += self._written_out(parameter) @ other._written_out(parameter).T
@@ -102,3 +108,14 @@ class Records:
         """Bytes that keeping this costs."""
         tensors = [*self._rows.values(), *(t for _, _, use in self._uses for t in use.kept())]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _alone(
+    mine: list[tuple[Arrangement, Use]], theirs: list[tuple[Arrangement, Use]], shape: torch.Size
+) -> bool:
+    """Whether there is one use on either side, of the same elements of the parameter in the same order."""
+    if len(mine) != 1 or len(theirs) != 1:
+        return False
+    seen = [uses[0][0](torch.empty(shape, device="meta")) for uses in (mine, theirs)]
+    places = [(view.shape, view.stride(), view.storage_offset()) for view in seen]
+    return places[0] == places[1]

@@ -119,11 +119,11 @@ class SquareSum:
         squares = gradient.to(self._dtype).square()
         self._sum.add(parameter, squares, sign=self._sign)
 
-    def named(self, scale: float) -> dict[str, Tensor]:
-        """The sums times ``scale`` by parameter; ends the summation."""
+    def named(self, scale: float, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The sums times ``scale`` by parameter, in ``dtype``; ends the summation."""
         blocks = self._sum.blocks()
         torch._foreach_mul_(blocks, scale)
-        return dict(zip(self._space.names, (b.to(self._space.dtype) for b in blocks), strict=True))
+        return dict(zip(self._space.names, (b.to(dtype) for b in blocks), strict=True))
 
 
 @dataclass(frozen=True)

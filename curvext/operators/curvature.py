@@ -30,8 +30,11 @@ class CurvatureOperator(LinearOperator):
         data: one batch, or a re-iterable of batches.
         params: None for all that require grad; names, glob patterns or a predicate.
         cache: "auto" keeps linearisations while half of the free memory lasts; True, False, or bytes.
-        forward, target, reduction, check_finite, compile: see :class:`curvext.EmpiricalRisk`.
+        forward, target, reduction, check_finite, compile, dtype: see :class:`curvext.EmpiricalRisk`.
     """
+
+    #: of vectors and answers
+    dtype: torch.dtype
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class CurvatureOperator(LinearOperator):
         self._problem = problem
         self.space = problem.space
         self.size = problem.space.size
-        self.dtype = problem.space.dtype
+        self.dtype = problem.dtype
         self.device = problem.space.device
         self.check_finite = problem.check_finite
 
@@ -77,7 +80,8 @@ class CurvatureOperator(LinearOperator):
     def _columns(self, columns: list[Tensor]) -> Tensor:
         space = self._problem.space
         dtype = dtype_of_sums(space.dtype)
-        blocks = [space.blocks(c.detach()) for c in columns]
+        columns, factors = self._taken([c.detach() for c in columns])
+        blocks = [space.blocks(c) for c in columns]
         totals: Tensor | None = None
 
         def add(at: Any) -> None:
@@ -99,10 +103,33 @@ class CurvatureOperator(LinearOperator):
 
         self._visit(add)
         assert totals is not None
-        return totals.mul_(self._scale()).to(space.dtype)
+        totals.mul_(self._scale())
+        if factors is not None:
+            totals.mul_(factors.unsqueeze(1))
+        return totals.to(self.dtype)
+
+    def _taken(self, columns: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """The columns as :meth:`_block` takes them, and what their products are multiplied with afterwards."""
+        return narrowed(columns, self._problem.space.dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
+
+
+def narrowed(columns: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
+    """Vectors in the dtype of the network's own arithmetic, and factors [K] to multiply their products with.
+
+    A unit vector of ten million entries is full of numbers that fp16 has few digits for, or none. So each is first
+    divided by a power of two, which loses nothing, to be of size one.
+    """
+    if all(c.dtype == dtype for c in columns):
+        return columns, None
+    largest = torch.stack([c.abs().max() if c.numel() else c.new_zeros(()) for c in columns])
+    # 0 and what is not finite keep the factor one
+    exponents = torch.frexp(largest).exponent.clamp(-120, 120)
+    usual = torch.isfinite(largest) & (largest > 0)
+    factors = torch.where(usual, torch.ldexp(torch.ones_like(largest), exponents), 1.0)
+    return [(c / f).to(dtype) for c, f in zip(columns, factors, strict=True)], factors
 
 
 def pulled_back(at: Linearisation, outputs: list[Tensor]) -> Iterator[Blocks]:

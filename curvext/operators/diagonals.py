@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from curvext.arguments import as_choice
 from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.fisher import FisherOperator, MCFisherOperator
 from curvext.operators.ggn import GGNOperator
-from curvext.space import Selection
+from curvext.space import Selection, dtype_of_sums
 
 #: nothing follows that could use what is kept, nor needs a look at whether it is still fresh
 _ONCE: dict[str, Any] = {"cache": False}
@@ -25,6 +26,7 @@ def fisher_diagonal(
     params: Selection = None,
     samples: int = 1,
     seed: int = 0,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """The diagonal of a Fisher matrix by parameter.
@@ -39,10 +41,11 @@ def fisher_diagonal(
             "mc": ``samples`` labels drawn from the model, the diagonal of :class:`MCFisherOperator`;
             "exact": all labels, one backward pass for each output of a sample.
         samples, seed: for "mc".
+        dtype: of the answer; None for float32 where parameters are in bf16 or fp16, else the parameters' own.
         options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
 
     Returns:
-        ``{name: tensor}`` in the shapes and the dtype of the parameters.
+        ``{name: tensor}`` in the shapes of the parameters.
 
     Raises:
         ValueError: ``kind`` is unknown, or the loss has no likelihood for "mc" and "exact".
@@ -55,6 +58,7 @@ def fisher_diagonal(
         {'weight': tensor([[2., 2.]])}
     """
     kind = as_choice("fisher_diagonal: kind", kind, ("empirical", "mc", "exact"))
+    _check_dtype("fisher_diagonal", dtype)
     options = _ONCE | options
     operator: EmpiricalFisherOperator | FisherOperator | MCFisherOperator
     if kind == "empirical":
@@ -65,7 +69,7 @@ def fisher_diagonal(
         )
     else:
         operator = FisherOperator(model, loss, data, params, **options)
-    return operator.named_diagonal()
+    return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
 
 def ggn_diagonal(
@@ -73,6 +77,7 @@ def ggn_diagonal(
     loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
     data: Any,
     params: Selection = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """The exact diagonal of the generalized Gauss-Newton matrix by parameter.
@@ -83,10 +88,11 @@ def ggn_diagonal(
 
     Args:
         model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
+        dtype: of the answer; None for float32 where parameters are in bf16 or fp16, else the parameters' own.
         options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
 
     Returns:
-        ``{name: tensor}`` in the shapes and the dtype of the parameters, in units of L.
+        ``{name: tensor}`` in the shapes of the parameters, in units of L.
 
     Raises:
         ValueError, TypeError: an argument does not fit, or the loss has no H_ℓ by samples.
@@ -97,8 +103,9 @@ def ggn_diagonal(
         >>> cx.ggn_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         {'weight': tensor([[1.0000, 1.0000]])}
     """
+    _check_dtype("ggn_diagonal", dtype)
     operator = GGNOperator(model, loss, data, params, **_ONCE | options)
-    return operator.named_diagonal()
+    return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
 
 def per_sample_gradient_norms(
@@ -106,16 +113,18 @@ def per_sample_gradient_norms(
     loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
     data: Any,
     params: Selection = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Tensor:
     """‖g_n‖ for every sample, with g_n as in :func:`fisher_diagonal`. One backward pass for each batch.
 
     Args:
         model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
+        dtype: of the answer; None for float32 where parameters are in bf16 or fp16, else the parameters' own.
         options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
 
     Returns:
-        ``[N]`` in the order of the data, in the dtype of the parameters.
+        ``[N]`` in the order of the data.
 
     Raises:
         ValueError, TypeError: an argument does not fit, or a custom loss couples the samples of a batch.
@@ -127,5 +136,11 @@ def per_sample_gradient_norms(
         >>> cx.per_sample_gradient_norms(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         tensor([2., 2.])
     """
+    _check_dtype("per_sample_gradient_norms", dtype)
     operator = EmpiricalFisherOperator(model, loss, data, params, **_ONCE | options)
-    return operator.gradient_norms()
+    return operator.gradient_norms(dtype or dtype_of_sums(operator.dtype))
+
+
+def _check_dtype(where: str, dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"{where}: dtype: expected None or a floating dtype, got {dtype!r}")

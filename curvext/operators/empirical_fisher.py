@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +17,11 @@ from curvext.linearise.sums import SquaredNorms, SquareSum
 from curvext.linearise.tape import Tape
 from curvext.linearise.widened import in_float64
 from curvext.losses import LossPoint
-from curvext.operators.curvature import Blocks, CurvatureOperator
-from curvext.operators.linear import Vector
+from curvext.operators.curvature import Blocks, CurvatureOperator, narrowed
+from curvext.operators.linear import LinearOperator, Vector
 from curvext.problem import Problem
 from curvext.results import EigenResult
-from curvext.space import Selection
+from curvext.space import ParameterSpace, Selection, dtype_of_sums
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing.Self needs Python 3.11
@@ -86,12 +87,19 @@ class EmpiricalFisherOperator(CurvatureOperator):
         else:
             self._problem.visit_records(lambda batch, number: visitor(batch))
 
+    def _taken(self, columns: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        # records take vectors of any dtype
+        return super()._taken(columns) if self._per == "token" else (columns, None)
+
     def _block(
         self, at: Linearisation | Records, columns: list[Blocks]
     ) -> Tensor | Iterator[Blocks]:
         if isinstance(at, Records):
             return at.weighted_sum(at.dot(columns).T)
-        return self._pulled_back(at, columns)
+        if self._per == "token":
+            return self._pulled_back(at, columns)
+        blocks, factors = _narrowed_blocks(columns, self._problem.space)
+        return _times(self._pulled_back(at, blocks), factors)
 
     def _pulled_back(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
         residual = at.point.residual_by_sample
@@ -125,8 +133,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
         """
         return self.flatten(self.named_diagonal())
 
-    def named_diagonal(self) -> dict[str, Tensor]:
-        """The same by parameter, without the flat vector."""
+    def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
         squares = SquareSum(self._problem.space)
 
         def add(tape: Tape, point: LossPoint) -> None:
@@ -135,12 +143,17 @@ class EmpiricalFisherOperator(CurvatureOperator):
             squares.play(tape, ((column, 1.0) for column in columns))
 
         self._problem.visit_tapes(add)
-        return squares.named(self._scale())
+        return squares.named(self._scale(), dtype or self.dtype)
 
-    def gradient_norms(self) -> Tensor:
-        """‖g_n‖ for every sample in the order of the data, ``[N]``; one backward pass for each batch."""
+    def gradient_norms(self, dtype: torch.dtype | None = None) -> Tensor:
+        """‖g_n‖ for every sample in the order of the data, ``[N]``; one backward pass for each batch.
+
+        In ``dtype``, or that of the operator.
+        """
         self._samples_only("gradient_norms")
-        return self._squared_norms().sqrt_().mul_(self._problem.sample_scale()).to(self.dtype)
+        with self._problem.watch.in_order(_ROWS_GIVEN):
+            squared = self._squared_norms()
+        return squared.sqrt_().mul_(self._problem.sample_scale()).to(dtype or self.dtype)
 
     def trace(self) -> Tensor:
         """tr F_emp, exact: the mean squared gradient norm."""
@@ -148,14 +161,131 @@ class EmpiricalFisherOperator(CurvatureOperator):
             return self.diagonal().sum()
         return self._squared_norms().sum().mul_(self._problem.outer_scale()).to(self.dtype)
 
-    def gram(self) -> Tensor:
-        """⟨g_n, g_m⟩ for all pairs of samples in the order of the data, ``[N, N]``.
+    def products(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """⟨g_n, v⟩ for every sample, in the order of the data; R v with R the matrix of rows g_nᵀ.
+
+        How far sample n's loss falls along −v: influence, TracIn and gradient similarity are this with other v.
+
+        Args:
+            v: flat ``[P]`` or ``[P, K]``, or ``{name: tensor}``, of :attr:`dtype`.
+
+        Returns:
+            ``[N]``, or ``[N, K]`` for K columns, in :attr:`dtype`, without a graph.
+
+        Raises:
+            TypeError, ValueError: ``v`` does not fit, or contains nan or inf, where an operator looks.
+            ValueError: the operator is per token, or a custom loss couples the samples of a batch.
+
+        Cost: with records kept one product of two matrices for each layer; else a backward pass for each batch.
+
+        Example:
+            >>> import torch, curvext as cx
+            >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+            >>> _ = torch.nn.init.ones_(model.weight)
+            >>> E = cx.EmpiricalFisherOperator(model, loss, (torch.eye(2), torch.zeros(2, 1)))
+            >>> E.products(torch.tensor([1.0, 3.0]))
+            tensor([2., 6.])
+        """
+        self._samples_only("products")
+        vector = self.flatten(v) if isinstance(v, Mapping) else v
+        self._check(vector, "products: v", 1, 2)
+        columns = vector.detach().reshape(self.size, -1) if vector.ndim == 1 else vector.detach()
+        rows = _SampleGradients(self._problem, order=_ROWS_GIVEN).times(columns)
+        rows = rows.mul_(self._problem.sample_scale()).to(self.dtype)
+        return rows[:, 0] if vector.ndim == 1 else rows
+
+    def weighted(self, c: Tensor) -> Tensor:
+        """Σ_n c_n g_n; Rᵀ c with R the matrix of rows g_nᵀ, the transpose of :meth:`products`.
+
+        With c = 1/N, and "mean", it is the gradient of the risk.
+
+        Args:
+            c: ``[N]`` or ``[N, K]``, of :attr:`dtype`, in the order of the data.
+
+        Returns:
+            Flat ``[P]``, or ``[P, K]`` for K columns, in :attr:`dtype`, without a graph.
+
+        Raises:
+            TypeError, ValueError: ``c`` does not fit, or contains nan or inf, where an operator looks.
+            ValueError: the operator is per token; a loader gave the samples in another order than to what was
+                asked for before by sample; or a custom loss couples the samples of a batch.
+
+        Cost: as :meth:`products`.
+
+        Example:
+            >>> import torch, curvext as cx
+            >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+            >>> _ = torch.nn.init.ones_(model.weight)
+            >>> E = cx.EmpiricalFisherOperator(model, loss, (torch.eye(2), torch.zeros(2, 1)))
+            >>> E.weighted(torch.tensor([0.5, 1.0]))
+            tensor([1., 2.])
+        """
+        self._samples_only("weighted")
+        self._check_form(c, "weighted: c")
+        if c.ndim not in (1, 2):
+            raise ValueError(f"weighted: c: expected shape [N] or [N, K], got {list(c.shape)}")
+        columns = c.detach().unsqueeze(1) if c.ndim == 1 else c.detach()
+        gradients = _SampleGradients(self._problem, order=_ROWS_GIVEN, begun=True)
+        total = gradients.transposed_times(columns, "weighted: c")
+        total = total.mul_(self._problem.sample_scale()).to(self.dtype)
+        return total[:, 0] if c.ndim == 1 else total
+
+    def gram(self, other: EmpiricalFisherOperator | Problem | Any = None) -> Tensor:
+        """⟨g_n, g_m⟩ for all pairs of samples, or ⟨g_n, g'_m⟩ with those of other data or another risk.
 
         Batches are met in pairs: with the records cached one pass, else one more for each batch.
+
+        Args:
+            other: None for this operator's own samples; data, of the same model and loss; or the
+                empirical Fisher or the risk of the same parameters: same names and shapes.
+
+        Returns:
+            ``[N, N']`` in the orders of the data, in :attr:`dtype`; g in the units of each risk.
+
+        Raises:
+            TypeError, ValueError: ``other`` is none of these, or has other parameters, dtype or device.
+            ValueError: one of the two is per token, or some parameter has no fast path and its gradients are
+                too large to write out.
         """
         self._samples_only("gram")
-        gram = _SampleGradients(self._problem).gram()
-        return gram.mul_(self._problem.sample_scale() ** 2).to(self.dtype)
+        if other is None:
+            gram = _SampleGradients(self._problem).gram()
+            return gram.mul_(self._problem.sample_scale() ** 2).to(self.dtype)
+        theirs = self._other_problem(other)
+        gram = _SampleGradients(self._problem).gram_with(_SampleGradients(theirs))
+        gram.mul_(self._problem.sample_scale()).mul_(theirs.sample_scale())
+        return gram.to(self.dtype)
+
+    def _other_problem(self, other: EmpiricalFisherOperator | Problem | Any) -> Problem:
+        """The problem of :meth:`gram`'s argument, on the same parameters."""
+        if isinstance(other, EmpiricalFisherOperator):
+            other._samples_only("gram: other")
+            problem = other._problem
+        elif isinstance(other, Problem):
+            problem = other
+        elif isinstance(other, (LinearOperator, nn.Module)):
+            raise TypeError(
+                "gram: other: expected data, a risk or an EmpiricalFisherOperator, got "
+                f"{type(other).__name__}"
+            )
+        else:
+            try:
+                problem = self._problem.on(other)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"gram: other: {error}") from error
+        mine, theirs = self._problem.space, problem.space
+        if mine.shapes != theirs.shapes or mine.names != theirs.names:
+            raise ValueError(
+                f"gram: other: it is of the parameters {_shown(theirs.shapes)}, this one of "
+                f"{_shown(mine.shapes)}; both must have the same names and shapes"
+            )
+        for what in ("dtype", "device"):
+            if getattr(mine, what) != getattr(theirs, what):
+                raise ValueError(
+                    f"gram: other: its parameters have {what} {getattr(theirs, what)}, those of this one "
+                    f"{getattr(mine, what)}"
+                )
+        return problem
 
     def solve(self, b: Vector, damping: float = 1e-3) -> Vector:
         """(F_emp + λ I)⁻¹ b, exactly, through the N×N Gram matrix (Woodbury).
@@ -249,9 +379,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         gram = rows.gram().double()
         scale = self._problem.outer_scale()
         values, vectors = torch.linalg.eigh(gram.mul_(scale))
-        floor = (
-            max(float(values[-1]), 0.0) * len(values) * torch.finfo(self._problem.space.dtype).eps
-        )
+        floor = max(float(values[-1]), 0.0) * len(values) * torch.finfo(self.dtype).eps
         rank = min(int((values > floor).sum()), self.size)
         k = as_integer("eigh: k", k, 1, rank, "the numerical rank of F_emp here")
         values, vectors = values[-k:], vectors[:, -k:]
@@ -262,7 +390,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         basis, triangle = torch.linalg.qr(lifted.double())
         basis = (basis * triangle.diagonal().sign()).to(self.dtype)
         residuals = (self.matmat(basis) - basis * values.to(self.dtype)).norm(dim=0)
-        tolerance = 100 * torch.finfo(self._problem.space.dtype).eps ** 0.5 * float(values[-1])
+        tolerance = 100 * torch.finfo(self.dtype).eps ** 0.5 * float(values[-1])
         return EigenResult(
             values.to(self.dtype),
             basis,
@@ -289,6 +417,13 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
 #: what the order of the data matters to
 _ROWS = "the rows of the Gram matrix go"
+#: and that in which products and norms were given out, which weights go by
+_ROWS_GIVEN = "the weights of samples go"
+
+
+def _shown(shapes: Mapping[str, torch.Size]) -> str:
+    words = [f"{name} {list(shape)}" for name, shape in list(shapes.items())[:5]]
+    return ", ".join(words) + (" ..." if len(shapes) > 5 else "")
 
 
 class _SampleGradients:
@@ -297,14 +432,21 @@ class _SampleGradients:
     Args:
         problem: the risk.
         wide: whether products are computed in float64, whatever the parameters are in.
+        order: what the order of the rows matters to.
+        begun: whether the rows must come as they did before for the same.
     """
 
-    def __init__(self, problem: Problem, wide: bool = False) -> None:
+    def __init__(
+        self, problem: Problem, wide: bool = False, order: str = _ROWS, begun: bool = False
+    ) -> None:
         self._problem = problem
         self._wide = wide
-        self._begun = False
+        self._order = order
+        self._begun = begun
         #: of the vectors
-        self.dtype = torch.float64 if wide else problem.space.dtype
+        self.dtype = torch.float64 if wide else problem.dtype
+        #: of what is added up
+        self._sums = dtype_of_sums(self.dtype)
 
     def gram(self) -> Tensor:
         """R Rᵀ, ``[N, N]``."""
@@ -328,37 +470,109 @@ class _SampleGradients:
         gram = torch.cat(rows)
         return (gram + gram.T) / 2
 
+    def gram_with(self, other: _SampleGradients) -> Tensor:
+        """R R'ᵀ with the gradients of another problem, ``[N, N']``."""
+        rows: list[Tensor] = []
+
+        kind = self._problem.space.device.type
+        casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+
+        def outer(left: Records | Linearisation, i: int) -> None:
+            records = self._recorded(left)
+            row: list[Tensor] = []
+            # within a pass the caller's autocast is switched off
+            with torch.autocast(kind, casts) if casts else nullcontext():
+                other._visit(lambda right, j: row.append(records.gram(other._recorded(right))))
+            rows.append(torch.cat(row, 1))
+
+        self._visit(outer)
+        return torch.cat(rows)
+
     def times(self, b: Tensor) -> Tensor:
         """R b, ``[N, K]`` for b ``[P, K]``."""
         columns = [self._problem.space.blocks(c) for c in b.T.contiguous()]
         parts: list[Tensor] = []
-        self._visit(lambda batch, _: parts.append(self._recorded(batch).dot(columns)))
+
+        def multiply(batch: Records | Linearisation, number: int) -> None:
+            if self._wide or isinstance(batch, Records):
+                parts.append(self._recorded(batch).dot(columns))
+            else:
+                parts.append(_slopes(batch, columns, self._problem.space))
+
+        self._visit(multiply)
         return torch.cat(parts)
 
-    def transposed_times(self, c: Tensor) -> Tensor:
-        """Rᵀ c, ``[P, K]`` for c ``[N, K]``."""
-        total = c.new_zeros(self._problem.space.size, c.shape[1])
+    def transposed_times(self, c: Tensor, where: str = "") -> Tensor:
+        """Rᵀ c, ``[P, K]`` for c ``[N, K]``.
+
+        Raises:
+            ValueError: c has another number of rows, ``where`` says whose.
+        """
+        total = torch.zeros(
+            self._problem.space.size,
+            c.shape[1],
+            dtype=self._sums,
+            device=self._problem.space.device,
+        )
         start = 0
 
         def add(batch: Records | Linearisation, number: int) -> None:
             nonlocal start
-            records = self._recorded(batch)
-            products = records.weighted_sum(c[start : start + records.samples].T.contiguous())
-            total.add_(products.T)
-            start += records.samples
+            samples = batch.samples if isinstance(batch, Records) else len(batch.point.residual)
+            weights = c[start : start + samples].T
+            start += samples
+            if weights.shape[1] < samples:
+                return  # the pass goes on to tell how many there are
+            if self._wide or isinstance(batch, Records):
+                total.add_(self._recorded(batch).weighted_sum(weights.contiguous()).T)
+            else:
+                _add_pulled_back(total, batch, weights)
 
         self._visit(add)
+        if start != len(c):
+            raise ValueError(f"{where}: expected {start} rows, one for each sample, got {len(c)}")
         return total
 
     def _visit(self, visitor: Callable[[Records | Linearisation, int], None]) -> None:
         """All passes of one R go by the same rows."""
-        with self._problem.watch.in_order(_ROWS, always=self._begun):
+        with self._problem.watch.in_order(self._order, always=self._begun):
             self._begun = True
             self._problem.visit_records(visitor)
 
     def _recorded(self, batch: Records | Linearisation) -> Records:
         records = _recorded(batch)
         return in_float64(records) if self._wide else records
+
+
+def _narrowed_blocks(columns: list[Blocks], space: ParameterSpace) -> tuple[list[Blocks], Any]:
+    """:func:`narrowed` of vectors in blocks."""
+    flat = [torch.cat([b.reshape(-1) for b in v]) for v in columns]
+    vectors, factors = narrowed(flat, space.dtype)
+    return [space.blocks(v) for v in vectors], factors
+
+
+def _times(products: Iterator[Blocks], factors: Tensor | None) -> Iterator[Blocks]:
+    for k, product in enumerate(products):
+        yield product if factors is None else [p.to(factors.dtype) * factors[k] for p in product]
+
+
+def _slopes(at: Linearisation, columns: list[Blocks], space: ParameterSpace) -> Tensor:
+    """⟨r_n, v⟩ for each v by forward mode, ``[N, K]``: for gradients that are too large to write out."""
+    residual = at.point.residual_by_sample.to(dtype_of_sums(space.dtype))
+    blocks, factors = _narrowed_blocks(columns, space)
+    slopes = [(residual * at.jvp(v)).reshape(len(residual), -1).sum(1) for v in blocks]
+    if not slopes:
+        return residual.new_zeros(len(residual), 0)
+    return torch.stack(slopes, 1) if factors is None else torch.stack(slopes, 1) * factors
+
+
+def _add_pulled_back(total: Tensor, at: Linearisation, weights: Tensor) -> None:
+    """Adds Σ_n c_kn r_n for c ``[K, N]`` to ``total`` [P, K]."""
+    residual = at.point.residual_by_sample
+    for k, c in enumerate(weights):
+        weighted = residual * c.to(residual.dtype).view([-1] + [1] * (residual.ndim - 1))
+        pulled = at.vjp(weighted, last=k == len(weights) - 1)
+        total[:, k] += torch.cat([p.reshape(-1) for p in pulled])
 
 
 def _recorded(batch: Records | Linearisation) -> Records:

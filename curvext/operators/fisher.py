@@ -123,8 +123,8 @@ class MCFisherOperator(CurvatureOperator):
         """The diagonal of this estimate, ``[P]``, exact; one backward pass for each draw."""
         return self.flatten(self.named_diagonal())
 
-    def named_diagonal(self) -> dict[str, Tensor]:
-        """The same by parameter, without the flat vector."""
+    def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
         squares = SquareSum(self._problem.space)
 
         def add(tape: Tape, point: LossPoint) -> None:
@@ -133,7 +133,7 @@ class MCFisherOperator(CurvatureOperator):
 
         with self._problem.watch.in_order(_LABELS, always=True):
             self._problem.visit_tapes(add)
-        return squares.named(self._scale())
+        return squares.named(self._scale(), dtype or self.dtype)
 
     def trace(self) -> Tensor:
         """The trace of this estimate, at the cost of :meth:`diagonal`."""

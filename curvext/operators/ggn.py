@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from curvext.linearise.jacobian import Linearised
@@ -46,11 +47,11 @@ class GGNOperator(CurvatureOperator):
         """
         return self.flatten(self.named_diagonal())
 
-    def named_diagonal(self) -> dict[str, Tensor]:
-        """The same by parameter, without the flat vector."""
+    def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
         squares = SquareSum(self._problem.space)
         self._problem.visit_tapes(lambda tape, point: squares.play(tape, point.root_columns()))
-        return squares.named(self._problem.mean_scale())
+        return squares.named(self._problem.mean_scale(), dtype or self.dtype)
 
     def trace(self) -> Tensor:
         """tr G, exact, at the cost of :meth:`diagonal`."""

@@ -221,6 +221,11 @@ class LinearOperator(ABC):
             shapes = {1: f"[{self.size}]", 2: f"[{self.size}, K]"}
             wanted = " or ".join(shapes[n] for n in ndim)
             raise ValueError(f"{where}: expected shape {wanted}, got {list(v.shape)}")
+        self._check_form(v, where)
+
+    def _check_form(self, v: Any, where: str) -> None:
+        """Whatever its shape: dense, of the operator's dtype and device, and finite where that is looked at."""
+        check_dense(where, v)
         if self.dtype is not None and v.dtype != self.dtype:
             raise TypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
         if self.device is not None and v.device != self.device:
