@@ -22,6 +22,12 @@ from curvext.algorithms import (
     take_step,
     trace,
 )
+from curvext.kronecker import (
+    BlockDiagonalOperator,
+    EKFACOperator,
+    KFACOperator,
+    ShampooOperator,
+)
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -40,16 +46,20 @@ from curvext.risk import EmpiricalRisk
 from curvext.storage import load_diagonal, save_diagonal
 
 __all__ = [
+    "BlockDiagonalOperator",
     "CausalLMLoss",
+    "EKFACOperator",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
     "FisherOperator",
     "GGNOperator",
     "HessianOperator",
     "Identity",
+    "KFACOperator",
     "LinearOperator",
     "MCFisherOperator",
     "ModelCurvatureOperator",
+    "ShampooOperator",
     "__version__",
     "cg",
     "compare",

@@ -47,6 +47,7 @@ class _Share:
 
 
 Compiled = TypeVar("Compiled", CompiledJacobian, CompiledHessian)
+Derived = TypeVar("Derived")
 Item = TypeVar("Item", KeptGraph, CompiledJacobian, CompiledHessian, HeadLinearisation, Records)
 
 
@@ -175,6 +176,15 @@ class Problem:
         """
         totals = self.totals
         return self.loss.own_labels_share(totals.divisor / totals.samples)
+
+    def derived(self, slot: Hashable, make: Callable[[], Derived]) -> Derived:
+        """What ``make`` makes of the model as it is, kept in ``slot`` until that changes, where the budget allows."""
+        self.refresh()
+        kept: Derived | None = self._cache.get(slot, 0)
+        if kept is None:
+            kept = make()
+            self._cache.offer(slot, 0, kept)
+        return kept
 
     # ------------------------------------------------------------------ passes over the data
 
@@ -445,7 +455,7 @@ class Problem:
             f"loss: {type(self.loss).__name__} ({self.loss.reduction})",
             "products: "
             + ("by the kept graph" if self._compiler is None else f"compiled, {self._compiler}"),
-            f"kept: {len(self._cache)} batches' linearisations or records, {self._cache.nbytes / 2**20:.1f} MiB",
+            f"kept: {len(self._cache)} linearisations, records and factors, {self._cache.nbytes / 2**20:.1f} MiB",
             "empirical-Fisher diagonal and per-sample norms, by parameter:",
         ]
         paths: dict[int, set[str]] = {}

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from curvext.kronecker import (
+    BlockDiagonalOperator,
+    EKFACOperator,
+    KFACOperator,
+    ShampooOperator,
+)
 from curvext.linearise.jacobian import Linearisation
 from curvext.operators import (
     EmpiricalFisherOperator,
@@ -101,3 +109,19 @@ class EmpiricalRisk(Problem):
     def empirical_fisher(self, per: str = "sample") -> EmpiricalFisherOperator:
         """F_emp = (1/N) Σ_n g_n g_nᵀ."""
         return EmpiricalFisherOperator.of(self, per)
+
+    def kfac(self, **options: Any) -> KFACOperator:
+        """The blocks of a Fisher matrix as Γ ⊗ A; ``options`` are those of :class:`curvext.KFACOperator`."""
+        return KFACOperator.of(self, **options)
+
+    def ekfac(self, **options: Any) -> EKFACOperator:
+        """The same eigenbasis with exact eigenvalues; ``options`` are those of :class:`curvext.EKFACOperator`."""
+        return EKFACOperator.of(self, **options)
+
+    def shampoo(self, **options: Any) -> ShampooOperator:
+        """By the sides of every datum's gradient; ``options`` are those of :class:`curvext.ShampooOperator`."""
+        return ShampooOperator.of(self, **options)
+
+    def block_diagonal(self, **options: Any) -> BlockDiagonalOperator:
+        """Exact diagonal blocks; ``options`` are those of :class:`curvext.BlockDiagonalOperator`."""
+        return BlockDiagonalOperator.of(self, **options)

@@ -21,6 +21,7 @@ LEVELS = [
     {"linearise"},
     {"problem"},
     {"operators", "algorithms"},
+    {"kronecker"},
     {"risk"},
     {"report"},
     {"__main__"},

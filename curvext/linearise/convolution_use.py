@@ -27,6 +27,7 @@ class ConvolutionUse(Use):
         outer: ``[N, R, O, *positions]``.
         shape: D.
         stride, padding, dilation, groups: of the convolution.
+        transposed: whether it is a transposed one, so that ``inner`` is the gradient and ``outer`` the input.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ConvolutionUse(Use):
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
         groups: int,
+        transposed: bool = False,
     ) -> None:
         self._inner = inner
         self._outer = outer
@@ -46,6 +48,42 @@ class ConvolutionUse(Use):
         self._padding = padding
         self._dilation = dilation
         self._groups = groups
+        self.transposed = transposed
+
+    @property
+    def input(self) -> Tensor:
+        """What the layer was given, ``[N, R, I, *spatial]``."""
+        return self._outer if self.transposed else self._inner
+
+    @property
+    def gradient(self) -> Tensor:
+        """g at what it gave, ``[N, R, O, *positions]``."""
+        return self._inner if self.transposed else self._outer
+
+    @property
+    def shape(self) -> torch.Size:
+        """D."""
+        return self._shape
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Steps of the window."""
+        return self._stride
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Zeros on each side."""
+        return self._padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Steps within the window."""
+        return self._dilation
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return self._groups
 
     def square(self) -> Tensor:
         total = None

@@ -126,6 +126,7 @@ def _convolution_weight(
         padding=_full(saved.padding, spatial),
         dilation=_full(saved.dilation, spatial),
         groups=saved.groups,
+        transposed=saved.transposed,
     )
 
 
@@ -153,9 +154,10 @@ def _embedding(
     index = layout.samples_first(indices, samples).reshape(samples, -1)
     rows = layout.samples_first(g, samples).reshape(samples, -1, g.shape[-1])
     skipped = saved.padding_idx
-    if skipped < 2**63:  # "none" is stored as -1 in an unsigned field
-        rows = rows * (index != skipped).unsqueeze(2)
-    return RowsUse(index, rows, shape)
+    if skipped >= 2**63:  # "none" is stored as -1 in an unsigned field
+        return RowsUse(index, rows, shape)
+    present = index != skipped
+    return RowsUse(index, rows * present.unsqueeze(2), shape, present)
 
 
 # ---------------------------------------------------------------------- normalisation

@@ -20,6 +20,7 @@ from curvext import data
 from curvext.linearise.attention import UNORDERED, in_fixed_order
 from curvext.linearise.autograd_graph import Graph, leaf_variable
 from curvext.linearise.layout import Layout, Probe, sketch
+from curvext.linearise.partners import partners
 from curvext.linearise.plan import Plan, PlanBook, Schedule, Site
 from curvext.linearise.rules import Saved, rule_for
 from curvext.linearise.selections import Arrangement
@@ -84,6 +85,10 @@ class Tape:
         if self._graph is None:
             return dict.fromkeys(range(len(self._parameters)), "unused")
         return {i: route.path for i, route in enumerate(self._plan.routes)}
+
+    def partners(self) -> dict[int, int]:
+        """{bias: weight} by number, of biases that are used with that weight alone, and with each of its uses."""
+        return {} if self._graph is None else partners(self._graph)
 
     def written_out(self, summands: bool) -> int:
         """How many elements of per-sample gradients :meth:`play` will hand over written out."""

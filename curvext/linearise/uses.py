@@ -159,12 +159,16 @@ class RowsUse(Use):
         index: ``[N, S]`` int64.
         g: ``[N, S, F]``.
         shape: D = (rows, F).
+        present: ``[N, S]``, false where padding was looked up, whose g is zero; None if it is true everywhere.
     """
 
-    def __init__(self, index: Tensor, g: Tensor, shape: torch.Size) -> None:
+    def __init__(
+        self, index: Tensor, g: Tensor, shape: torch.Size, present: Tensor | None = None
+    ) -> None:
         self.index = index
         self.g = g
         self.shape = shape
+        self.present = present
 
     def _merged(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sample, row and gradient of each distinct (sample, row): [U], [U], [U, F]."""
@@ -206,7 +210,7 @@ class RowsUse(Use):
         return torch.stack([self.sample(n).flatten() for n in range(self.index.shape[0])])
 
     def kept(self) -> Sequence[Tensor]:
-        return (self.index, self.g)
+        return (self.index, self.g) if self.present is None else (self.index, self.g, self.present)
 
 
 class SumUse(Use):
@@ -299,7 +303,8 @@ def join(uses: Sequence[Use], samples: int) -> Use:
     tables = [u for u in uses if isinstance(u, RowsUse)]
     if len(tables) == len(uses):
         index = torch.cat([u.index for u in tables], 1)
-        return RowsUse(index, torch.cat([u.g for u in tables], 1), tables[0].shape)
+        g = torch.cat([u.g for u in tables], 1)
+        return RowsUse(index, g, tables[0].shape, _present(tables))
     if matrices and tables and len(matrices) + len(tables) == len(uses):
         matrix, table = join(matrices, samples), join(tables, samples)
         assert isinstance(matrix, OuterUse) and isinstance(table, RowsUse)
@@ -308,6 +313,17 @@ def join(uses: Sequence[Use], samples: int) -> Use:
     if len(written) == len(uses):
         return DirectUse(torch.stack(written).sum(0))
     return SumUse(uses, samples)
+
+
+def _present(tables: Sequence[RowsUse]) -> Tensor | None:
+    """Which positions of several look-ups are no padding."""
+    if all(table.present is None for table in tables):
+        return None
+    masks = [
+        torch.ones_like(t.index, dtype=torch.bool) if t.present is None else t.present
+        for t in tables
+    ]
+    return torch.cat(masks, 1)
 
 
 def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class MCFisherOperator(CurvatureOperator):
         self._seed = as_integer("MCFisherOperator: seed", seed)
 
     def _visit(self, visitor: Callable[[Any], None]) -> None:
-        with self._problem.watch.in_order(_LABELS, always=True):
+        with self._problem.watch.in_order(LABELS, always=True):
             super()._visit(visitor)
 
     def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
@@ -131,7 +131,7 @@ class MCFisherOperator(CurvatureOperator):
             draws = range(self._samples)
             squares.play(tape, ((point.sampled(self._seed, k, tape.first), 1.0) for k in draws))
 
-        with self._problem.watch.in_order(_LABELS, always=True):
+        with self._problem.watch.in_order(LABELS, always=True):
             self._problem.visit_tapes(add)
         return squares.named(self._scale(), dtype or self.dtype)
 
@@ -141,7 +141,7 @@ class MCFisherOperator(CurvatureOperator):
 
 
 #: what the order of the data matters to
-_LABELS = "the labels drawn for samples go"
+LABELS = "the labels drawn for samples go"
 
 
 def _check_likelihood(problem: Problem, owner: str) -> None:

@@ -1,0 +1,304 @@
+"""One block of a block-diagonal matrix: a Kronecker product, a dense matrix or a diagonal."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from curvext.kronecker.forms import Form
+from curvext.kronecker.spectral import Spectral, eigenbasis, symmetric
+from curvext.operators.linear import DENSE_LIMIT, LinearOperator
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a block is made of.
+
+    Attributes:
+        a: A, ``[I, I]``, with the row and column of a joint bias last; ``[I]`` where it is diagonal; None for a block
+            that is no Kronecker product. For Shampoo R. A grouped convolution has its groups in front.
+        g: Γ, ``[O, O]`` or ``[O]`` likewise; for Shampoo L; the matrix or its diagonal for any other block.
+    """
+
+    a: Tensor | None
+    g: Tensor
+
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return sum(t.numel() * t.element_size() for t in (self.a, self.g) if t is not None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block stands.
+
+    Attributes:
+        params: names of its parameters, in the order of the flat vector.
+        slices: where each of them lies in the flat vector.
+        dtype: of vectors; products are computed in that of the factors.
+    """
+
+    params: tuple[str, ...]
+    slices: tuple[slice, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """The length of the block's vectors."""
+        return sum(s.stop - s.start for s in self.slices)
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The block's part of flat vectors ``[K, P]``, ``[K, n]``."""
+        if len(self.slices) == 1:
+            return rows[:, self.slices[0]]
+        return torch.cat([rows[:, s] for s in self.slices], 1)
+
+    def write(self, rows: Tensor, part: Tensor) -> None:
+        """Writes the block's part to flat vectors ``[K, P]``."""
+        start = 0
+        for s in self.slices:
+            width = s.stop - s.start
+            rows[:, s] = part[:, start : start + width]
+            start += width
+
+
+class Block(LinearOperator):
+    """A symmetric block; its vectors are its parameters one after the other.
+
+    Attributes:
+        params: names of its parameters.
+        structure: "kronecker", "dense" or "diagonal".
+        factors: what it is made of.
+        why: why it has this structure, in words.
+    """
+
+    def __init__(
+        self, place: Place, form: Form, factors: Factors, structure: str, why: str = ""
+    ) -> None:
+        self.place = place
+        self.form = form
+        self.factors = factors
+        self.structure = structure
+        self.why = why
+        self.params = place.params
+        self.size = place.size
+        self.dtype = place.dtype
+        self.device = factors.g.device
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """The product with vectors ``[K, n]`` in the dtype of the factors."""
+
+    @property
+    @abstractmethod
+    def spectral(self) -> Spectral:
+        """Its eigenvalues and eigenvectors."""
+
+    @abstractmethod
+    def diagonal_in_sums(self) -> Tensor:
+        """The diagonal ``[n]`` in the dtype of the factors."""
+
+    @property
+    def sums(self) -> torch.dtype:
+        """The dtype of the factors, in which is computed."""
+        return self.factors.g.dtype
+
+    def _columns(self, columns: list[Tensor]) -> Tensor:
+        return self.apply(torch.stack(columns).to(self.sums)).to(self.dtype)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal, ``[n]``, exact."""
+        return self.diagonal_in_sums().to(self.dtype)
+
+    def trace(self) -> Tensor:
+        """The trace, exact."""
+        return self.diagonal_in_sums().sum().to(self.dtype)
+
+    def to_dense(self) -> Tensor:
+        """The block as a matrix ``[n, n]``."""
+        if self.size > DENSE_LIMIT:
+            raise ValueError(
+                f"to_dense: the block {self.params[0]!r} of {self.size} rows is over the limit of {DENSE_LIMIT}; "
+                "use products"
+            )
+        eye = torch.eye(self.size, dtype=self.sums, device=self.device)
+        return symmetric(self.apply(eye)).to(self.dtype)
+
+    def nbytes(self) -> int:
+        """Bytes that keeping it costs, an eigenbasis included."""
+        return 2 * self.factors.nbytes()
+
+    def function(self, spectral: Spectral) -> SpectralBlock:
+        """The block with other eigenvalues in its eigenbasis."""
+        return SpectralBlock(self.place, self.form, None, spectral, self.structure, self.why)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.params)}: {self.structure}, n={self.size})"
+
+
+class KroneckerBlock(Block):
+    """Γ ⊗ A, one for each group of a convolution.
+
+    Args:
+        place, form, factors, why: see :class:`Block`.
+        divisor: ``[G]``, what the product is divided by; None for one.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        form: Form,
+        factors: Factors,
+        why: str = "",
+        divisor: Tensor | None = None,
+    ) -> None:
+        super().__init__(place, form, factors, "kronecker", why)
+        assert factors.a is not None
+        g, a = grouped(factors.g, form.groups), grouped(factors.a, form.groups)
+        if divisor is not None:
+            # 0/0 is the zero block of a layer that no gradient reaches
+            share = torch.where(divisor > 0, 1 / divisor, 0)
+            g = g * share.view(-1, *[1] * (g.ndim - 1))
+        self.g, self.a = g, a
+
+    def apply(self, x: Tensor) -> Tensor:
+        matrices = _left(self.g, self.form.matrices(x))
+        return self.form.vectors(_right(matrices, self.a))
+
+    @cached_property
+    def spectral(self) -> Spectral:
+        out_values, out = eigenbasis(self.g, self.g.ndim == 3)
+        in_values, inner = eigenbasis(self.a, self.a.ndim == 3)
+        return Spectral(out, inner, out_values.unsqueeze(2) * in_values.unsqueeze(1))
+
+    def diagonal_in_sums(self) -> Tensor:
+        g, a = _diagonal(self.g), _diagonal(self.a)
+        return self.form.vectors((g.unsqueeze(2) * a.unsqueeze(1)).unsqueeze(0))[0]
+
+    def damped_by_sides(self, damping: float) -> KroneckerBlock:
+        """(Γ + √λ/π I)⁻¹ ⊗ (A + π√λ I)⁻¹ with π² = (tr A / dim A) / (tr Γ / dim Γ); I/λ for a group that is zero."""
+        mean_out, mean_in = _diagonal(self.g).mean(1), _diagonal(self.a).mean(1)
+        zero = (mean_out <= 0) | (mean_in <= 0)
+        ratio = torch.where(zero, 1.0, (mean_in / mean_out).sqrt())
+        root = damping**0.5
+        g = _inverse(self.g, root / ratio, zero, 1 / damping)
+        a = _inverse(self.a, root * ratio, zero, 1.0)
+        factors = Factors(ungrouped(a), ungrouped(g))
+        return KroneckerBlock(self.place, self.form, factors, self.why)
+
+
+class SpectralBlock(Block):
+    """A block by its eigenvalues in a Kronecker eigenbasis: EKFAC, and functions of any block.
+
+    Args:
+        place, form, structure, why: see :class:`Block`.
+        factors: None: its diagonal of eigenvalues stands for them.
+        spectral: the eigenvalues and the basis.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        form: Form,
+        factors: Factors | None,
+        spectral: Spectral,
+        structure: str,
+        why: str = "",
+    ) -> None:
+        self._spectral = spectral
+        known = Factors(None, spectral.values) if factors is None else factors
+        super().__init__(place, form, known, structure, why)
+
+    @property
+    def spectral(self) -> Spectral:
+        return self._spectral
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.form.vectors(self._spectral.apply(self.form.matrices(x)))
+
+    def diagonal_in_sums(self) -> Tensor:
+        return self.form.vectors(self._spectral.diagonal().unsqueeze(0))[0]
+
+
+class DenseBlock(Block):
+    """A block that is written out.
+
+    Args:
+        place, why: see :class:`Block`.
+        matrix: ``[n, n]``, symmetric.
+        semidefinite: whether it is PSD but for rounding.
+    """
+
+    def __init__(self, place: Place, matrix: Tensor, semidefinite: bool, why: str = "") -> None:
+        form = Form.vector(place.size)
+        super().__init__(place, form, Factors(None, matrix), "dense", why)
+        self._semidefinite = semidefinite
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x @ self.factors.g
+
+    @cached_property
+    def spectral(self) -> Spectral:
+        values, vectors = torch.linalg.eigh(self.factors.g.double())
+        if self._semidefinite:
+            values = values.clamp(min=0)
+        dtype = self.sums
+        return Spectral(vectors.to(dtype).contiguous()[None], None, values.to(dtype).view(1, -1, 1))
+
+    def diagonal_in_sums(self) -> Tensor:
+        return self.factors.g.diagonal()
+
+
+class DiagonalBlock(Block):
+    """A block that is diagonal: zero, or the exact diagonal of one too large to be written out.
+
+    Args:
+        place, why: see :class:`Block`.
+        values: ``[n]``.
+    """
+
+    def __init__(self, place: Place, values: Tensor, why: str = "") -> None:
+        super().__init__(place, Form.vector(place.size), Factors(None, values), "diagonal", why)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x * self.factors.g
+
+    @property
+    def spectral(self) -> Spectral:
+        return Spectral(None, None, self.factors.g.view(1, -1, 1))
+
+    def diagonal_in_sums(self) -> Tensor:
+        return self.factors.g
+
+
+def grouped(side: Tensor, groups: int) -> Tensor:
+    """A side of a block with its groups in front, also where there is one."""
+    return side.unsqueeze(0) if groups == 1 else side
+
+
+def ungrouped(side: Tensor) -> Tensor:
+    """The inverse of :func:`grouped`."""
+    return side[0] if len(side) == 1 else side
+
+
+def _left(side: Tensor, x: Tensor) -> Tensor:
+    return side @ x if side.ndim == 3 else side.unsqueeze(2) * x
+
+
+def _right(x: Tensor, side: Tensor) -> Tensor:
+    return x @ side if side.ndim == 3 else x * side.unsqueeze(1)
+
+
+def _diagonal(side: Tensor) -> Tensor:
+    return side.diagonal(dim1=1, dim2=2) if side.ndim == 3 else side
+
+
+def _inverse(side: Tensor, damping: Tensor, zero: Tensor, instead: float) -> Tensor:
+    """(side + damping I)⁻¹ of each group, and ``instead`` times I where it is zero."""
+    values, vectors = eigenbasis(side, side.ndim == 3)
+    inverse = torch.where(zero.unsqueeze(1), instead, 1 / (values + damping.unsqueeze(1)))
+    return inverse if vectors is None else (vectors * inverse.unsqueeze(1)) @ vectors.mT

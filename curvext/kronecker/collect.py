@@ -1,0 +1,182 @@
+"""From passes over the data to blocks: the sums of each weight, and exact blocks for all else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock, Factors, Place
+from curvext.kronecker.exact import ExactSum
+from curvext.kronecker.forms import Form
+from curvext.kronecker.pairs import Pairs, pairs_of
+from curvext.kronecker.roles import Revised, Roles
+from curvext.kronecker.sums import EigenvalueSum, KFACSum, ShampooSum
+from curvext.kronecker.target import Target
+from curvext.linearise.selections import Arrangement
+from curvext.linearise.tape import Tape
+from curvext.linearise.uses import Use
+from curvext.problem import Problem
+from curvext.space import ParameterSpace, dtype_of_sums
+
+#: (place, form, factors) → the block of a weight
+BlockOf = Callable[[Place, Form, Factors], Block]
+#: (pairs, form) → the sums of a weight
+SumOf = Callable[[Pairs, Form], "KFACSum | ShampooSum"]
+
+_FORMED = "exact: its gradients come sample by sample (risk.explain() names the path)"
+_UNREACHED = "zero: the loss does not reach it"
+
+
+def factored_blocks(
+    problem: Problem, target: Target, joint: bool, max_dim: int, sum_of: SumOf, block_of: BlockOf
+) -> list[Block]:
+    """The blocks of all parameters: ``block_of`` the factors of each weight, exact ones of the rest."""
+    roles = Roles(problem.space, joint)
+    while True:
+        collector = _Collector(problem.space, roles, max_dim, sum_of)
+        try:
+            target.visit(problem, collector.of)
+            roles.settle()
+        except Revised:
+            continue  # roles only ever turn from factors to exact, so that this ends
+        return collector.blocks(target, problem, block_of)
+
+
+class _Collector:
+    """A visitor that adds up factors and exact blocks."""
+
+    def __init__(self, space: ParameterSpace, roles: Roles, max_dim: int, sum_of: SumOf) -> None:
+        self._space = space
+        self._roles = roles
+        self._sum_of = sum_of
+        self._sums: dict[int, KFACSum | ShampooSum] = {}
+        self._exact = ExactSum(space, max_dim)
+        self._last = False
+
+    def of(self, tape: Tape) -> _Collector:
+        """Itself, for the tape of the next batch."""
+        self._roles.meet(tape)
+        self._roles.settle()
+        return self
+
+    def begin(self, samples: int, sign: float, last: bool) -> None:
+        self._last = last
+        self._exact.begin(samples, sign)
+
+    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+        if self._roles.joined(parameter):
+            return
+        if not self._roles.is_factored(parameter, use, arrange):
+            self._expect(parameter)
+            self._exact.use(parameter, use, arrange)
+            return
+        pairs = pairs_of(use, parameter in self._roles.bias_of)
+        if parameter not in self._sums:
+            self._sums[parameter] = self._sum_of(pairs, self._roles.form(parameter))
+        self._sums[parameter].add(pairs, self._last)
+
+    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
+        self._roles.make_exact(parameter, _FORMED)
+        self._expect(parameter)
+        self._exact.gradient(parameter, sample, gradient)
+
+    def _expect(self, parameter: int) -> None:
+        if not self._exact.expects(parameter):
+            self._exact.expect((parameter,))
+
+    def end(self) -> None:
+        self._exact.end()
+
+    def blocks(self, target: Target, problem: Problem, block_of: BlockOf) -> list[Block]:
+        scale = target.scale(problem)
+        found: dict[int, Block] = {}
+        taken: set[int] = set()
+        for weight, layer in self._sums.items():
+            members = self._roles.members(weight)
+            taken.update(members)
+            form = self._roles.form(weight)
+            found[members[0]] = block_of(place_of(self._space, members), form, layer.factors(scale))
+        for p in range(len(self._space.names)):
+            if p not in taken:
+                why = self._roles.exact.get(p, "")
+                found[p] = exact_block(self._space, self._exact, (p,), scale, target, why)
+        return [found[p] for p in sorted(found)]
+
+
+def exact_block(
+    space: ParameterSpace,
+    exact: ExactSum,
+    members: tuple[int, ...],
+    scale: float,
+    target: Target,
+    why: str,
+) -> Block:
+    """The exact block over some parameters, or its diagonal where it is too large."""
+    place = place_of(space, members)
+    if not any(exact.expects(p) for p in members):
+        zeros = torch.zeros(place.size, dtype=dtype_of_sums(space.dtype), device=space.device)
+        return DiagonalBlock(place, zeros, _UNREACHED)
+    if not exact.is_dense(members):
+        why = f"the diagonal of its exact block, which is over max_dim; {why}" if why else ""
+        return DiagonalBlock(place, exact.diagonal(members, scale), why)
+    matrix = exact.matrix(members, scale)
+    if matrix is None:
+        matrix = torch.zeros(
+            place.size, place.size, dtype=dtype_of_sums(space.dtype), device=space.device
+        )
+    return DenseBlock(place, matrix, target.semidefinite, why)
+
+
+def with_eigenvalues(
+    problem: Problem,
+    target: Target,
+    blocks: Sequence[Block],
+    block_of: Callable[[Block, EigenvalueSum, float], Block],
+) -> list[Block]:
+    """The blocks with Λ, the exact diagonal in the eigenbasis of those that are Kronecker products."""
+    names = list(problem.space.names)
+    weights: dict[int, EigenvalueSum] = {}
+    biased: dict[int, bool] = {}
+    sums: dict[int, EigenvalueSum] = {}
+    for i, block in enumerate(blocks):
+        if block.structure != "kronecker":
+            continue
+        sums[i] = EigenvalueSum(block.spectral)
+        weight = names.index(block.params[-1 if block.form.bias_first else 0])
+        weights[weight], biased[weight] = sums[i], bool(block.form.bias)
+    target.visit(problem, lambda tape: _Rotator(weights, biased))
+    scale = target.scale(problem)
+    return [
+        block_of(block, sums[i], scale) if i in sums else block for i, block in enumerate(blocks)
+    ]
+
+
+class _Rotator:
+    """A visitor that adds up Λ."""
+
+    def __init__(self, sums: dict[int, EigenvalueSum], biased: dict[int, bool]) -> None:
+        self._sums = sums
+        self._biased = biased
+
+    def begin(self, samples: int, sign: float, last: bool) -> None:
+        pass
+
+    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+        if parameter in self._sums:
+            self._sums[parameter].add(pairs_of(use, self._biased[parameter]), False)
+
+    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def place_of(space: ParameterSpace, members: Sequence[int]) -> Place:
+    """Where the block over some parameters stands."""
+    ends = list(accumulate(space.sizes))
+    slices = tuple(slice(ends[p] - space.sizes[p], ends[p]) for p in members)
+    return Place(tuple(space.names[p] for p in members), slices, space.dtype)

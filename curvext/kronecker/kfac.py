@@ -1,0 +1,231 @@
+"""K-FAC and EKFAC: Kronecker factors of input and gradient second moments, and their exact eigenvalues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from curvext.arguments import as_choice
+from curvext.kronecker.blocks import Block, Factors, KroneckerBlock, Place, SpectralBlock
+from curvext.kronecker.collect import factored_blocks, with_eigenvalues
+from curvext.kronecker.forms import Form
+from curvext.kronecker.live import MAX_DIM, KeptNow, LiveBlocks, as_max_dim
+from curvext.kronecker.pairs import Pairs
+from curvext.kronecker.shampoo import shampoo_factors
+from curvext.kronecker.sums import EigenvalueSum, KFACSum, sides_of
+from curvext.kronecker.target import FISHERS, Target
+from curvext.problem import Problem
+from curvext.space import Selection
+
+
+class KFACOperator(LiveBlocks):
+    """K-FAC: the blocks of a Fisher matrix, that of a weight by Γ ⊗ A (Martens & Grosse 2015).
+
+        "expand":  A = (1/R) Σ_ns a_ns a_nsᵀ,   Γ = Σ_vns g_vns g_vnsᵀ
+        "reduce":  A = (1/N') Σ_n ā_n ā_nᵀ,     Γ = Σ_vn g̃_vn g̃_vnᵀ
+
+    with a the input of the weight at a position, g the gradient at its output along vector v, which carries the scale
+    of M, ā the mean and g̃ the sum over the positions of a datum (Eschenhagen et al. 2023). Parameters that are no
+    matrix in a product (norm scales, biases of their own, a table that is also a head) have their exact block.
+
+    It is M's block itself for a linear network with squared error, for the last layer of any network with squared
+    error, and for one datum at one position. Elsewhere it is an approximation, and no bound on M. The common mistake is
+    to add λ to each of Γ and A and call that the inverse of B + λI; see ``inverse``.
+
+    Args:
+        model, loss, data, params, cache, options: see :class:`curvext.EmpiricalRisk`.
+        kind: which M: "exact" (F, which is G), "mc" (F with drawn labels), "empirical" (F_emp).
+        samples, seed: of the labels of "mc", the very draws of ``mc_fisher(samples, seed)``.
+        approx: "expand" or "reduce".
+        bias: "joint": a bias that is used with its weight alone makes one block with it, a extended by 1;
+            "separate": it has its exact block.
+        positions: "reached": a position that no gradient reaches (padding, an ignored label) is none and counts
+            nowhere; "all": every position counts, as in the papers.
+        max_dim: no symmetric matrix larger than this is formed; a longer side keeps the diagonal of its factor, a
+            larger exact block its diagonal.
+
+    Raises:
+        ValueError: an argument does not fit, or the loss has no likelihood for "exact" and "mc".
+
+    Cost:
+        One pass without weight gradients for each vector v, and a symmetric product for each factor.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+        >>> data = (torch.eye(2), torch.zeros(2, 1))
+        >>> K = cx.KFACOperator(model, loss, data, kind="exact")
+        >>> G = cx.GGNOperator(model, loss, data)  # a linear network with squared error: G itself
+        >>> torch.allclose(K.to_dense(), G.to_dense())
+        True
+    """
+
+    by_sides = True
+    own: tuple[str, ...] = (
+        "kind",
+        "samples",
+        "seed",
+        "approx",
+        "bias",
+        "positions",
+        "max_dim",
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        data: Any,
+        params: Selection = None,
+        cache: bool | str | int = "auto",
+        *,
+        kind: str = "mc",
+        samples: int = 1,
+        seed: int = 0,
+        approx: str = "expand",
+        bias: str = "joint",
+        positions: str = "reached",
+        max_dim: int = MAX_DIM,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            loss,
+            data,
+            params,
+            cache,
+            kind=kind,
+            samples=samples,
+            seed=seed,
+            approx=approx,
+            bias=bias,
+            positions=positions,
+            max_dim=max_dim,
+            **options,
+        )
+
+    def _choose(
+        self,
+        kind: str = "mc",
+        samples: int = 1,
+        seed: int = 0,
+        approx: str = "expand",
+        bias: str = "joint",
+        positions: str = "reached",
+        max_dim: int = MAX_DIM,
+    ) -> None:
+        owner = type(self).__name__
+        self._target = Target.checked(owner, self._problem, kind, samples, seed, FISHERS)
+        self._approx = as_choice(f"{owner}: approx", approx, ("expand", "reduce"))
+        self._bias = as_choice(f"{owner}: bias", bias, ("joint", "separate"))
+        self._positions = as_choice(f"{owner}: positions", positions, ("reached", "all"))
+        self._max_dim = as_max_dim(owner, max_dim)
+
+    def _key(self) -> Hashable:
+        return (
+            KFACOperator,
+            self._target,
+            self._approx,
+            self._bias,
+            self._positions,
+            self._max_dim,
+        )
+
+    def _make(self) -> list[Block]:
+        return kfac_factors(
+            self._problem,
+            self._target,
+            self._approx == "reduce",
+            self._bias == "joint",
+            self._positions == "all",
+            self._max_dim,
+        )
+
+
+def kfac_factors(
+    problem: Problem, target: Target, reduce: bool, joint: bool, every: bool, max_dim: int
+) -> list[Block]:
+    """Γ ⊗ A of each weight, and exact blocks."""
+
+    def sum_of(pairs: Pairs, form: Form) -> KFACSum:
+        sides = sides_of(pairs, form.fan_out, form.fan_in, max_dim, one_hot=not reduce)
+        return KFACSum(sides, reduce, every)
+
+    def block_of(place: Place, form: Form, factors: Factors) -> Block:
+        return KroneckerBlock(place, form, factors, "a weight: Γ ⊗ A")
+
+    return factored_blocks(problem, target, joint, max_dim, sum_of, block_of)
+
+
+class EKFACOperator(KFACOperator):
+    """EKFAC: the Kronecker eigenbasis with the exact diagonal of M in it (George et al. 2018).
+
+        B = (Q_Γ ⊗ Q_A) diag Λ (Q_Γ ⊗ Q_A)ᵀ,    Λ = Σ_vn (Q_Γᵀ G_vn Q_A)²,    G_vn = Σ_s g_vns a_nsᵀ
+
+    No matrix that is diagonal in this basis is nearer to M's block, so it is never farther than :class:`KFACOperator`,
+    and tr B = tr M. Λ is made from rotated pairs by the kernel ``outer_square``; no G_vn is formed.
+
+    Args:
+        basis: whose eigenvectors Q are: "kfac", those of Γ and A; "shampoo", those of L = Σ G Gᵀ and R = Σ Gᵀ G, which
+            was nearer to M's block in every case measured.
+        model, loss, data, params, cache, kind, samples, seed, approx, bias, positions, max_dim, options: see
+            :class:`KFACOperator`. ``approx`` and ``positions`` enter the basis alone.
+
+    Raises:
+        ValueError: an argument does not fit, or the loss has no likelihood for "exact" and "mc".
+
+    Cost:
+        The factors, their eigendecompositions, and a second pass with ``outer_square``.
+
+    Example:
+        >>> import torch, curvext as cx
+        >>> model, loss = torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss()
+        >>> data = (torch.eye(2), torch.tensor([0, 1]))
+        >>> risk = cx.EmpiricalRisk(model, loss, data)
+        >>> torch.allclose(risk.ekfac(kind="exact").trace(), risk.fisher().trace())
+        True
+    """
+
+    by_sides = False
+    own = (*KFACOperator.own, "basis")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        data: Any,
+        params: Selection = None,
+        cache: bool | str | int = "auto",
+        *,
+        basis: str = "kfac",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, loss, data, params, cache, basis=basis, **options)
+
+    def _choose(self, *args: Any, basis: str = "kfac", **options: Any) -> None:
+        super()._choose(*args, **options)
+        self._basis = as_choice("EKFACOperator: basis", basis, ("kfac", "shampoo"))
+
+    def _key(self) -> Hashable:
+        return (EKFACOperator, self._basis, super()._key())
+
+    def _make(self) -> list[Block]:
+        problem, target, max_dim = self._problem, self._target, self._max_dim
+        joint = self._bias == "joint"
+        if self._basis == "kfac":
+            make = super()._make
+            kept: KeptNow = problem.derived(super()._key(), lambda: KeptNow(make()))
+            factored = kept.blocks
+        else:
+            factored = shampoo_factors(problem, target, joint, max_dim, partial(KroneckerBlock))
+        return with_eigenvalues(problem, target, factored, _by_eigenvalues)
+
+
+def _by_eigenvalues(block: Block, values: EigenvalueSum, scale: float) -> Block:
+    why = "a weight: the exact diagonal in the eigenbasis of its factors"
+    return SpectralBlock(
+        block.place, block.form, block.factors, values.spectral(scale), "kronecker", why
+    )

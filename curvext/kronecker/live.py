@@ -1,0 +1,95 @@
+"""What the block-diagonal operators of a model share: they follow it, and keep their blocks until it changes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from curvext.arguments import as_integer
+from curvext.kronecker.blocks import Block
+from curvext.kronecker.factored import BlockOperator
+from curvext.problem import Problem
+from curvext.space import Selection
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing.Self needs Python 3.11
+
+#: the largest symmetric matrix that is formed, where nothing else is said
+MAX_DIM = 8192
+
+
+@dataclass(frozen=True)
+class KeptNow:
+    """The blocks of the model as it is."""
+
+    blocks: list[Block]
+
+    def nbytes(self) -> int:
+        """Bytes that keeping them costs, eigenbases included."""
+        return sum(block.nbytes() for block in self.blocks)
+
+
+class LiveBlocks(BlockOperator):
+    """A block-diagonal matrix of an empirical risk, made anew when the model has changed.
+
+    Args:
+        model, loss, data, params, cache: see :class:`curvext.EmpiricalRisk`. With ``cache=False`` nothing is kept, so
+            that every call makes the blocks anew; keep what ``inverse`` or ``power`` returns.
+        options: those of the class, and further arguments of :class:`curvext.EmpiricalRisk`.
+    """
+
+    #: names of the arguments that are the operator's own and not the risk's
+    own: tuple[str, ...]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        data: Any,
+        params: Selection = None,
+        cache: bool | str | int = "auto",
+        **options: Any,
+    ) -> None:
+        mine = {name: options.pop(name) for name in self.own if name in options}
+        self._begin(Problem(model, loss, data, params, cache, **options), **mine)
+
+    @classmethod
+    def of(cls, problem: Problem, **options: Any) -> Self:
+        """The operator of a problem that exists already; it shares what is kept."""
+        operator = cls.__new__(cls)
+        operator._begin(problem, **options)
+        return operator
+
+    def _begin(self, problem: Problem, **options: Any) -> None:
+        self._problem = problem
+        self._take_space(problem.space)
+        self.check_finite = problem.check_finite
+        self._choose(**options)
+
+    @abstractmethod
+    def _choose(self, *args: Any, **options: Any) -> None:
+        """Checks and takes the operator's own arguments."""
+
+    @abstractmethod
+    def _key(self) -> Hashable:
+        """Equal for operators of one risk that have equal blocks."""
+
+    @abstractmethod
+    def _make(self) -> list[Block]:
+        """The blocks of the model as it is, by passes over the data."""
+
+    def _now(self) -> Sequence[Block]:
+        kept: KeptNow = self._problem.derived(self._key(), lambda: KeptNow(self._make()))
+        return kept.blocks
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
+
+
+def as_max_dim(owner: str, value: Any) -> int:
+    """``max_dim``, a positive integer."""
+    return as_integer(f"{owner}: max_dim", value, 1)

@@ -1,0 +1,126 @@
+"""What each parameter is: a weight with its form and perhaps its bias, or the parameter of an exact block."""
+
+from __future__ import annotations
+
+import torch
+
+from curvext.kronecker.forms import Form, form_of_convolution, form_of_matrix
+from curvext.linearise.convolution_use import ConvolutionUse
+from curvext.linearise.selections import Arrangement
+from curvext.linearise.tape import Tape
+from curvext.linearise.uses import DirectUse, OuterUse, RowsUse, TiedUse, Use
+from curvext.space import ParameterSpace
+
+
+class Revised(Exception):
+    """A later batch showed that a parameter is no factor's after all: what was added up is for nothing."""
+
+
+class Roles:
+    """The roles of the parameters, found as uses come by and the same for every order of batches.
+
+    Args:
+        space: the parameters.
+        joint: whether a bias joins its weight.
+    """
+
+    def __init__(self, space: ParameterSpace, joint: bool) -> None:
+        self._joint = joint
+        self._shapes = list(space.shapes.values())
+        #: weight → how it lies, without its bias
+        self.forms: dict[int, Form] = {}
+        #: parameter of an exact block → why
+        self.exact: dict[int, str] = {}
+        #: weight → its bias
+        self.bias_of: dict[int, int] = {}
+        self._weight_of: dict[int, int] = {}
+        self._apart: set[int] = set()
+        self._revised = False
+
+    def meet(self, tape: Tape) -> None:
+        """Takes from a batch which biases go with which weights."""
+        if not self._joint:
+            return
+        now = tape.partners()
+        used = {p for p, path in tape.paths().items() if path != "unused"}
+        for bias, weight in list(self._weight_of.items()):
+            if now.get(bias) != weight and {bias, weight} & used:
+                self._part(bias)
+        for bias, weight in now.items():
+            if bias in self._apart or self._weight_of.get(bias) == weight:
+                continue
+            if bias in self.exact or weight in self.exact or weight in self.forms:
+                self._apart.add(bias)
+            else:
+                self._weight_of[bias], self.bias_of[weight] = weight, bias
+
+    def joined(self, parameter: int) -> bool:
+        """Whether it is a bias whose gradients come with its weight's."""
+        return parameter in self._weight_of
+
+    def form(self, weight: int) -> Form:
+        """How a weight and its bias lie."""
+        plain = self.forms[weight]
+        bias = self.bias_of.get(weight)
+        return (
+            Form(plain.sizes, plain.order)
+            if bias is None
+            else Form(plain.sizes, plain.order, 1, bias < weight)
+        )
+
+    def members(self, weight: int) -> tuple[int, ...]:
+        """A weight and its bias in the order of the flat vector."""
+        bias = self.bias_of.get(weight)
+        return (weight,) if bias is None else tuple(sorted((weight, bias)))
+
+    def is_factored(self, parameter: int, use: Use, arrange: Arrangement) -> bool:
+        """Whether a use is one of a weight by pairs; from now on the parameter is a weight, or exact."""
+        if parameter in self.exact:
+            return False
+        form = _form(use, arrange, self._shapes[parameter])
+        if form is not None and self.forms.setdefault(parameter, form) == form:
+            return True
+        self.make_exact(parameter, _why(use))
+        return False
+
+    def make_exact(self, parameter: int, why: str) -> None:
+        """The parameter has an exact block; so then has its bias."""
+        if parameter in self.exact:
+            return
+        self.exact[parameter] = why
+        self._revised |= self.forms.pop(parameter, None) is not None
+        if parameter in self.bias_of:
+            self._part(self.bias_of[parameter])
+        if parameter in self._weight_of:
+            self._part(parameter)
+
+    def _part(self, bias: int) -> None:
+        self._apart.add(bias)
+        self.bias_of.pop(self._weight_of.pop(bias))
+        self._revised = True  # its gradients may have come by
+
+    def settle(self) -> None:
+        """Raises :class:`Revised` if something that was added up has another role than it had."""
+        if self._revised:
+            self._revised = False
+            self.forms.clear()
+            raise Revised
+
+
+def _form(use: Use, arrange: Arrangement, shape: torch.Size) -> Form | None:
+    if isinstance(use, OuterUse):
+        return form_of_matrix(arrange, shape, use.g.shape[2], use.a.shape[2], use.transposed)
+    if isinstance(use, RowsUse):
+        rows, width = use.shape
+        return form_of_matrix(arrange, shape, width, rows, True)
+    if isinstance(use, ConvolutionUse):
+        return form_of_convolution(arrange, shape, use.groups, use.transposed)
+    return None
+
+
+def _why(use: Use) -> str:
+    if isinstance(use, DirectUse):
+        return "exact: a bias of its own, a scale or another parameter that is no matrix"
+    if isinstance(use, TiedUse):
+        return "exact: used in two roles, as a table and as a matrix"
+    return "exact: not used as one whole matrix"

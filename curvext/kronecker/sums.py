@@ -1,0 +1,132 @@
+"""The sums of one weight: A and Γ, Shampoo's L and R, and Λ."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvext.kronecker.blocks import Factors, ungrouped
+from curvext.kronecker.pairs import Pairs, TablePairs
+from curvext.kronecker.spectral import Spectral, symmetric
+
+
+class LayerSum(ABC):
+    """Sums over pairs of one weight."""
+
+    @abstractmethod
+    def add(self, pairs: Pairs, last: bool) -> None:
+        """The pairs along one vector of a batch; whether it is the batch's last."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which sides of a weight are written out.
+
+    Attributes:
+        out, inner: whether Γ and A are matrices and not their diagonals.
+    """
+
+    out: bool
+    inner: bool
+
+
+class KFACSum(LayerSum):
+    """A = (1/R) Σ a aᵀ and Γ = Σ g gᵀ, over positions ("expand") or over means and sums of them ("reduce").
+
+    Args:
+        sides: what is written out.
+        reduce: whether the positions of a datum are put together.
+        every: whether a position counts that no gradient reaches.
+    """
+
+    def __init__(self, sides: Sides, reduce: bool, every: bool) -> None:
+        self._sides = sides
+        self._reduce = reduce
+        self._every = every
+        self._g: Tensor | None = None
+        self._a: Tensor | None = None
+        self._count: Tensor | None = None
+        self._positions: Tensor | None = None
+
+    def add(self, pairs: Pairs, last: bool) -> None:
+        """Adds g gᵀ; and a aᵀ with the last vector, when it is known which positions any of them reaches."""
+        self._g = _added(self._g, pairs.output_moment(self._sides.out, self._reduce))
+        if not self._every:
+            reached = pairs.reached()
+            self._positions = reached if self._positions is None else self._positions | reached
+        if not last:
+            return
+        positions = pairs.present() if self._every else self._positions
+        assert positions is not None
+        moment = pairs.input_moment(positions, self._sides.inner, self._reduce)
+        self._a = _added(self._a, moment)
+        met = positions.any(2).sum(1) if self._reduce else positions.sum((1, 2))
+        self._count = _added(self._count, met)
+        self._positions = None
+
+    def factors(self, scale: float) -> Factors:
+        """A and Γ, which carries the scale of M."""
+        assert self._a is not None and self._g is not None and self._count is not None
+        count = self._count.clamp(min=1).view(-1, *[1] * (self._a.ndim - 1))
+        return _factors(self._a / count, self._g * scale, self._sides)
+
+
+class ShampooSum(LayerSum):
+    """L = Σ G Gᵀ and R = Σ Gᵀ G over data and vectors."""
+
+    def __init__(self, sides: Sides) -> None:
+        self._sides = sides
+        self._left: Tensor | None = None
+        self._right: Tensor | None = None
+
+    def add(self, pairs: Pairs, last: bool) -> None:
+        """Adds the sides of every datum's gradient."""
+        left, right = pairs.sides(self._sides.out, self._sides.inner)
+        self._left, self._right = _added(self._left, left), _added(self._right, right)
+
+    def factors(self, scale: float) -> Factors:
+        """R and L, both of which carry the scale of M."""
+        assert self._left is not None and self._right is not None
+        return _factors(self._right * scale, self._left * scale, self._sides)
+
+
+class EigenvalueSum(LayerSum):
+    """Λ = Σ (Q_Γᵀ G Q_A)², by the squares of rotated pairs.
+
+    Args:
+        basis: Q_Γ and Q_A.
+    """
+
+    def __init__(self, basis: Spectral) -> None:
+        self._basis = basis
+        self._values: Tensor | None = None
+
+    def add(self, pairs: Pairs, last: bool) -> None:
+        """Adds the squares of every datum's rotated gradient."""
+        self._values = _added(self._values, pairs.square(self._basis.out, self._basis.inner))
+
+    def spectral(self, scale: float) -> Spectral:
+        """The basis with Λ."""
+        values = self._values
+        if values is None:
+            values = torch.zeros_like(self._basis.values)
+        return Spectral(self._basis.out, self._basis.inner, values.to(self._basis.values) * scale)
+
+
+def sides_of(pairs: Pairs, fan_out: int, fan_in: int, max_dim: int, one_hot: bool) -> Sides:
+    """Which sides are written out: those within ``max_dim``, but for a table's one-hot side where it is diagonal."""
+    diagonal = one_hot and isinstance(pairs, TablePairs)
+    return Sides(fan_out <= max_dim, fan_in <= max_dim and not diagonal)
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
+
+
+def _factors(a: Tensor, g: Tensor, sides: Sides) -> Factors:
+    a = symmetric(a) if sides.inner else a
+    g = symmetric(g) if sides.out else g
+    return Factors(ungrouped(a), ungrouped(g))

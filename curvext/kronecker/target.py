@@ -1,0 +1,119 @@
+"""The matrix M whose blocks are approximated: its vectors g, and the scale that they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from curvext.arguments import as_choice, as_integer
+from curvext.linearise.selections import Arrangement
+from curvext.linearise.tape import Tape
+from curvext.linearise.uses import Use
+from curvext.losses import LossPoint
+from curvext.operators.fisher import LABELS
+from curvext.problem import Problem
+
+#: of which matrices there are Kronecker factors
+FISHERS = ("exact", "mc", "empirical")
+
+
+class ColumnVisitor(Protocol):
+    """A tape's visitor that is told where a vector begins and ends."""
+
+    def begin(self, samples: int, sign: float, last: bool) -> None:
+        """A vector of a batch begins, which adds or, for sign −1, subtracts; whether it is the batch's last."""
+
+    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+        """See :class:`curvext.linearise.tape.Visitor`."""
+
+    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
+        """Likewise."""
+
+    def end(self) -> None:
+        """All of the vector has come by."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """M = c Σ_nv ± G_nv G_nvᵀ.
+
+    Attributes:
+        kind: "exact" (F, which is G), "mc", "empirical", or "ggn".
+        samples, seed: of the drawn labels of "mc", which are those of :class:`curvext.MCFisherOperator`.
+    """
+
+    kind: str
+    samples: int
+    seed: int
+
+    @classmethod
+    def checked(
+        cls,
+        owner: str,
+        problem: Problem,
+        kind: str,
+        samples: int,
+        seed: int,
+        kinds: tuple[str, ...],
+    ) -> Target:
+        """The target by its arguments.
+
+        Raises:
+            ValueError: one does not fit, or the loss has no likelihood.
+        """
+        kind = as_choice(f"{owner}: kind", kind, kinds)
+        samples = as_integer(f"{owner}: samples", samples, 1)
+        seed = as_integer(f"{owner}: seed", seed)
+        if kind in ("exact", "mc") and problem.loss.no_likelihood is not None:
+            raise ValueError(
+                f"{owner}: kind={kind!r}: {problem.loss.no_likelihood}, so there is no Fisher matrix; use "
+                "kind='empirical', or BlockDiagonalOperator with kind='ggn'"
+            )
+        if kind != "mc":
+            samples = seed = 0  # which do not matter, so that equal operators share what is kept
+        return cls(kind, samples, seed)
+
+    @property
+    def semidefinite(self) -> bool:
+        """Whether M is PSD whatever the loss."""
+        return self.kind in FISHERS
+
+    def scale(self, problem: Problem) -> float:
+        """c, once a pass has seen all data."""
+        if self.kind == "empirical":
+            return problem.outer_scale()
+        return problem.mean_scale() / max(1, self.samples)
+
+    def visit(self, problem: Problem, visitor: Callable[[Tape], ColumnVisitor]) -> None:
+        """One pass over the data: plays every vector of every batch to the visitor of its tape."""
+        order = problem.watch.in_order(LABELS, always=True) if self.kind == "mc" else nullcontext()
+
+        def one(tape: Tape, point: LossPoint) -> None:
+            self._play(tape, point, visitor(tape))
+
+        with order:
+            problem.visit_tapes(one)
+
+    def _play(self, tape: Tape, point: LossPoint, visitor: ColumnVisitor) -> None:
+        left = self._columns(tape, point)
+        column = next(left, None)
+        while column is not None:
+            following = next(left, None)
+            cotangent, sign = column
+            visitor.begin(tape.samples, sign, following is None)
+            tape.play(visitor, cotangent, keep=following is not None)
+            visitor.end()
+            column = following
+
+    def _columns(self, tape: Tape, point: LossPoint) -> Iterator[tuple[Tensor, float]]:
+        if self.kind == "empirical":
+            yield point.residual_by_sample, 1.0
+        elif self.kind == "mc":
+            for draw in range(self.samples):
+                yield point.sampled(self.seed, draw, tape.first), 1.0
+        else:
+            yield from point.root_columns()
