@@ -27,6 +27,8 @@ from curvext.kronecker import (
     EKFACOperator,
     KFACOperator,
     ShampooOperator,
+    load_factors,
+    save_factors,
 )
 from curvext.losses import CausalLMLoss
 from curvext.operators import (
@@ -72,12 +74,14 @@ __all__ = [
     "gauss_newton_step",
     "ggn_diagonal",
     "load_diagonal",
+    "load_factors",
     "natural_gradient_step",
     "newton_step",
     "null_space_dimension",
     "objective",
     "per_sample_gradient_norms",
     "save_diagonal",
+    "save_factors",
     "spectral_density",
     "take_step",
     "trace",

@@ -65,6 +65,22 @@ class ParameterSpace:
                     "select parameters of one device"
                 )
 
+    @classmethod
+    def of_shapes(
+        cls, shapes: Mapping[str, torch.Size], dtype: torch.dtype, device: torch.device
+    ) -> ParameterSpace:
+        """The space of parameters of which only names and shapes are known: there is no model."""
+        space = cls.__new__(cls)
+        space._selection = list(shapes)
+        space.parameters = {}
+        space.names = tuple(shapes)
+        space.shapes = dict(shapes)
+        space.sizes = [shape.numel() for shape in shapes.values()]
+        space.size = sum(space.sizes)
+        space.dtype = dtype
+        space.device = device
+        return space
+
     @property
     def selection(self) -> Selection:
         """What was asked for as ``params``; an iterator as the list of what it gave."""

@@ -49,23 +49,34 @@ def save_diagonal(
     """
     _check_diagonal(diagonal)
     _check_metadata(metadata)
-    target = _as_path("save_diagonal", path)
+    words = {**(metadata or {}), ORDER: json.dumps(list(diagonal))}
+    write_tensors("save_diagonal", diagonal, path, words)
+
+
+def write_tensors(
+    caller: str,
+    named: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    words: Mapping[str, str],
+) -> None:
+    """Writes tensors and words to a safetensors file in one step; ``caller`` is named in errors."""
+    target = _as_path(caller, path)
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"save_diagonal: path: there is no folder {str(target.parent)!r}")
-    safetensors = _import_safetensors("save_diagonal")
+        raise FileNotFoundError(f"{caller}: path: there is no folder {str(target.parent)!r}")
+    safetensors = _import_safetensors(caller)
     # copies: blocks of one flat vector share its storage, which the format refuses
     tensors = {
         name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-        for name, t in diagonal.items()
+        for name, t in named.items()
     }
-    words = {**(metadata or {}), WRITER: __version__, ORDER: json.dumps(list(diagonal))}
+    words = {**words, WRITER: __version__}
     # beside the target, since a file is replaced in one step only within a file system
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         safetensors.torch.save_file(tensors, part, metadata=words)
         os.replace(part, target)
     except safetensors.SafetensorError as error:
-        raise OSError(f"save_diagonal: path: {target} cannot be written: {error}") from error
+        raise OSError(f"{caller}: path: {target} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -85,24 +96,33 @@ def load_diagonal(
         ValueError: the file is damaged, or another program's (a model's weights, say, which would
             pass for a diagonal by names and shapes).
     """
-    source = _as_path("load_diagonal", path)
+    tensors, words = read_tensors("load_diagonal", path, device, ORDER, "save_diagonal")
+    return {name: tensors[name] for name in json.loads(words[ORDER])}
+
+
+def read_tensors(
+    caller: str, path: str | os.PathLike[str], device: str | torch.device, key: str, writer: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What :func:`write_tensors` wrote, if its words have ``key``, as those of the function ``writer`` do."""
+    source = _as_path(caller, path)
     if not isinstance(device, (str, torch.device)):
         raise TypeError(
-            f"load_diagonal: device: expected a str or torch.device, got {type(device).__name__}"
+            f"{caller}: device: expected a str or torch.device, got {type(device).__name__}"
         )
-    safetensors = _import_safetensors("load_diagonal")
+    safetensors = _import_safetensors(caller)
     try:
         with safetensors.safe_open(source, framework="pt", device=str(device)) as file:
             words = file.metadata() or {}
-            if WRITER not in words or ORDER not in words:
+            if WRITER not in words or key not in words:
                 raise ValueError(
-                    f"load_diagonal: path: {source} was not written by save_diagonal; "
+                    f"{caller}: path: {source} was not written by {writer}; "
                     "safetensors.torch.load_file reads any such file"
                 )
-            return {name: file.get_tensor(name) for name in json.loads(words[ORDER])}
+            names: list[str] = file.keys()
+            return {name: file.get_tensor(name) for name in names}, words
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"load_diagonal: path: {source} is no whole safetensors file: {error}"
+            f"{caller}: path: {source} is no whole safetensors file: {error}"
         ) from error
 
 

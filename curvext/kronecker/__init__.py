@@ -3,6 +3,7 @@
 from curvext.kronecker.block_diagonal import BlockDiagonalOperator
 from curvext.kronecker.blocks import Factors
 from curvext.kronecker.kfac import EKFACOperator, KFACOperator
+from curvext.kronecker.saving import load_factors, save_factors
 from curvext.kronecker.shampoo import ShampooOperator
 
 __all__ = [
@@ -11,4 +12,6 @@ __all__ = [
     "Factors",
     "KFACOperator",
     "ShampooOperator",
+    "load_factors",
+    "save_factors",
 ]

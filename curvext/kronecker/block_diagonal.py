@@ -113,13 +113,13 @@ class BlockDiagonalOperator(LiveBlocks):
         self._target.visit(self._problem, lambda tape: _Exact(exact))
         scale = self._target.scale(self._problem)
         return [
-            exact_block(self.space, exact, members, scale, self._target, _WHY)
+            exact_block(self._problem, exact, members, scale, self._target, _WHY)
             for members in self._members
         ]
 
     def _of_hessian(self, members: tuple[int, ...]) -> Block:
         hessian = HessianOperator.of(self._problem)
-        place = place_of(self.space, members)
+        place = place_of(self._problem, members)
         index = torch.cat([torch.arange(s.start, s.stop, device=self.device) for s in place.slices])
         dense = place.size <= self._max_dim
         dtype = dtype_of_sums(self.dtype)

@@ -158,6 +158,7 @@ class KroneckerBlock(Block):
     ) -> None:
         super().__init__(place, form, factors, "kronecker", why)
         assert factors.a is not None
+        self.divisor = divisor
         g, a = grouped(factors.g, form.groups), grouped(factors.a, form.groups)
         if divisor is not None:
             # 0/0 is the zero block of a layer that no gradient reaches
@@ -236,7 +237,7 @@ class DenseBlock(Block):
     def __init__(self, place: Place, matrix: Tensor, semidefinite: bool, why: str = "") -> None:
         form = Form.vector(place.size)
         super().__init__(place, form, Factors(None, matrix), "dense", why)
-        self._semidefinite = semidefinite
+        self.semidefinite = semidefinite
 
     def apply(self, x: Tensor) -> Tensor:
         return x @ self.factors.g
@@ -244,7 +245,7 @@ class DenseBlock(Block):
     @cached_property
     def spectral(self) -> Spectral:
         values, vectors = torch.linalg.eigh(self.factors.g.double())
-        if self._semidefinite:
+        if self.semidefinite:
             values = values.clamp(min=0)
         dtype = self.sums
         return Spectral(vectors.to(dtype).contiguous()[None], None, values.to(dtype).view(1, -1, 1))

@@ -98,16 +98,16 @@ class _Collector:
             members = self._roles.members(weight)
             taken.update(members)
             form = self._roles.form(weight)
-            found[members[0]] = block_of(place_of(self._space, members), form, layer.factors(scale))
+            found[members[0]] = block_of(place_of(problem, members), form, layer.factors(scale))
         for p in range(len(self._space.names)):
             if p not in taken:
                 why = self._roles.exact.get(p, "")
-                found[p] = exact_block(self._space, self._exact, (p,), scale, target, why)
+                found[p] = exact_block(problem, self._exact, (p,), scale, target, why)
         return [found[p] for p in sorted(found)]
 
 
 def exact_block(
-    space: ParameterSpace,
+    problem: Problem,
     exact: ExactSum,
     members: tuple[int, ...],
     scale: float,
@@ -115,7 +115,7 @@ def exact_block(
     why: str,
 ) -> Block:
     """The exact block over some parameters, or its diagonal where it is too large."""
-    place = place_of(space, members)
+    place, space = place_of(problem, members), problem.space
     if not any(exact.expects(p) for p in members):
         zeros = torch.zeros(place.size, dtype=dtype_of_sums(space.dtype), device=space.device)
         return DiagonalBlock(place, zeros, _UNREACHED)
@@ -175,8 +175,9 @@ class _Rotator:
         pass
 
 
-def place_of(space: ParameterSpace, members: Sequence[int]) -> Place:
+def place_of(problem: Problem, members: Sequence[int]) -> Place:
     """Where the block over some parameters stands."""
+    space = problem.space
     ends = list(accumulate(space.sizes))
     slices = tuple(slice(ends[p] - space.sizes[p], ends[p]) for p in members)
-    return Place(tuple(space.names[p] for p in members), slices, space.dtype)
+    return Place(tuple(space.names[p] for p in members), slices, problem.dtype)

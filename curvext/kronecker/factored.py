@@ -12,7 +12,9 @@ from torch import Tensor
 
 from curvext.arguments import as_choice, as_integer, as_number, as_seed
 from curvext.kronecker.blocks import Block, Factors, KroneckerBlock
+from curvext.kronecker.scores import influence_scores
 from curvext.operators.linear import DENSE_LIMIT, LinearOperator, Vector
+from curvext.problem import Problem
 from curvext.results import EigenResult
 from curvext.space import ParameterSpace, dtype_of_sums
 
@@ -33,10 +35,10 @@ class BlockOperator(LinearOperator):
     def _now(self) -> Sequence[Block]:
         """The blocks as they are now, in the order of their first parameters."""
 
-    def _take_space(self, space: ParameterSpace) -> None:
+    def _take_space(self, space: ParameterSpace, dtype: torch.dtype) -> None:
         self.space = space
         self.size = space.size
-        self.dtype = space.dtype
+        self.dtype = dtype
         self.device = space.device
 
     # ------------------------------------------------------------------ what it is made of
@@ -163,7 +165,7 @@ class BlockOperator(LinearOperator):
             else _power("inverse", block, value, -1.0)
             for block, value in zip(blocks, dampings, strict=True)
         ]
-        return KeptBlocks(self.space, damped)
+        return KeptBlocks(self.space, damped, self.dtype)
 
     def power(self, p: float, damping: Damping) -> KeptBlocks:
         """(B + λI)^p as an operator, whose values stay: p = −1 is the inverse, −0.5 its root.
@@ -176,7 +178,7 @@ class BlockOperator(LinearOperator):
             TypeError, ValueError: an argument does not fit, or B + λI has an eigenvalue without such a power.
         """
         p = as_number("power: p", p, "a finite number")
-        return KeptBlocks(self.space, self._powers("power", self._now(), damping, p))
+        return KeptBlocks(self.space, self._powers("power", self._now(), damping, p), self.dtype)
 
     def _powers(
         self, where: str, blocks: Sequence[Block], damping: Damping, p: float
@@ -237,6 +239,37 @@ class BlockOperator(LinearOperator):
             products=k,
         )
 
+    # ------------------------------------------------------------------ influence
+
+    def _own_problem(self) -> Problem | None:
+        """The risk it was made of, if it has one."""
+        return None
+
+    def scores(self, query: Any, damping: Damping, train: Any = None) -> Tensor:
+        """Influence scores ⟨g_q, (B + λI)⁻¹ g_n⟩ of training data n on query data q, ``[Q, N]``.
+
+        Positive where a step on n lowers the loss of q. Queries' gradients are made and preconditioned once, a chunk at
+        a time, and multiplied with the recorded pairs of the data; no gradient of a training datum is formed.
+
+        Args:
+            query: data, of the operator's model and loss, or a risk of the same parameters.
+            damping: λ > 0, as :meth:`solve` takes it.
+            train: likewise; None for the operator's own data.
+
+        Returns:
+            Rows in the order of the query, columns in that of the training data, in :attr:`dtype`; each g in the units
+            of its risk, that of :meth:`curvext.EmpiricalFisherOperator.products`.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; or None stands for data that the operator does not have.
+
+        Cost:
+            For each chunk of queries a pass over them and a product with the training records (a backward pass for each
+            batch where they are not kept); in memory 32 M elements of queries' gradients, or one gradient, twice.
+        """
+        inverse = self.power(-1.0, damping)
+        return influence_scores(inverse, self._own_problem(), query, train)
+
     # ------------------------------------------------------------------ draws
 
     def sample(self, count: int, damping: Damping, seed: int = 0) -> Tensor:
@@ -268,13 +301,18 @@ class KeptBlocks(BlockOperator):
     Args:
         space: the parameters.
         blocks: one for each part of them.
+        dtype: of vectors.
         by_sides: whether they are K-FAC's.
     """
 
     def __init__(
-        self, space: ParameterSpace, blocks: Sequence[Block], by_sides: bool = False
+        self,
+        space: ParameterSpace,
+        blocks: Sequence[Block],
+        dtype: torch.dtype,
+        by_sides: bool = False,
     ) -> None:
-        self._take_space(space)
+        self._take_space(space, dtype)
         self._blocks = list(blocks)
         self.by_sides = by_sides  # type: ignore[misc]  # of an instance here
 

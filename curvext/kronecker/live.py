@@ -66,13 +66,16 @@ class LiveBlocks(BlockOperator):
 
     def _begin(self, problem: Problem, **options: Any) -> None:
         self._problem = problem
-        self._take_space(problem.space)
+        self._take_space(problem.space, problem.dtype)
         self.check_finite = problem.check_finite
         self._choose(**options)
 
     @abstractmethod
     def _choose(self, *args: Any, **options: Any) -> None:
         """Checks and takes the operator's own arguments."""
+
+    def _own_problem(self) -> Problem | None:
+        return self._problem
 
     @abstractmethod
     def _key(self) -> Hashable:

@@ -73,6 +73,18 @@ class Records:
             total.blocks()
         return rows
 
+    def gradients(self, start: int, stop: int) -> Tensor:
+        """The rows r_n of some samples written out, ``[n, P]``."""
+        rows = self._zeros(stop - start, self._space.size)
+        for row, n in zip(rows, range(start, stop), strict=True):
+            blocks = self._space.blocks(row)
+            for parameter, arrange, use in self._uses:
+                here = arrange(blocks[parameter])
+                here += use.sample(n).reshape(here.shape)
+            for parameter, written in self._rows.items():
+                blocks[parameter] += written[n].view_as(blocks[parameter])
+        return rows
+
     def gram(self, other: Records) -> Tensor:
         """R R'ᵀ with the records of another batch: ⟨r_n, r'_m⟩, ``[N, N']``."""
         total = self._zeros(self.samples, other.samples)
