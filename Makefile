@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 # where the virtual environment's own tools are found first (ninja for the build)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-NATIVE := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE := setup.py curvext/_compile.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench gpu cuda-check cuda-emulate docs clean
+.PHONY: help demo test check bench gpu cuda-check cuda-emulate docs wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -43,6 +43,9 @@ cuda-emulate: $(VENV)/.built ## run the kernels' tests on the CUDA sources, on t
 docs: $(VENV)/.docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo 'site/index.html'
+
+wheel: $(VENV)/.ready ## a wheel with the kernels, for the torch of the virtual environment, in dist/
+	CURVEXT_REQUIRE_EXTENSION=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean: ## remove everything that was built, and the virtual environment
 	rm -rf $(VENV) build site dist *.egg-info curvext/_C*.so demo.png .pytest_cache .ruff_cache .mypy_cache

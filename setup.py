@@ -1,117 +1,109 @@
 """Builds ``curvext._C``: the CPU kernels always, the CUDA kernels where torch and a toolkit allow it.
 
-``CURVEXT_CUDA=0|1`` overrides the choice, ``TORCH_CUDA_ARCH_LIST`` the architectures. Without a working compiler the
-installation goes on without the extension, and the library runs on its PyTorch references.
+What is compiled, and how, is in ``curvext/_compile.py``. Where torch or a working compiler is missing the installation
+goes on without the extension, and ``python -m curvext build`` compiles it later, from the sources that every
+distribution carries. ``CURVEXT_REQUIRE_EXTENSION=1`` makes that an error.
+
+A wheel with the extension has the tag of its Python and platform, one without it the tag py3-none-any. pip's cache
+knows wheels by their tags alone and prefers the narrower: so the two never have one name. A suffix of the version
+would not do: pip refuses a source distribution from an index whose metadata state another version than its file name.
 """
 
+import importlib.util
 import os
+import shutil
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.errors import CCompilerError, ExecError, PlatformError
 
-ROOT = Path(__file__).parent
-# 9.0a is never found by torch's detection, and wgmma needs it; PTX of the last serves newer devices.
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
-
-
-def sources(folder: str, pattern: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(pattern))
-
-
-def headers() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
-
-
-def builds_cuda() -> bool:
-    """Whether torch has CUDA and a toolkit stands by; a visible GPU is not needed to compile."""
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    chosen = os.environ.get("CURVEXT_CUDA")
-    possible = torch.version.cuda is not None and CUDA_HOME is not None
-    if chosen == "1" and not possible:
-        raise RuntimeError(
-            f"CURVEXT_CUDA=1, but torch {torch.__version__} has CUDA {torch.version.cuda} and the toolkit is "
-            f"at {CUDA_HOME}: both are needed. Install a CUDA build of torch, or set CUDA_HOME."
-        )
-    return possible and chosen != "0"
+ROOT = Path(__file__).resolve().parent
+FAILURES = (
+    CCompilerError,
+    ExecError,
+    OSError,
+    PlatformError,
+    RuntimeError,
+    subprocess.SubprocessError,
+)
+REQUIRED = os.environ.get("CURVEXT_REQUIRE_EXTENSION") == "1"
 
 
-def extension():
-    from torch.utils.cpp_extension import CppExtension, CUDAExtension
-
-    openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
-    flags = ["-O3", "-ffp-contract=fast", "-Wall", "-Wno-psabi", "-fvisibility=hidden", *openmp]
-    common = ["csrc/bindings.cpp", *sources("cpu", "*.cpp"), *sources("cpu/isa", "*.cpp")]
-    if not builds_cuda():
-        return CppExtension(
-            "curvext._C",
-            common,
-            depends=headers(),
-            extra_compile_args={"cxx": flags},
-            extra_link_args=openmp,
-        )
-    import torch
-
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    macros = [
-        ("CURVEXT_CUDA", torch.version.cuda),
-        ("CURVEXT_CUDA_ARCH", architectures.replace(" ", ";")),
-    ]
-    return CUDAExtension(
-        "curvext._C",
-        [*common, *sources("cuda", "*.cpp"), *sources("cuda", "*.cu")],
-        depends=headers(),
-        define_macros=macros,
-        extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-std=c++17", "-lineinfo"]},
-        extra_link_args=openmp,
+def say_not_built(why: str) -> None:
+    """Says it on the terminal too: pip shows the output of a build only with -v."""
+    words = (
+        f"\ncurvext: the native kernels were NOT built: {why}.\n"
+        "curvext works without them, more slowly. After the installation compile them with\n"
+        "    python -m curvext build\n"
     )
+    print(words, file=sys.stderr)
+    # no terminal, as in CI, is no error
+    with suppress(OSError), open("/dev/tty", "w") as terminal:
+        if not sys.stderr.isatty():
+            terminal.write(words)
 
 
-def build_command():
-    from setuptools.errors import CCompilerError, ExecError, PlatformError
-    from torch.utils.cpp_extension import BuildExtension
+class BuildWithSources(build_py):
+    """Puts the C++ and CUDA sources beside the modules, for ``python -m curvext build``."""
 
-    class OptionalBuild(BuildExtension):
-        """Lets the installation go on where nothing can be compiled, unless CURVEXT_REQUIRE_EXTENSION=1."""
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "curvext" / "csrc"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "csrc", target)
+
+    def get_outputs(self, include_bytecode=True):
+        copied = [
+            str(Path(self.build_lib) / "curvext" / path.relative_to(ROOT))
+            for path in (ROOT / "csrc").rglob("*")
+            if path.is_file()
+        ]
+        return super().get_outputs(include_bytecode) + ([] if self.editable_mode else copied)
+
+
+def compiling():
+    """What to compile the extension of, as keywords of ``setup``; nothing where torch is missing."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        if REQUIRED:
+            raise
+        say_not_built("torch is not there while it is built, as it is in pip's isolated builds")
+        return {}
+    # by its path: importing the package would load what is to be built
+    spec = importlib.util.spec_from_file_location(
+        "_curvext_compile", ROOT / "curvext" / "_compile.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class OptionalBuild(module.BuildExtension):
+        """Lets the installation go on where nothing can be compiled."""
 
         def run(self):
             try:
                 super().run()
-            except (CCompilerError, ExecError, PlatformError, RuntimeError, OSError) as error:
-                if os.environ.get("CURVEXT_REQUIRE_EXTENSION") == "1":
+            except FAILURES as error:
+                if REQUIRED:
                     raise
-                for ext in self.extensions:
-                    ext.optional = True
-                print(
-                    f"curvext: the native kernels were not built ({error}). The library works on its PyTorch "
-                    "references; build later with: python setup.py build_ext --inplace",
-                    file=sys.stderr,
-                )
+                self.go_on_without(error)
 
-        def copy_extensions_to_source(self):
-            if all(
-                Path(self.get_ext_fullpath(ext.name)).exists() or not self.failed(ext)
-                for ext in self.extensions
-            ):
-                super().copy_extensions_to_source()
+        def go_on_without(self, error):
+            self.extensions = self.distribution.ext_modules = []
+            wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
+            if wheel is not None:
+                wheel.root_is_pure = True
+            say_not_built(str(error).strip().splitlines()[-1] if str(error) else repr(error))
 
-        def failed(self, ext):
-            return not (Path(self.build_lib) / self.get_ext_filename(ext.name)).exists()
-
-    return OptionalBuild
+    return {
+        "ext_modules": [module.extension(ROOT)],
+        "cmdclass": {"build_ext": OptionalBuild, "build_py": BuildWithSources},
+    }
 
 
-def keywords() -> dict:
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        print(
-            "curvext: torch is missing, so no native kernels; install torch first", file=sys.stderr
-        )
-        return {}
-    return {"ext_modules": [extension()], "cmdclass": {"build_ext": build_command()}}
-
-
-setup(**keywords())
+setup(**{"cmdclass": {"build_py": BuildWithSources}, **compiling()})

@@ -1,4 +1,5 @@
-"""The command line: ``curvext info`` tells what is installed, ``curvext report`` writes a page on a risk."""
+"""The command line: ``curvext info`` tells what is installed, ``curvext build`` compiles the kernels,
+``curvext report`` writes a page on a risk."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 import curvext
-from curvext import _extension
+from curvext import _build, _extension
 from curvext.report import as_html, as_json, measure
 from curvext.report.demo import digits
 from curvext.risk import EmpiricalRisk
@@ -123,7 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; ``arguments`` are those of the process unless given."""
     parser = argparse.ArgumentParser(prog="curvext", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"curvext {curvext.__version__}")
     commands.add_parser("info", help="versions, build and hardware")
+    build = commands.add_parser("build", help="compile the native kernels for the installed torch")
+    build.add_argument(
+        "-j",
+        "--jobs",
+        type=at_least(1),
+        help="files compiled at a time; all processors unless given",
+    )
     report = commands.add_parser("report", help="a page on the curvature of a risk")
     report.add_argument("target", nargs="?", help="module:function, which returns an EmpiricalRisk")
     report.add_argument("--demo", action="store_true", help="a small network on digits")
@@ -138,6 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.command == "info":
         print(describe())
+        return
+    if options.command == "build":
+        try:
+            _build.build(lambda line: print(line, flush=True), options.jobs)
+        except _build.BuildError as error:
+            build.exit(1, f"curvext build: {error}\n")
         return
     try:
         write_report(options)

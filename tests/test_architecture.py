@@ -14,12 +14,13 @@ PACKAGE = ROOT / "curvext"
 
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
-    {"arguments", "errors", "_C", "_version", "memory", "contents", "randomness"},
+    {"arguments", "errors", "_C", "_compile", "_version", "memory", "contents", "randomness"},
     {"_extension", "reference", "space", "data", "cache", "results", "storage"},
-    {"kernels"},
+    {"kernels", "_build"},
     {"losses"},
     {"linearise"},
     {"problem"},
+    {"options"},
     {"operators", "algorithms"},
     {"kronecker"},
     {"risk"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -15,8 +14,6 @@ from .. import _extension
 from ..arguments import as_integer
 
 _library = torch.library.Library("curvext", "DEF")
-_native: dict[str, bool] = {device: True for device in ("cpu", "cuda")}
-_told: set[str] = set()
 _reference_only = False
 
 
@@ -54,12 +51,6 @@ class use_reference:
         _reference_only = self._before
 
 
-def _say_once(device: str) -> None:
-    if device not in _told:
-        _told.add(device)
-        warnings.warn(_extension.advice(device), _extension.ReferenceFallbackWarning, stacklevel=3)
-
-
 def _implementation(
     name: str, device: str, reference: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
@@ -70,7 +61,7 @@ def _implementation(
         if _reference_only:
             return reference(*args)
         if native is None:
-            _say_once(device)
+            _extension.warn_once(device)
             return reference(*args)
         return native(*args)
 
