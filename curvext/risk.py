@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curvext.kronecker import (
     BlockDiagonalOperator,
@@ -22,8 +23,12 @@ from curvext.operators import (
     MCFisherOperator,
     ModelCurvatureOperator,
 )
+from curvext.options import Options, spelled_out
 from curvext.problem import Problem
-from curvext.space import dtype_of_sums
+from curvext.space import Selection, dtype_of_sums
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # that of typing needs Python 3.11
 
 
 class EmpiricalRisk(Problem):
@@ -67,6 +72,18 @@ class EmpiricalRisk(Problem):
         >>> torch.allclose(H.to_dense(), G.to_dense())  # a linear model has no curvature of its own
         True
     """
+
+    @spelled_out
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        data: Any,
+        params: Selection = None,
+        cache: bool | str | int = "auto",
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(model, loss, data, params, cache, **options)
 
     def value(self) -> float:
         """L(θ)."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from curvext.linearise.jacobian import Linearisation
 from curvext.operators.linear import LinearOperator
+from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.space import Selection, dtype_of_sums
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # typing.Self needs Python 3.11
+    from typing_extensions import Self, Unpack  # those of typing need Python 3.11
 
 Blocks = list[Tensor]  # a vector as one tensor per parameter
 
@@ -36,6 +37,7 @@ class CurvatureOperator(LinearOperator):
     #: of vectors and answers
     dtype: torch.dtype
 
+    @spelled_out
     def __init__(
         self,
         model: nn.Module,
@@ -43,7 +45,7 @@ class CurvatureOperator(LinearOperator):
         data: Any,
         params: Selection = None,
         cache: bool | str | int = "auto",
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         self._take(Problem(model, loss, data, params, cache, **options))
 

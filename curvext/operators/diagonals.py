@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,17 @@ from curvext.arguments import as_choice
 from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.fisher import FisherOperator, MCFisherOperator
 from curvext.operators.ggn import GGNOperator
+from curvext.options import FunctionOptions, spelled_out
 from curvext.space import Selection, dtype_of_sums
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # that of typing needs Python 3.11
 
 #: nothing follows that could use what is kept, nor needs a look at whether it is still fresh
 _ONCE: dict[str, Any] = {"cache": False}
 
 
+@spelled_out
 def fisher_diagonal(
     model: nn.Module,
     loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
@@ -27,7 +32,7 @@ def fisher_diagonal(
     samples: int = 1,
     seed: int = 0,
     dtype: torch.dtype | None = None,
-    **options: Any,
+    **options: Unpack[FunctionOptions],
 ) -> dict[str, Tensor]:
     """The diagonal of a Fisher matrix by parameter.
 
@@ -59,26 +64,25 @@ def fisher_diagonal(
     """
     kind = as_choice("fisher_diagonal: kind", kind, ("empirical", "mc", "exact"))
     _check_dtype("fisher_diagonal", dtype)
-    options = _ONCE | options
+    chosen = _ONCE | dict(options)
     operator: EmpiricalFisherOperator | FisherOperator | MCFisherOperator
     if kind == "empirical":
-        operator = EmpiricalFisherOperator(model, loss, data, params, **options)
+        operator = EmpiricalFisherOperator(model, loss, data, params, **chosen)
     elif kind == "mc":
-        operator = MCFisherOperator(
-            model, loss, data, params, samples=samples, seed=seed, **options
-        )
+        operator = MCFisherOperator(model, loss, data, params, samples=samples, seed=seed, **chosen)
     else:
-        operator = FisherOperator(model, loss, data, params, **options)
+        operator = FisherOperator(model, loss, data, params, **chosen)
     return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
 
+@spelled_out
 def ggn_diagonal(
     model: nn.Module,
     loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
     data: Any,
     params: Selection = None,
     dtype: torch.dtype | None = None,
-    **options: Any,
+    **options: Unpack[FunctionOptions],
 ) -> dict[str, Tensor]:
     """The exact diagonal of the generalized Gauss-Newton matrix by parameter.
 
@@ -104,17 +108,18 @@ def ggn_diagonal(
         {'weight': tensor([[1.0000, 1.0000]])}
     """
     _check_dtype("ggn_diagonal", dtype)
-    operator = GGNOperator(model, loss, data, params, **_ONCE | options)
+    operator = GGNOperator(model, loss, data, params, **_ONCE | dict(options))
     return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
 
+@spelled_out
 def per_sample_gradient_norms(
     model: nn.Module,
     loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
     data: Any,
     params: Selection = None,
     dtype: torch.dtype | None = None,
-    **options: Any,
+    **options: Unpack[FunctionOptions],
 ) -> Tensor:
     """‖g_n‖ for every sample, with g_n as in :func:`fisher_diagonal`. One backward pass for each batch.
 
@@ -137,7 +142,7 @@ def per_sample_gradient_norms(
         tensor([2., 2.])
     """
     _check_dtype("per_sample_gradient_norms", dtype)
-    operator = EmpiricalFisherOperator(model, loss, data, params, **_ONCE | options)
+    operator = EmpiricalFisherOperator(model, loss, data, params, **_ONCE | dict(options))
     return operator.gradient_norms(dtype or dtype_of_sums(operator.dtype))
 
 

@@ -19,12 +19,13 @@ from curvext.linearise.widened import in_float64
 from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator, narrowed
 from curvext.operators.linear import LinearOperator, Vector
+from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.results import EigenResult
 from curvext.space import ParameterSpace, Selection, dtype_of_sums
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # typing.Self needs Python 3.11
+    from typing_extensions import Self, Unpack  # those of typing need Python 3.11
 
 #: rounding of ‖F_emp‖ up to this share of λ leaves each refinement a digit or two to gain
 _SHARE_OF_ROUNDING = 1e-2
@@ -59,6 +60,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         (tensor([2., 2.]), tensor(4.), tensor([2., 2.]))
     """
 
+    @spelled_out
     def __init__(
         self,
         model: nn.Module,
@@ -68,7 +70,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         cache: bool | str | int = "auto",
         *,
         per: str = "sample",
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(model, loss, data, params, cache, **options)
         self._per = as_choice("per", per, _PER)

@@ -15,11 +15,12 @@ from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator, pulled_back
 from curvext.operators.ggn import GGNOperator
+from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.space import Selection
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # typing.Self needs Python 3.11
+    from typing_extensions import Self, Unpack  # those of typing need Python 3.11
 
 
 class FisherOperator(GGNOperator):
@@ -71,6 +72,7 @@ class MCFisherOperator(CurvatureOperator):
         True
     """
 
+    @spelled_out
     def __init__(
         self,
         model: nn.Module,
@@ -81,7 +83,7 @@ class MCFisherOperator(CurvatureOperator):
         *,
         samples: int = 1,
         seed: int = 0,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(model, loss, data, params, cache, **options)
         self._draw(samples, seed)

@@ -1,0 +1,79 @@
+"""The keywords that every operator and function takes besides its own: spelled out for editors, and checked by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypedDict, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from curvext.problem import Problem
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Shared(TypedDict, total=False):
+    forward: Callable[[nn.Module, Any], Tensor] | None
+    target: Callable[[Any], Any] | None
+    reduction: str | None
+    check_finite: bool
+    progress: bool
+    chunk_outputs: int | None
+    compile: bool | str
+
+
+class Options(_Shared, total=False):
+    """The keyword arguments of operators and of :class:`curvext.EmpiricalRisk`, which says what each means."""
+
+    dtype: torch.dtype | None
+
+
+class FunctionOptions(_Shared, total=False):
+    """Those of the plain functions, which have a ``dtype`` of their own, and keep nothing unless it is asked for."""
+
+    cache: bool | str | int
+
+
+_KEYWORDS = {
+    name: parameter
+    for name, parameter in inspect.signature(Problem.__init__).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+}
+_KEYWORDS["cache"] = inspect.Parameter(
+    "cache", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool | str | int"
+)
+
+
+def spelled_out(function: Callable[P, R]) -> Callable[P, R]:
+    """A function with ``**options``, whose signature shows them one by one, and whose error on another names it.
+
+    The error of a constructor names the class that the user called, not the one that defines it.
+    """
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    own = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    shown = [*own, *(p for name, p in _KEYWORDS.items() if name not in signature.parameters)]
+    known = [p.name for p in shown]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **keywords: P.kwargs) -> R:
+        for name in keywords:
+            if name not in known:
+                method = function.__name__ == "__init__" and args
+                owner = type(args[0]).__name__ if method else function.__name__
+                raise TypeError(_message(owner, name, [k for k in known if k != "self"]))
+        return function(*args, **keywords)
+
+    checked.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return checked
+
+
+def _message(owner: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{owner}: there is no argument {name!r}{meant} It takes {', '.join(known)}"
