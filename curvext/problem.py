@@ -17,7 +17,7 @@ from curvext.linearise.compiled import CompiledHessian, CompiledJacobian, Compil
 from curvext.linearise.forward import Forward, is_finite
 from curvext.linearise.head import HeadLinearisation
 from curvext.linearise.jacobian import KeptGraph, Linearisation, Linearised, SecondDerivatives
-from curvext.linearise.plan import book_of
+from curvext.linearise.plan_book import book_of
 from curvext.linearise.records import Records
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint, output_loss
@@ -72,6 +72,13 @@ class _Seat:
     key: int
 
 
+#: what :meth:`Problem.explain` says of what its words cost
+_COSTS = {
+    "by indices": "read from the indices of each batch, without a pass",
+    "by backward passes": "asked on each batch by backward passes without weight gradients, mostly two: about 0.7 "
+    "gradients",
+    "general": "one backward pass for each sample",
+}
 #: per-sample gradients that have to be written out are kept up to this many elements for each batch
 _WRITTEN_OUT_LIMIT = 64 << 20
 
@@ -456,7 +463,7 @@ class Problem:
             "products: "
             + ("by the kept graph" if self._compiler is None else f"compiled, {self._compiler}"),
             f"kept: {len(self._cache)} linearisations, records and factors, {self._cache.nbytes / 2**20:.1f} MiB",
-            "empirical-Fisher diagonal and per-sample norms, by parameter:",
+            "empirical-Fisher diagonal and per-sample norms, by parameter (how samples are proven apart):",
         ]
         paths: dict[int, set[str]] = {}
 
@@ -467,7 +474,9 @@ class Problem:
         self.visit_tapes(note)
         width = max(len(n) for n in self.space.names)
         for i, name in enumerate(self.space.names):
-            lines.append(f"  {name:<{width}}  {', '.join(sorted(paths[i]))}")
+            lines.append(f"  {name:<{width}}  {' or '.join(sorted(paths[i]))}")
+        every = " ".join(path for found in paths.values() for path in found)
+        lines += [f"{word}: {cost}" for word, cost in _COSTS.items() if word in every]
         return "\n".join(lines)
 
     def __getstate__(self) -> dict[str, Any]:

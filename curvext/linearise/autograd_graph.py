@@ -85,6 +85,19 @@ class Graph:
                     found[child].append((parent, number))
         return found
 
+    @cached_property
+    def parents_first(self) -> list[int]:
+        """All positions, each after every node that it feeds."""
+        waiting = [len(parents) for parents in self.consumers]
+        order = [0]
+        for position in order:
+            for child, _ in self.edges[position]:
+                if child is not None:
+                    waiting[child] -= 1
+                    if waiting[child] == 0:
+                        order.append(child)
+        return order
+
     def shape(self, position: int, output_nr: int = 0) -> torch.Size:
         """Shape of the tensor that the node made in the forward pass."""
         node = self.nodes[position]

@@ -1,20 +1,18 @@
-"""Which elements of a tensor belong to which sample: proven from the backward pass, not guessed.
-
-A layer deep in a network sees tensors whose batch dimension may be the second ([T, N, D]), merged
-with another ([N·T, D], Swin's windows) or gone. Backpropagation is linear, and exact under powers of
-two: scale the cotangent of sample n by s_n = 2^k and every element that belongs to sample n alone is
-scaled by s_n to the last bit. Two backward passes therefore tell, for every tensor in the graph, along
-which dimension the samples lie, or that they are mixed there.
-"""
+"""Where samples lie in a tensor: a layer deep in a network may see ``[T, N, D]``, ``[N·T, D]`` or rows in any order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from curvext.linearise.flow.owners import Owners
+
+#: how many times as much room rows may take once each sample has as many as the longest
+_PADDING_LIMIT = 4
 
 
 @dataclass(frozen=True)
@@ -24,20 +22,9 @@ class Layout:
     dim: int
     major: bool
 
-    def fits(self, shape: Sequence[int], samples: int) -> bool:
-        """Whether a tensor of this shape can be so laid out."""
-        return self.dim < len(shape) and shape[self.dim] % samples == 0
-
-    def same_for(self, other: Layout, shape: Sequence[int], samples: int) -> bool:
-        """Whether both mean the same at this shape."""
-        if self.dim != other.dim:
-            return False
-        return self.major == other.major or shape[self.dim] == samples or samples == 1
-
-    def of_index(self, size: int, samples: int, device: torch.device) -> Tensor:
-        """The sample of each index along the dimension, int64 [size]."""
-        index = torch.arange(size, device=device)
-        return index // (size // samples) if self.major else index % samples
+    def along(self, dim: int) -> Layout:
+        """The same layout along another dimension."""
+        return Layout(dim, self.major)
 
     def samples_first(self, x: Tensor, samples: int) -> Tensor:
         """``x`` as ``[N, ...]``: the sample dimension split off and moved to the front.
@@ -54,73 +41,64 @@ class Layout:
         return split.movedim(first, 0) if first else split
 
 
-class Probe:
-    """Cotangents for the two backward passes, and the verdict on what came of them."""
+class RaggedLayout(Layout):
+    """Each entry along dimension ``dim`` belongs to a sample of its own choosing, or to none.
 
-    def __init__(self, output: Tensor) -> None:
-        self.samples = int(output.shape[0])
-        # made where the output lies: that of a language model takes seconds on the CPU
-        where: dict[str, Any] = {
-            "generator": torch.Generator(output.device).manual_seed(0x5EED),
-            "device": output.device,
-        }
-        levels = 8 if output.dtype is torch.float16 else 16
-        exponents = torch.randperm(max(self.samples, levels), **where)[: self.samples] % levels
-        self.scale = (2.0**exponents).to(output.dtype)
-        noise = torch.randn(output.shape, dtype=torch.float32, **where)
-        self.plain = noise.to(output.dtype)
-        self.scaled = self.plain * self.scale.view([-1] + [1] * (output.ndim - 1))
+    Samples of fewer entries than the longest come filled up with zeros, which add nothing to a sum over entries.
 
-    def layouts(self, shape: Sequence[int], plain: _Sketch, scaled: _Sketch) -> set[Layout]:
-        """All layouts that explain the two gradients; empty if samples are mixed."""
-        found = set()
-        for dim in range(len(shape)):
-            for major in (True, False):
-                layout = Layout(dim, major)
-                if layout.fits(shape, self.samples) and self._explains(
-                    layout, shape, plain, scaled
-                ):
-                    found.add(layout)
-        return found
+    Args:
+        dim: the dimension.
+        where: ``[N, S]``, the entries of each sample, −1 where it has no more.
+    """
 
-    def _explains(
-        self, layout: Layout, shape: Sequence[int], plain: _Sketch, scaled: _Sketch
-    ) -> bool:
-        index = layout.of_index(shape[layout.dim], self.samples, self.scale.device)
-        factor = self.scale[index]
-        for reduced, before, after in zip(plain.reduced_dims, plain.sums, scaled.sums, strict=True):
-            if reduced == layout.dim:
-                continue
-            dim = layout.dim - (reduced is not None and reduced < layout.dim)
-            along = factor.view([-1 if d == dim else 1 for d in range(before.ndim)])
-            return bool(torch.equal(after, before * along.to(before.dtype)))
-        return False
+    where: Tensor
+
+    def __init__(self, dim: int, where: Tensor) -> None:
+        super().__init__(dim, True)
+        object.__setattr__(self, "where", where)
+
+    def along(self, dim: int) -> RaggedLayout:
+        """The same layout along another dimension."""
+        return RaggedLayout(dim, self.where)
+
+    def samples_first(self, x: Tensor, samples: int) -> Tensor:
+        """``x`` as ``[N, ...]`` with size S in place of the dimension."""
+        where = self.where.to(x.device)
+        rows = x.movedim(self.dim, 0)
+        taken = rows.index_select(0, where.clamp(min=0).flatten())
+        missing = (where < 0).flatten()
+        taken.masked_fill_(missing.view(-1, *[1] * (taken.ndim - 1)), 0)
+        return taken.view(*where.shape, *rows.shape[1:]).movedim(1, self.dim + 1)
 
 
-class _Sketch:
-    """Weighted sums of a gradient along one dimension: enough to see its layout, a fraction of its memory."""
-
-    def __init__(self, gradient: Tensor) -> None:
-        if gradient.ndim < 2:
-            self.reduced_dims: tuple[int | None, ...] = (None,)
-        elif gradient.ndim == 2:
-            self.reduced_dims = (1, 0)
-        else:
-            self.reduced_dims = (gradient.ndim - 1,)
-        self.sums = [
-            gradient if d is None else _weighted_sum(gradient, d) for d in self.reduced_dims
-        ]
+def one_sample(shape: Sequence[int]) -> tuple[Layout, ...]:
+    """Layouts of a tensor that belongs to the only sample: any dimension will do."""
+    return tuple(Layout(d, True) for d in range(max(1, len(shape))))
 
 
-def _weighted_sum(x: Tensor, dim: int) -> Tensor:
-    # irregular weights: the gradient through a normalisation has sum zero
-    weights = (
-        1 + (torch.arange(x.shape[dim], device=x.device, dtype=torch.float64) * 0.6180339887) % 1
-    )
-    weights = weights.to(x.dtype)
-    return x @ weights if dim == x.ndim - 1 else weights @ x
+def layouts_of(owners: Owners, shape: Sequence[int], samples: int) -> tuple[Layout, ...]:
+    """The layout of a tensor of this shape by the owners of its elements, or nothing where it is no layout."""
+    varying = [d for d, size in enumerate(owners.shape) if size > 1]
+    if len(varying) > 1 or not shape or 0 in shape:
+        return ()
+    dim = varying[0] if varying else 0
+    entries = np.broadcast_to(owners.reshape(-1), (shape[dim],))
+    rest = shape[dim] // samples
+    if rest * samples == shape[dim]:
+        number = np.arange(shape[dim])
+        for major, regular in ((True, number // rest), (False, number % samples)):
+            if np.array_equal(np.where(entries < 0, regular, entries), regular):
+                return (Layout(dim, major),)
+    return _ragged(dim, entries, samples)
 
 
-def sketch(gradient: Tensor) -> _Sketch:
-    """What :class:`Probe` needs of a gradient."""
-    return _Sketch(gradient.detach())
+def _ragged(dim: int, entries: Owners, samples: int) -> tuple[Layout, ...]:
+    counts = np.bincount(entries[entries >= 0], minlength=samples)
+    longest = int(counts.max(initial=0))
+    if longest == 0 or longest * samples > _PADDING_LIMIT * max(len(entries), samples):
+        return ()
+    order = np.argsort(entries, kind="stable")[len(entries) - int(counts.sum()) :]
+    place = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
+    where = np.full((samples, longest), -1, dtype=np.int64)
+    where[entries[order], place] = order
+    return (RaggedLayout(dim, torch.from_numpy(where)),)

@@ -14,20 +14,19 @@ The paths, from fast to general, all exact:
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curvext.linearise.autograd_graph import Graph
 from curvext.linearise.layout import Layout
 from curvext.linearise.rules import LEFT_FACTORS, LOOK_UPS, RIGHT_FACTORS, rule_for
 from curvext.linearise.selections import Arrangement, is_selection
 
-#: positions of nodes → the layouts of their gradients; an empty set where samples are mixed
-LayoutsOf = Callable[[set[int]], dict[int, set[Layout]]]
+#: positions of nodes → the layouts of their gradients, each of which will do; none where samples are mixed
+LayoutsOf = Callable[[set[int]], Mapping[int, tuple[Layout, ...]]]
 
 
 @dataclass
@@ -37,13 +36,12 @@ class Site:
     node: int
     edge: int
     derived: tuple[int, int]  # the node that made the value, and which of its outputs
-    layouts: set[Layout]
     usable: bool  # there is a rule, and it has not declined
 
 
 @dataclass
 class Route:
-    """How one parameter's per-sample gradients are had."""
+    """How one parameter's per-sample gradients are computed."""
 
     path: str  # "fused", "tied", "overlapping", "formed", "general" or "unused"
     groups: list[list[int]] = field(default_factory=list)  # sites that are one use together
@@ -53,13 +51,15 @@ class Route:
 
 
 class Plan:
-    """Sites and routes of one graph structure."""
+    """Sites and routes of one graph structure, given the nodes at which samples are apart."""
 
     def __init__(self, graph: Graph, parameters: int, layouts_of: LayoutsOf) -> None:
         self.sites = _find_sites(graph, layouts_of)
         self._below = _parameters_below(graph, self.sites)
         self.routes = [self._route(graph, number) for number in range(parameters)]
         self._schedules: dict[bool, Schedule] = {}
+        #: whether a pass has gone through without any parameter on the general path
+        self.settled = False
 
     def reroute(self, graph: Graph) -> None:
         """Chooses the paths anew after a site turned out unusable."""
@@ -161,7 +161,7 @@ def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:
     sites: list[Site] = []
     derived = list(graph.parameter_at)
     visited = set(derived)
-    known: dict[int, set[Layout]] = {}
+    known: dict[int, tuple[Layout, ...]] = {}
     while derived:
         meetings: list[tuple[int, int, int]] = []
         rearranged = list(derived)
@@ -173,13 +173,13 @@ def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:
                 elif parent not in visited:
                     visited.add(parent)
                     rearranged.append(parent)
-        known |= layouts_of({parent for parent, _, _ in meetings} - set(known))
+        known.update(layouts_of({parent for parent, _, _ in meetings} - set(known)))
         derived = []
         for parent, edge, child in meetings:
             if known[parent]:
                 usable = rule_for(graph.names[parent], edge) is not None
                 which = graph.edges[parent][edge][1]
-                sites.append(Site(parent, edge, (child, which), known[parent], usable))
+                sites.append(Site(parent, edge, (child, which), usable))
             elif parent not in visited:
                 visited.add(parent)
                 derived.append(parent)
@@ -226,31 +226,3 @@ def _groups(
         taken[image.flatten()] = True
         groups.append((image, [i]))
     return [members for _, members in groups], disjoint
-
-
-class PlanBook:
-    """Plans by graph structure. A structure is proven once; later batches and calls reuse it."""
-
-    def __init__(self) -> None:
-        self._plans: dict[tuple[object, ...], Plan] = {}
-
-    def get(self, graph: Graph, samples: int) -> Plan | None:
-        """The plan for this structure, if it is known."""
-        return self._plans.get(self._key(graph, samples))
-
-    def put(self, graph: Graph, samples: int, plan: Plan) -> None:
-        """Remembers a plan."""
-        self._plans[self._key(graph, samples)] = plan
-
-    @staticmethod
-    def _key(graph: Graph, samples: int) -> tuple[object, ...]:
-        # with one sample nothing is ever mixed, so nothing is learnt for others
-        return (samples == 1, graph.signature)
-
-
-_BOOKS: weakref.WeakKeyDictionary[nn.Module, PlanBook] = weakref.WeakKeyDictionary()
-
-
-def book_of(model: nn.Module) -> PlanBook:
-    """The plans of a model, kept as long as the model lives."""
-    return _BOOKS.setdefault(model, PlanBook())

@@ -61,7 +61,7 @@ def _left_factor(
     """y = W @ right with W [O, I]: the samples lie along the columns."""
     if layout.dim != 1:
         return None
-    by_column = Layout(0, layout.major)
+    by_column = layout.along(0)
     g = g if alpha == 1 else g * alpha
     return OuterUse(_rows(right.t(), by_column, samples), _rows(g.t(), by_column, samples))
 
@@ -102,7 +102,7 @@ def _bmm_right(
     """y_b = left_b @ W_b with W [B, I, O]; einsum arrives here with B = 1."""
     if layout.dim != 1 or g.shape[0] != 1:
         return None
-    inner = Layout(0, layout.major)
+    inner = layout.along(0)
     left = saved.self
     return OuterUse(_rows(left[0], inner, samples), _rows(g[0], inner, samples), transposed=True)
 

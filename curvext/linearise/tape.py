@@ -7,8 +7,8 @@ form, and are gone when the pass has moved on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from curvext import data
 from curvext.linearise.attention import UNORDERED, in_fixed_order
 from curvext.linearise.autograd_graph import Graph, leaf_variable
-from curvext.linearise.layout import Layout, Probe, sketch
+from curvext.linearise.layout import Layout
+from curvext.linearise.one_by_one import OneByOne
 from curvext.linearise.partners import partners
-from curvext.linearise.plan import Plan, PlanBook, Schedule, Site
+from curvext.linearise.plan import Schedule, Site
+from curvext.linearise.plan_book import Finding, PlanBook
+from curvext.linearise.probe import Probe, Sketch, drawn_like
 from curvext.linearise.rules import Saved, rule_for
 from curvext.linearise.selections import Arrangement
 from curvext.linearise.uses import OuterUse, RowsUse, TiedUse, Use, join
@@ -44,8 +46,8 @@ class Tape:
         output: f with its graph, ``[N, ...]``.
         parameters: the leaves θ.
         plans: what is known of graphs of this model.
-        rerun: a batch → its output with a new graph.
-        batch: the batch.
+        rerun: a batch → its output with a new graph; None if this graph is the only one.
+        batch: the batch, for ``rerun``.
         first: index of its first datum among all.
     """
 
@@ -54,17 +56,18 @@ class Tape:
         output: Tensor,
         parameters: Sequence[Tensor],
         plans: PlanBook,
-        rerun: Callable[[Any], Tensor],
-        batch: Any,
-        first: int,
+        rerun: Callable[[Any], Tensor] | None,
+        batch: Any = None,
+        first: int = 0,
     ) -> None:
         self.first = first
         self.samples = int(output.shape[0])
         self._output = output
         self._parameters = list(parameters)
         self._plans = plans
-        self._rerun = rerun
-        self._batch = batch
+        self._one_by_one = OneByOne(output, self._parameters, rerun, batch)
+        self._only_graph = rerun is None
+        self._finding: Finding | None = None
 
     @property
     def output(self) -> Tensor:
@@ -75,16 +78,32 @@ class Tape:
     def _graph(self) -> Graph | None:
         return Graph(self._output, self._parameters) if self._output.requires_grad else None
 
-    @cached_property
-    def _plan(self) -> Plan:
+    def _find(self, assume: bool = False) -> Finding:
+        """Where samples lie; with ``assume`` what the next pass has to look at may be left to it."""
         assert self._graph is not None
-        return self._make_plan(self._graph)
+        if self._finding is None or (self._finding.assumed and not assume):
+            count = len(self._parameters)
+            self._finding = self._plans.find(self._graph, self.samples, count, self._ask, assume)
+        return self._finding
 
     def paths(self) -> dict[int, str]:
-        """For each parameter the path its per-sample gradients take."""
+        """For each parameter the path its per-sample gradients take, and how its samples are known to lie apart."""
         if self._graph is None:
             return dict.fromkeys(range(len(self._parameters)), "unused")
-        return {i: route.path for i, route in enumerate(self._plan.routes)}
+        finding = self._find()
+        told: dict[int, str] = {}
+        for i, route in enumerate(finding.plan.routes):
+            nodes = {s.node for s in finding.plan.sites if i in finding.plan.parameters_of(s)}
+            told[i] = route.path
+            if route.path in ("general", "unused"):
+                continue
+            if nodes & finding.asked:
+                told[i] += ", by backward passes"
+            elif nodes & finding.by_index:
+                told[i] += ", by indices"
+            else:
+                told[i] += ", by structure"
+        return told
 
     def partners(self) -> dict[int, int]:
         """{bias: weight} by number, of biases that are used with that weight alone, and with each of its uses."""
@@ -97,7 +116,7 @@ class Tape:
         parted = {"fused", "tied", "unused", *(["overlapping"] if summands else [])}
         return self.samples * sum(
             p.numel()
-            for p, route in zip(self._parameters, self._plan.routes, strict=True)
+            for p, route in zip(self._parameters, self._find(assume=True).plan.routes, strict=True)
             if route.path not in parted
         )
 
@@ -116,117 +135,78 @@ class Tape:
         graph = self._graph
         if graph is None:
             return
-        schedule = self._plan.schedule(graph, summands)
-        waiting = _Waiting(graph, self._plan, schedule, visitor, self.samples, summands)
+        finding = self._find(assume=not keep)
+        plan = finding.plan
+        schedule = plan.schedule(graph, summands)
+        waiting = _Waiting(graph, finding, schedule, visitor, self.samples, summands)
+        look = self._watch(finding, cotangent)
 
         def arrived(position: int, gradient: Tensor) -> None:
+            if look is not None and position in finding.assumed:
+                layouts = look(position, gradient)
+                if layouts is None:  # nothing flows
+                    return
+                if not layouts:
+                    waiting.decline(position)
+                    return
+                finding.layouts[position] = layouts
             for i in schedule.at_node[position]:
                 waiting.arrived(i, gradient)
 
         nodes, lowest = schedule.at_node.keys(), schedule.lowest
-        _gradients_at(graph, self._output, cotangent, nodes, lowest, arrived, keep)
+        # until every rule has been seen to take its use, the only graph may be needed once more
+        unsettled = self._only_graph and (not plan.settled or bool(finding.assumed))
+        retain = keep or unsettled
+        with _repeatable(graph) if finding.assumed else nullcontext():
+            _gradients_at(graph, self._output, cotangent, nodes, lowest, arrived, retain)
         waiting.finish()
-        if waiting.declined:
-            self._plan.reroute(graph)
-        self._one_by_one(visitor, cotangent, waiting.declined)
-
-    # ------------------------------------------------------------------ the general path
-
-    def _one_by_one(self, visitor: Visitor, cotangent: Tensor, declined: set[int]) -> None:
-        """The general path: a backward pass for each sample, of a forward pass of that sample alone
-        where the model allows it, else through the whole batch."""
-        general = {i for i, route in enumerate(self._plan.routes) if route.path == "general"}
-        numbers = sorted(general | declined)
+        if waiting.refused:
+            plan.reroute(graph)
+        general = {i for i, route in enumerate(plan.routes) if route.path == "general"}
+        numbers = sorted(general | waiting.declined)
         if not numbers:
+            plan.settled = True
             return
-        parameters = [self._parameters[i] for i in numbers]
-        whole: Tensor | None = None
-        for n in range(self.samples):
-            alone = self._alone(n) if whole is None else None
-            if alone is not None:
-                gradients = torch.autograd.grad(
-                    alone, parameters, cotangent[n : n + 1], allow_unused=True
-                )
-            else:
-                whole = self._rerun(self._batch) if whole is None else whole
-                only = torch.zeros_like(cotangent)
-                only[n] = cotangent[n]
-                gradients = torch.autograd.grad(
-                    whole, parameters, only, retain_graph=True, allow_unused=True
-                )
-            for i, gradient in zip(numbers, gradients, strict=True):
-                if gradient is not None:
-                    visitor.gradient(i, n, gradient.to_dense() if gradient.is_sparse else gradient)
+        if not retain and self._only_graph:
+            raise RuntimeError(
+                f"{sorted(waiting.declined)}: the use of these parameters has changed within one structure of the "
+                "graph, so that their per-sample gradients have no fast rule any more; call again"
+            )
+        self._one_by_one.gradients(numbers, cotangent, visitor.gradient)
 
-    def _alone(self, n: int) -> Tensor | None:
-        """The output of sample n by itself, if the model gives there what it gave in the batch."""
-        if self.samples == 1:
-            return self._rerun(self._batch)
-        expected = self._output.detach()[n : n + 1]
-        try:
-            output = self._rerun(data.sample(self._batch, n, self.samples))
-        except (RuntimeError, ValueError, IndexError):
-            return None  # this model cannot take a part of its batch
-        if output.shape != expected.shape:
+    def _ask(self, nodes: set[int]) -> dict[int, tuple[Layout, ...] | None]:
+        """The layouts of some gradients by backward passes of this batch; None of one of zeros."""
+        assert self._graph is not None
+        probe = Probe(drawn_like(self._output))
+        sketches = self._sketched(nodes, probe.cotangents)
+        return {i: probe.layouts(self._graph.shape(i), sketches[i]) for i in nodes}
+
+    def _watch(
+        self, finding: Finding, cotangent: Tensor
+    ) -> Callable[[int, Tensor], tuple[Layout, ...] | None] | None:
+        """Tells the layouts of the nodes that are assumed to have one, once the pass of a cotangent comes by there."""
+        if not finding.assumed:
             return None
-        tolerance = 64 * torch.finfo(output.dtype).eps * float(self._output.detach().abs().max())
-        close = torch.allclose(output.detach(), expected, rtol=0, atol=tolerance)
-        return output if close else None
+        graph, probe = self._graph, Probe(cotangent)
+        assert graph is not None
+        scaled = self._sketched(finding.assumed, probe.cotangents[1:])
+        return lambda i, gradient: probe.layouts(graph.shape(i), [Sketch(gradient), *scaled[i]])
 
-    # ------------------------------------------------------------------ knowing the layout
+    def _sketched(
+        self, nodes: set[int], cotangents: Sequence[Tensor]
+    ) -> Mapping[int, list[Sketch]]:
+        """A sketch of the gradient at some nodes for each of some cotangents; nothing of a node that none reaches."""
+        assert self._graph is not None
+        graph, lowest = self._graph, self._graph.bottom(nodes)
+        sketches: dict[int, list[Sketch]] = {i: [] for i in nodes}
 
-    def _make_plan(self, graph: Graph) -> Plan:
-        plan = self._plans.get(graph, self.samples)
-        if plan is None or not self._confirm(graph, plan):
-            plan = Plan(graph, len(self._parameters), lambda nodes: self._layouts(graph, nodes))
-            self._plans.put(graph, self.samples, plan)
-        return plan
+        def arrived(position: int, gradient: Tensor) -> None:
+            sketches[position].append(Sketch(gradient))
 
-    def _confirm(self, graph: Graph, plan: Plan) -> bool:
-        """Whether the layouts known are unambiguous at this batch's sizes; asks again where they are not."""
-        unclear = {
-            site.node
-            for site in plan.sites
-            if not _unambiguous(site.layouts, graph.shape(site.node), self.samples)
-        }
-        if not unclear:
-            return True
-        now = self._layouts(graph, unclear)
-        for site in plan.sites:
-            if site.node in now:
-                site.layouts = site.layouts & now[site.node]
-        return all(site.layouts for site in plan.sites)
-
-    def _layouts(self, graph: Graph, nodes: set[int]) -> dict[int, set[Layout]]:
-        if not nodes:
-            return {}
-        if self.samples == 1:
-            return {i: {Layout(d, True) for d in range(max(1, len(graph.shape(i))))} for i in nodes}
-        probe = Probe(self._output)
-        lowest = graph.bottom(nodes)
-        sketches = []
         with _repeatable(graph):
-            for cotangent in (probe.plain, probe.scaled):
-                seen: dict[int, Any] = {}
-
-                def arrived(position: int, gradient: Tensor, seen: dict[int, Any] = seen) -> None:
-                    seen[position] = sketch(gradient)
-
+            for cotangent in cotangents:
                 _gradients_at(graph, self._output, cotangent, nodes, lowest, arrived, retain=True)
-                sketches.append(seen)
-        return {
-            i: probe.layouts(graph.shape(i), sketches[0][i], sketches[1][i])
-            if i in sketches[0]
-            else set()
-            for i in nodes
-        }
-
-
-def _unambiguous(layouts: set[Layout], shape: Sequence[int], samples: int) -> bool:
-    first = next(iter(layouts))
-    return samples == 1 or all(
-        layout.fits(shape, samples) and layout.same_for(first, shape, samples) for layout in layouts
-    )
+        return sketches
 
 
 def _gradients_at(
@@ -297,22 +277,26 @@ class _Waiting:
     def __init__(
         self,
         graph: Graph,
-        plan: Plan,
+        finding: Finding,
         schedule: Schedule,
         visitor: Visitor,
         samples: int,
         summands: bool,
     ) -> None:
         self._graph = graph
-        self._plan = plan
+        self._plan = finding.plan
+        self._layouts = finding.layouts
         self._schedule = schedule
         self._visitor = visitor
         self._samples = samples
         self._summands = summands
         self._uses: dict[int, Use] = {}
         self._missing = dict(schedule.uses)
-        #: parameters of which a use turned out to be beyond its rule
+        #: parameters of which a use turned out to be beyond its rule, or samples to be mixed there
         self.declined: set[int] = set()
+        #: whether a rule has refused, which the plan has written down
+        self.refused = False
+        self._mixed = finding.mixed
 
     def arrived(self, number: int, gradient: Tensor) -> None:
         """The gradient at a site's node is there: make the use, hand on what is complete."""
@@ -320,6 +304,7 @@ class _Waiting:
         use = self._make_use(site, gradient.detach())
         if use is None:
             site.usable = False
+            self.refused = True
             self.declined |= self._plan.parameters_of(site)
             return
         self._uses[number] = use
@@ -329,12 +314,19 @@ class _Waiting:
             if self._missing[parameter] == 0:
                 self._hand_on(parameter)
 
+    def decline(self, node: int) -> None:
+        """Samples are mixed at a node."""
+        self._mixed.add(node)
+        for site in self._plan.sites:
+            if site.node == node:
+                self.declined |= self._plan.parameters_of(site)
+
     def _make_use(self, site: Site, gradient: Tensor) -> Use | None:
         rule = rule_for(self._graph.names[site.node], site.edge)
         assert rule is not None
         shape = self._graph.shape(*site.derived)
         saved = Saved(self._graph.nodes[site.node])
-        for layout in site.layouts:
+        for layout in self._layouts[site.node]:
             use = rule(saved, gradient, layout, self._samples, shape)
             if use is not None:
                 return use
