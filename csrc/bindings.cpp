@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "kernels.h"
+#include "workspace.h"
 
 #define CURVEXT_STRING_OF(x) #x
 #define CURVEXT_STRING(x) CURVEXT_STRING_OF(x)
@@ -82,6 +83,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   CURVEXT_BIND_KERNELS(cpu, curvext::cpu)
   cpu.def("simd_levels", &curvext::cpu::simd_levels);
   cpu.def("use_simd", &curvext::cpu::use_simd, py::arg("level"));
+  cpu.def("use_workspace", &curvext::use_workspace, py::arg("bytes"));
   cpu.def("use_products_by_tiles", &curvext::cpu::use_products_by_tiles, py::arg("tiles"));
 #ifdef CURVEXT_CUDA
   auto cuda = m.def_submodule("cuda");

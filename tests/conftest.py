@@ -9,6 +9,9 @@ import signal
 
 import pytest
 import torch
+from workspaces import workspace
+
+from curvext.linearise import attention, convolution_use
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +37,17 @@ def _global_state_is_left_alone():
     yield
     after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads())
     assert after == before, f"(default dtype, grad mode, threads) were {before}, are {after}"
+
+
+@pytest.fixture
+def small_workspace(monkeypatch: pytest.MonkeyPatch) -> int:
+    """4 KiB for whatever takes its work in pieces, so that what a test can afford comes in several."""
+    size = 4096
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(convolution_use._CHUNK_BYTES, device, size)
+        monkeypatch.setitem(attention._CHUNK, device, size // 8)  # elements
+    with workspace(size):
+        yield size
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from compare import assert_close
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvext.linearise import attention
 from curvext.linearise.convolution_use import ConvolutionUse
 from curvext.linearise.uses import (
     DirectUse,
@@ -103,3 +105,48 @@ def test_a_use_takes_vectors_of_its_dtype_or_float32_and_sums_in_float32(
     else:
         check(use.rows(), rows, "rows")
         check(use.sample(1).flatten(), rows[1], "sample")
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_taken_in_pieces_is_that_of_each_sample(
+    groups, images, device, small_workspace
+):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+
+    inner, outer = draw(N, images, 4, 9, 9), draw(N, images, 6, 5, 5)
+    shape = torch.Size((6, 4 // groups, 3, 3))
+    options = dict(stride=(2, 2), padding=(1, 1), dilation=(1, 1), groups=groups)
+    assert inner[0].nbytes * 2 > small_workspace  # at most one sample to a piece
+    use = ConvolutionUse(inner, outer, shape, **options)
+    gradients = torch.stack(
+        [
+            torch.nn.grad.conv2d_weight(inner[n], shape, outer[n], **options).flatten()
+            for n in range(N)
+        ]
+    )
+    assert_close(use.square().flatten(), gradients.square().sum(0), "square")
+    assert_close(use.norm(), gradients.square().sum(1), "norm")
+
+
+def test_attention_taken_in_pieces_is_that_of_all_heads(device, small_workspace):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, dq, dk, dv, g = (
+        torch.randn(2, 3, 16, 4, generator=generator, dtype=torch.float64).to(device)
+        for _ in range(7)
+    )
+    assert q.shape[2] ** 2 * 3 * 8 > small_workspace  # fewer heads to a piece than there are
+    scores = attention.Scores(0.5, causal=True, mask=None)
+
+    def composed(*inputs):
+        return torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, scale=0.5)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        _, tangent = torch.func.jvp(composed, (q, k, v), (dq, dk, dv))
+        pulled = torch.func.vjp(composed, q, k, v)[1](g)
+    assert_close(attention.tangent((q, k, v), (dq, dk, dv), scores), tangent, "tangent")
+    for ours, theirs in zip(attention.slope(g, (q, k, v), scores), pulled, strict=True):
+        assert_close(ours, theirs, "gradient")

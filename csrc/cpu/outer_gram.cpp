@@ -30,7 +30,7 @@ void add_pairs(const at::Tensor& p, const at::Tensor& q, const at::Tensor& out) 
 at::Tensor outer_gram(const at::Tensor& a, const at::Tensor& g, const at::Tensor& a2, const at::Tensor& g2) {
   check_outer_gram("outer_gram", a, g, a2, g2);
   const bool is_double = a.scalar_type() == at::kDouble;
-  return outer_gram_by(a, g, a2, g2, kPieceBytes, is_double ? add_pairs<double> : add_pairs<float>);
+  return outer_gram_by(a, g, a2, g2, piece_bytes(), is_double ? add_pairs<double> : add_pairs<float>);
 }
 
 }  // namespace curvext::cpu

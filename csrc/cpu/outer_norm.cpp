@@ -69,7 +69,7 @@ at::Tensor outer_norm(const at::Tensor& a, const at::Tensor& g) {
       default: return norm_of_windows<Float16, float>(x, y, level.tile_float, level.pack_float16, level.rows_float);
     }
   }
-  return outer_norm_by(without_windows(a), g, kPieceBytes,
+  return outer_norm_by(without_windows(a), g, piece_bytes(),
                        [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) { add_dots(x, y, out); });
 }
 

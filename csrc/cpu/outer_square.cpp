@@ -9,20 +9,22 @@
 
 #include "../checks.h"
 #include "../kernels.h"
+#include "../workspace.h"
 #include "isa.h"
 #include "outer_tiles.h"
 
 namespace curvext::cpu {
 namespace {
 
+constexpr int64_t kSquaresBytes = int64_t(4) << 20;  // stays in the last-level cache
+
 // S = 1: (g a)^2 = g^2 a^2, so the sum over v and n is one product of squares contracted over n, and that is mostly the
 // library GEMM's own ground. The squares are taken of as many samples as fit the workspace.
 at::Tensor square_folded(const at::Tensor& a, const at::Tensor& g) {
-  constexpr int64_t kWorkspace = int64_t(4) << 20;  // stays in the last-level cache
   const int64_t N = a.size(0), I = a.size(2), O = g.size(3);
   const auto type = accumulation_type(a.scalar_type());
   const int64_t row_bytes = (I + O * std::min<int64_t>(g.size(0), 2)) * at::elementSize(type);
-  const int64_t step = std::max<int64_t>(1, kWorkspace / std::max<int64_t>(1, row_bytes));
+  const int64_t step = std::max<int64_t>(1, workspace_bytes(kSquaresBytes) / std::max<int64_t>(1, row_bytes));
   if (N == 0 || g.size(0) == 0) return at::zeros({O, I}, a.options().dtype(type));
   at::Tensor result = at::empty({O, I}, a.options().dtype(type));
   at::Tensor a2 = at::empty({std::min(step, N), I}, result.options());

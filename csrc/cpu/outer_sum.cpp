@@ -45,7 +45,7 @@ void add_product(const at::Tensor& x, const at::Tensor& y, at::Tensor out, bool 
 
 at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor& c) {
   check_outer_sum("outer_sum", a, g, c);
-  return outer_sum_by(a, g, c, kPieceBytes, weigh, add_product);
+  return outer_sum_by(a, g, c, piece_bytes(), weigh, add_product);
 }
 
 }  // namespace curvext::cpu

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../workspace.h"
 #include "isa.h"
 #include "outer_blocks.h"
 
@@ -13,7 +14,7 @@
 namespace curvext::cpu {
 
 // A piece of a plain product: large enough for a GEMM, small enough to be taken in from cache.
-constexpr int64_t kPieceBytes = int64_t(4) << 20;
+inline int64_t piece_bytes() { return workspace_bytes(int64_t(4) << 20); }
 // About this many values are worth a thread.
 constexpr int64_t kRowGrain = 16384;
 

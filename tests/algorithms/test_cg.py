@@ -213,6 +213,18 @@ def test_a_direction_without_curvature_is_told_as_such():
     assert abs(result.curvature) < 1e-15
 
 
+def test_a_direction_whose_curvature_is_only_rounding_ends_the_run():
+    # the third direction is the null space, found to rounding: its curvature is some 1e-17, of either sign
+    A = Matrix(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64).diag())
+    result = cx.cg(A, torch.ones(3, dtype=torch.float64))
+    assert not result.converged and result.iterations == 2
+    null = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    assert_close(result.negative_curvature, null, tol=1e-7)
+    assert abs(result.curvature) < 1e-15
+    residual = torch.ones(3, dtype=torch.float64) - A.dense @ result.x
+    assert abs(result.residual_norm - float(residual.norm())) < 1e-12
+
+
 def test_zero_matrix_has_no_curvature_anywhere():
     result = cx.cg(with_spectrum(torch.zeros(5)), vector(5))
     assert result.negative_curvature is not None and result.curvature == 0 and not result.x.any()

@@ -38,6 +38,20 @@ def many(A, method, probes=30):
     return errors, torch.stack([a.standard_error for a in answers])
 
 
+def test_the_standard_error_of_two_probes_is_half_their_difference():
+    # zᵀ A z = 2 z₁ z₂ is 2 or −2: two probes agree, or differ by 4
+    dense = torch.zeros(
+        5, 5, dtype=torch.float64
+    )  # more rows than probes, or every row would be asked for
+    dense[0, 1] = dense[1, 0] = 1
+    A = Matrix(dense)
+    answers = [cx.trace(A, "hutchinson", 2, seed=seed) for seed in range(20)]
+    for answer in answers:
+        assert answer.value in (-2.0, 0.0, 2.0)
+        assert answer.standard_error == (2.0 if answer.value == 0 else 0.0)
+    assert len({answer.value for answer in answers}) == 3
+
+
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("method", METHODS)
 def test_errors_are_as_large_as_the_standard_errors_say(method, spectrum):

@@ -48,8 +48,11 @@ class ElementKernel(OutputKernel):
 
     def test_weights_may_be_float32_beside_half_precision_outputs(self, device):
         inputs = self.inputs((4, 9), torch.bfloat16, device)
-        wide = inputs | {"w": inputs["w"].float()}
-        assert torch.equal(self.kernel(**wide), self.kernel(**inputs))
+        w = inputs["w"].float() * (1 + 2.0**-8)  # between two numbers of bfloat16
+        self.check(inputs | {"w": w})
+        assert not torch.equal(
+            self.kernel(**inputs | {"w": w}), self.kernel(**inputs | {"w": w.bfloat16()})
+        )
 
     @pytest.mark.parametrize("poison", [math.nan, math.inf])
     def test_an_output_of_weight_zero_is_exactly_zero_whatever_stands_there(

@@ -183,8 +183,11 @@ class SoftmaxKernel(OutputKernel):
 
     def test_weights_may_be_float32_beside_half_precision_logits(self, device):
         inputs = self.inputs((4, 9), 1, torch.bfloat16, device)
-        wide = inputs | {"w": inputs["w"].float()}
-        assert torch.equal(self.kernel(**wide), self.kernel(**inputs))
+        w = inputs["w"].float() * (1 + 2.0**-8)  # between two numbers of bfloat16
+        self.check(inputs | {"w": w})
+        assert not torch.equal(
+            self.kernel(**inputs | {"w": w}), self.kernel(**inputs | {"w": w.bfloat16()})
+        )
 
     @pytest.mark.parametrize("shape, dim", [((65, 200), 1), ((200, 65), 0), ((65, 5), 1)])
     def test_two_calls_give_identical_bits(self, shape, dim, dtype, device):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from bounds import assert_within, slice_of_larger, unit_roundoff
 from torch import Tensor
+from workspaces import WORKSPACES, workspace
 
 from curvext import kernels, reference
 from curvext.kernels import outer_gram
@@ -32,12 +33,15 @@ def rounding_bound(inputs: tuple[Tensor, ...], magnitude: Tensor) -> Tensor:
     return (max(I + O + S * S2, S + S2 + O * I) + 4) * 1.01 * u * magnitude
 
 
-def check(*inputs: Tensor) -> None:
+def check(*inputs: Tensor, workspaces: tuple[int, ...] = WORKSPACES) -> None:
     expected, magnitude = oracle(*inputs)
-    actual = outer_gram(*inputs)
-    assert actual.dtype == torch.promote_types(inputs[0].dtype, torch.float32)
     what = ", ".join(str(list(x.shape)) for x in inputs)
-    assert_within(actual, expected, rounding_bound(inputs, magnitude), what)
+    for size in workspaces:
+        with workspace(size):
+            actual = outer_gram(*inputs)
+        assert actual.dtype == torch.promote_types(inputs[0].dtype, torch.float32)
+        bound = rounding_bound(inputs, magnitude)
+        assert_within(actual, expected, bound, f"{what}, workspace {size}")
 
 
 # by inner products of positions, and by gradients
@@ -66,11 +70,11 @@ def test_every_axis_may_have_any_size(axis, size, device):
     ],
 )
 def test_several_pieces_agree_with_one(shape, device):
-    check(*sample_inputs(*shape, torch.float32, device))
+    check(*sample_inputs(*shape, torch.float32, device), workspaces=(0,))
 
 
 def test_many_positions_of_half_precision_are_summed_in_pieces(device):
-    check(*sample_inputs(1, 30000, 2, 7, 50, 30, torch.bfloat16, device))
+    check(*sample_inputs(1, 30000, 2, 7, 50, 30, torch.bfloat16, device), workspaces=(0,))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,6 +5,7 @@ import torch
 from bounds import assert_within, slice_of_larger, unit_roundoff
 from torch import Tensor
 from windows import IMAGES, windows_of
+from workspaces import WORKSPACES, workspace
 
 from curvext import kernels, reference
 from curvext.kernels import outer_norm
@@ -31,13 +32,15 @@ def rounding_bound(a: Tensor, g: Tensor, magnitude: Tensor) -> Tensor:
     return (S * S + 2 * S + a.shape[2] * O.bit_length() + a.shape[2] + O + 8) * 1.01 * u * magnitude
 
 
-def check(a: Tensor, g: Tensor) -> None:
+def check(a: Tensor, g: Tensor, workspaces: tuple[int, ...] = WORKSPACES) -> None:
     expected, magnitude = oracle(a, g)
-    actual = outer_norm(a, g)
-    assert actual.dtype == torch.promote_types(a.dtype, torch.float32)
-    assert_within(
-        actual, expected, rounding_bound(a, g, magnitude), f"a {list(a.shape)}, g {list(g.shape)}"
-    )
+    what = f"a {list(a.shape)}, g {list(g.shape)}"
+    for size in workspaces:
+        with workspace(size):
+            actual = outer_norm(a, g)
+        assert actual.dtype == torch.promote_types(a.dtype, torch.float32)
+        bound = rounding_bound(a, g, magnitude)
+        assert_within(actual, expected, bound, f"{what}, workspace {size}")
 
 
 # one position, by inner products of positions, by gradients
@@ -66,11 +69,11 @@ def test_every_axis_may_have_any_size(axis, size, device):
     "shape", [(2, 700, 40, 129, 70), (2, 90, 100, 90, 200), (1, 25, 1, 300, 90000)]
 )
 def test_several_pieces_of_samples_agree_with_one(shape, device):
-    check(*sample_inputs(*shape, torch.float32, device))
+    check(*sample_inputs(*shape, torch.float32, device), workspaces=(0,))
 
 
 def test_many_positions_of_half_precision_are_summed_before_the_square(device):
-    check(*sample_inputs(1, 1, 30000, 50, 30, torch.bfloat16, device))
+    check(*sample_inputs(1, 1, 30000, 50, 30, torch.bfloat16, device), workspaces=(0,))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,6 +5,7 @@ import torch
 from bounds import assert_within, runs_cuda_sources, slice_of_larger, unit_roundoff
 from torch import Tensor
 from windows import IMAGES, windows_of
+from workspaces import WORKSPACES, workspace
 
 from curvext import kernels, reference
 from curvext.kernels import outer_square
@@ -37,13 +38,15 @@ def rounding_bound(a: Tensor, g: Tensor, magnitude: Tensor) -> Tensor:
     return (2 * (S + 2) + V * N + 1) * 1.01 * u * magnitude
 
 
-def check(a: Tensor, g: Tensor) -> None:
+def check(a: Tensor, g: Tensor, workspaces: tuple[int, ...] = WORKSPACES) -> None:
     expected, magnitude = oracle(a, g)
-    actual = outer_square(a, g)
-    assert actual.dtype == torch.promote_types(a.dtype, torch.float32)
-    assert_within(
-        actual, expected, rounding_bound(a, g, magnitude), f"a {list(a.shape)}, g {list(g.shape)}"
-    )
+    what = f"a {list(a.shape)}, g {list(g.shape)}"
+    for size in workspaces:
+        with workspace(size):
+            actual = outer_square(a, g)
+        assert actual.dtype == torch.promote_types(a.dtype, torch.float32)
+        bound = rounding_bound(a, g, magnitude)
+        assert_within(actual, expected, bound, f"{what}, workspace {size}")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +141,25 @@ def test_a_nan_reaches_only_its_row_and_column(device):
     g[0, 1, 1, 4] = float("nan")
     found = outer_square(a, g).isnan()
     assert found[4].all() and found.sum() == 40
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+def test_an_infinity_gives_infinities_in_its_column(positions, dtype, device):
+    a, g = sample_inputs(1, 3, positions, 40, 20, dtype, device)
+    a[1, 0, 4] = float("inf")
+    found = outer_square(a, g)
+    assert found[:, 4].isposinf().all()
+    assert found.isfinite().sum() == 39 * 20
+
+
+def test_values_beyond_the_largest_of_bfloat16_are_right(device):
+    a, g = sample_inputs(1, 3, 4, 5, 7, torch.float32, device)
+    a[1, 2, 3] = 3.4e38  # rounded to bfloat16 it would be infinite
+    g *= 1e-30
+    expected, magnitude = oracle(a, g)
+    bound = rounding_bound(a, g, magnitude)
+    # in the other columns the squares are below the smallest number
+    assert_within(outer_square(a, g)[:, 3], expected[:, 3], bound[:, 3], "its column")
 
 
 def test_the_reference_agrees(dtype, device):
