@@ -1,50 +1,58 @@
-"""Compiles every CUDA kernel for each architecture and fails where one spills registers.
+"""Compiles every CUDA kernel for each architecture, and holds what came of it against tools/cuda_bounds.json.
 
-Needs ``nvcc`` and neither torch nor a GPU: ``python tools/cuda_check.py [architecture ...]``.
+Needs ``nvcc`` and neither torch nor a GPU: ``python tools/cuda_check.py [architecture ...]``. No kernel may spill
+registers. For those with a bound also the registers are counted and, from the machine code that ``cuobjdump`` prints,
+the instructions of the main loop for each of its matrix instructions: the performance test that runs anywhere.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BOUNDS = ROOT / "tools" / "cuda_bounds.json"
 ARCHITECTURES = ("80", "90", "90a")
+ENTRY = re.compile(r"Compiling entry function '(\w+)'(.*?Used (\d+) registers)", re.DOTALL)
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-REGISTERS = re.compile(r"Used (\d+) registers")
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
+JUMP = re.compile(r"\bBRA\S* (?:.*, )?0x([0-9a-f]+)")
 
 
-def compiler() -> str:
-    home = os.environ.get("CUDA_HOME")
-    found = shutil.which("nvcc") or (home and shutil.which("nvcc", path=f"{home}/bin"))
+@dataclass(frozen=True)
+class Kernel:
+    """What ptxas says of one kernel: registers of a thread, bytes spilled, bytes of stack."""
+
+    name: str
+    registers: int
+    spilled: int
+    stack: int
+
+
+def tool(name: str, advice: str) -> str:
+    """A program of the toolkit: on PATH, under CUDA_HOME, or where a package of PyPI has put it."""
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    places = [f"{home}/bin" for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
+    places += map(str, sorted(packages.glob("cu*/bin")))
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
     if not found:
-        sys.exit(
-            "cuda_check: nvcc is neither on PATH nor under CUDA_HOME; install a CUDA toolkit to run this check"
-        )
+        sys.exit(f"cuda_check: {name} is neither on PATH nor under CUDA_HOME; {advice}")
     return found
 
 
-def compile_report(nvcc: str, source: Path, architecture: str) -> str:
-    """What ptxas says about the kernels of one file."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            nvcc,
-            "-std=c++17",
-            "-O3",
-            "-Xptxas",
-            "-v",
-            "-c",
-            str(source),
-            "-o",
-            f"{folder}/object.o",
-        ]
-        command += ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+def compiled(nvcc: str, source: Path, architecture: str, cubin: Path) -> str:
+    """What ptxas says about the kernels of one file, whose code goes to ``cubin``."""
+    command = [nvcc, "-std=c++17", "-O3", "-Xptxas", "-v", "-cubin", str(source), "-o", str(cubin)]
+    command += ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(
             f"cuda_check: {source.name} does not compile for sm_{architecture}\n{done.stdout}{done.stderr}"
@@ -52,28 +60,109 @@ def compile_report(nvcc: str, source: Path, architecture: str) -> str:
     return done.stderr
 
 
-def check(nvcc: str, source: Path, architecture: str) -> bool:
-    report = compile_report(nvcc, source, architecture)
-    spilled = sum(int(stores) + int(loads) for _, stores, loads in FRAME.findall(report))
-    stack = max((int(frame) for frame, _, _ in FRAME.findall(report)), default=0)
-    registers = max(map(int, REGISTERS.findall(report)), default=0)
-    verdict = "FAILS" if spilled else "ok"
-    print(
-        f"{source.name:28} sm_{architecture:4} {registers:3} registers, {spilled} bytes spilled, "
-        f"stack {stack}  {verdict}"
+def plain_names(mangled: list[str]) -> dict[str, str]:
+    """Names as a table can hold them: without namespaces and arguments."""
+    done = subprocess.run(
+        ["c++filt", *mangled], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    scopes = re.compile(r"\(anonymous namespace\)::|\b(void|curvext|cuda|_GLOBAL__N__\w+)(::| )")
+    return {
+        name: scopes.sub("", line).split("(", 1)[0].replace("__nv_bfloat16", "bfloat16")
+        for name, line in zip(mangled, done, strict=True)
+    }
+
+
+def kernels(report: str) -> list[Kernel]:
+    found = []
+    for name, text, registers in ENTRY.findall(report):
+        frames = FRAME.findall(text)
+        spilled = sum(int(stores) + int(loads) for _, stores, loads in frames)
+        stack = max((int(frame) for frame, _, _ in frames), default=0)
+        found.append(Kernel(name, int(registers), spilled, stack))
+    return found
+
+
+def main_loop(code: str) -> list[str]:
+    """The instructions of the shortest loop with most matrix instructions; empty where no loop has any."""
+    instructions = [(int(at, 16), text) for at, text in INSTRUCTION.findall(code)]
+    loops = []
+    for at, text in instructions:
+        jump = JUMP.search(text)
+        if jump and int(jump[1], 16) < at:
+            begin = int(jump[1], 16)
+            loops.append([text for place, text in instructions if begin <= place <= at])
+    loops = [loop for loop in loops if products(loop)]
+    return max(loops, key=lambda loop: (products(loop), -len(loop)), default=[])
+
+
+def products(instructions: list[str]) -> int:
+    return sum(bool(re.search(r"\bH?G?MMA\b", text)) for text in instructions)
+
+
+def main_loops(cuobjdump: str, cubin: Path) -> dict[str, list[str]]:
+    """Of each kernel of a file, by its mangled name."""
+    done = subprocess.run(
+        [cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True
     )
-    return not spilled
+    parts = done.stdout.split("Function : ")[1:]
+    return {part.split("\n", 1)[0].strip(): main_loop(part) for part in parts}
+
+
+def beyond(kernel: Kernel, loop: list[str], bound: dict[str, float]) -> list[str]:
+    """What of a kernel is above its bounds."""
+    found = []
+    if kernel.registers > bound["registers"]:
+        found.append(f"{kernel.registers} registers, at most {bound['registers']}")
+    if "instructions_per_mma" in bound:
+        ratio = len(loop) / max(1, products(loop))
+        if not loop or ratio > bound["instructions_per_mma"]:
+            found.append(
+                f"{ratio:.2f} instructions for each mma of the main loop, at most {bound['instructions_per_mma']}"
+            )
+    return found
+
+
+def check(source: Path, architecture: str, bounds: dict[str, dict[str, float]]) -> set[str]:
+    """Prints what one file became; the bounds that it has met. Exits where one is not."""
+    nvcc = tool("nvcc", "install a CUDA toolkit to run this check")
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "object.cubin"
+        found = kernels(compiled(nvcc, source, architecture, cubin))
+        names = plain_names([kernel.name for kernel in found])
+        bounded = [kernel for kernel in found if names[kernel.name] in bounds]
+        loops = {}
+        if bounded:
+            loops = main_loops(tool("cuobjdump", "pip install nvidia-cuda-cuobjdump has it"), cubin)
+    most = max(found, key=lambda kernel: kernel.registers)
+    spilled = sum(kernel.spilled for kernel in found)
+    print(
+        f"{source.name:28} sm_{architecture:4} {most.registers:3} registers, {spilled} bytes spilled, "
+        f"stack {max(kernel.stack for kernel in found)}"
+    )
+    faults = [
+        f"{names[k.name]}: {k.spilled} bytes of registers spilled" for k in found if k.spilled
+    ]
+    for kernel in bounded:
+        name, loop = names[kernel.name], loops[kernel.name]
+        print(
+            f"    {name}: {kernel.registers} registers, main loop {len(loop)} instructions, {products(loop)} mma"
+        )
+        faults += [f"{name}: {what}" for what in beyond(kernel, loop, bounds[name])]
+    if faults:
+        sys.exit(f"cuda_check: {source.name}, sm_{architecture}: " + "; ".join(faults))
+    return {names[kernel.name] for kernel in bounded}
 
 
 def main() -> None:
-    nvcc = compiler()
-    architectures = sys.argv[1:] or ARCHITECTURES
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    passed = [
-        check(nvcc, source, architecture) for source in sources for architecture in architectures
-    ]
-    if not all(passed):
-        sys.exit("cuda_check: a kernel spills registers to memory; see the lines above")
+    bounds = json.loads(BOUNDS.read_text())
+    for architecture in sys.argv[1:] or ARCHITECTURES:
+        met: set[str] = set()
+        for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+            met |= check(source, architecture, bounds)
+        if met != set(bounds):
+            sys.exit(
+                f"cuda_check: no such kernel for sm_{architecture}: {', '.join(set(bounds) - met)}"
+            )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@
 #include "../outer_norm.h"
 #include "../outer_sum.h"
 #include "../softmax_layout.h"
+#include "../workspace.h"
 #include "launch.h"
 
 // The door from tensors to launchers: checks, allocation, device guard, current stream.
@@ -54,7 +55,10 @@ at::Tensor unit_columns(const at::Tensor& tensor) {
 }
 
 // A piece of a plain product: large enough to fill the device.
-constexpr int64_t kPieceBytes = int64_t(32) << 20;
+int64_t piece_bytes() { return workspace_bytes(int64_t(32) << 20); }
+
+// The partial results of outer_square.
+constexpr int64_t kPartsBytes = int64_t(64) << 20;
 
 // One row as long as the two tensors allow: positions that follow each other in both become features.
 DotsLaunch dots(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
@@ -145,7 +149,7 @@ at::Tensor each_element(const at::Tensor& z, const at::Tensor& u, const at::Tens
 at::Tensor outer_dot(const at::Tensor& a, const at::Tensor& g, const at::Tensor& W) {
   check_outer_dot("outer_dot", a, g, W);
   const c10::cuda::CUDAGuard guard(a.device());
-  return outer_dot_by(a, g, W, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+  return outer_dot_by(a, g, W, piece_bytes(), [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
     C10_CUDA_CHECK(outer_dot(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
   });
 }
@@ -153,18 +157,19 @@ at::Tensor outer_dot(const at::Tensor& a, const at::Tensor& g, const at::Tensor&
 at::Tensor outer_gram(const at::Tensor& a, const at::Tensor& g, const at::Tensor& a2, const at::Tensor& g2) {
   check_outer_gram("outer_gram", a, g, a2, g2);
   const c10::cuda::CUDAGuard guard(a.device());
-  return outer_gram_by(a, g, a2, g2, kPieceBytes, [](const at::Tensor& p, const at::Tensor& q, const at::Tensor& out) {
-    const PairsLaunch launch{p.const_data_ptr(), q.const_data_ptr(), out.data_ptr(), p.size(0),     p.size(1),
-                             p.size(2),          p.size(3),          out.stride(0),  out.stride(1), type_of(p)};
-    C10_CUDA_CHECK(outer_gram(launch, c10::cuda::getCurrentCUDAStream()));
-  });
+  return outer_gram_by(
+      a, g, a2, g2, piece_bytes(), [](const at::Tensor& p, const at::Tensor& q, const at::Tensor& out) {
+        const PairsLaunch launch{p.const_data_ptr(), q.const_data_ptr(), out.data_ptr(), p.size(0),     p.size(1),
+                                 p.size(2),          p.size(3),          out.stride(0),  out.stride(1), type_of(p)};
+        C10_CUDA_CHECK(outer_gram(launch, c10::cuda::getCurrentCUDAStream()));
+      });
 }
 
 at::Tensor outer_norm(const at::Tensor& a, const at::Tensor& g) {
   check_outer_windows("outer_norm", a, g);
   const c10::cuda::CUDAGuard guard(a.device());
   return outer_norm_by(
-      without_windows(a), g, kPieceBytes, [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
+      without_windows(a), g, piece_bytes(), [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
         C10_CUDA_CHECK(outer_norm(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
       });
 }
@@ -178,7 +183,8 @@ at::Tensor outer_square(const at::Tensor& windows, const at::Tensor& g) {
   if (V == 0 || N == 0 || S == 0 || I == 0 || O == 0) return at::zeros({O, I}, options);
   const at::Tensor x = unit_columns(a), y = unit_columns(g);
   const at::Tensor result = at::empty({O, I}, options);
-  const int64_t splits = outer_square_splits(V, N, S, I, O, result.element_size(), processors(a));
+  const int64_t splits = outer_square_splits(V, N, S, I, O, a.scalar_type() == at::kDouble,
+                                             workspace_bytes(kPartsBytes) / int64_t(result.nbytes()), processors(a));
   at::Tensor parts = splits > 1 ? at::empty({splits, O, I}, options) : result;
   const OuterSquareLaunch launch{x.const_data_ptr(),
                                  y.const_data_ptr(),
@@ -214,7 +220,7 @@ at::Tensor outer_sum(const at::Tensor& a, const at::Tensor& g, const at::Tensor&
     if (first) at::mm_out(out, x.t(), y);
     else out.addmm_(x.t(), y);
   };
-  return outer_sum_by(a, g, c, kPieceBytes, weigh, add_product);
+  return outer_sum_by(a, g, c, piece_bytes(), weigh, add_product);
 }
 
 at::Tensor softmax_hessian_mm(const at::Tensor& z, const at::Tensor& u, const at::Tensor& w, int64_t dim) {

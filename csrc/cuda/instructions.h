@@ -41,6 +41,13 @@ __device__ void multiply_tf32(float (&d)[4], const unsigned (&a)[4], unsigned b0
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Two values rounded to bfloat16, the first in the low half of the word.
+__device__ unsigned packed_bfloat16(float first, float second) {
+  unsigned word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+
 // To the 10 bits of TF32, ties away from zero.
 __device__ unsigned rounded_to_tf32(float x) {
   unsigned bits;

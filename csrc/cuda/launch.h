@@ -27,8 +27,8 @@ struct OuterSquareLaunch {
   Float32Mode mode;
 };
 
-// Number of runs of samples that fill `processors`, with parts below the workspace limit.
-int64_t outer_square_splits(int64_t V, int64_t N, int64_t S, int64_t I, int64_t O, int64_t element_size,
+// Number of runs of samples, at most as many as parts fit the workspace, with which the processors are busy longest.
+int64_t outer_square_splits(int64_t V, int64_t N, int64_t S, int64_t I, int64_t O, bool is_double, int64_t fitting,
                             int processors);
 cudaError_t outer_square(const OuterSquareLaunch& launch, cudaStream_t stream);
 

@@ -6,6 +6,7 @@
 
 #include "instructions.h"
 #include "launch.h"
+#include "waves.h"
 
 // Sum over (v, n) of the squared product over s. A block owns a 128 x 128 tile of the result in registers. For each
 // sample it contracts s into a second register tile with mma.sync, then adds the square: main += tmp * tmp. S = 1 is
@@ -32,63 +33,93 @@ struct Problem {
   int64_t splits;
 };
 
-// The stages of one run of samples, in order: (v, n, piece of s), or pieces of n when folded.
-template <class S, bool Folded>
-struct Walk {
-  const Problem<S>& p;
-  int64_t first, last;  // samples of this split
-  int64_t pieces;       // stages per sample
-
-  __device__ Walk(const Problem<S>& problem, int64_t split) : p(problem) {
-    first = p.N * split / p.splits;
-    last = p.N * (split + 1) / p.splits;
-    pieces = Folded ? 1 : (p.S_ + kDepth - 1) / kDepth;
-  }
-  __device__ int64_t stages() const {
-    return Folded ? (last - first + kDepth - 1) / kDepth : (last - first) * p.V * pieces;
-  }
-  __device__ bool closes_sample(int64_t stage) const { return !Folded && (stage + 1) % pieces == 0; }
-};
-
-// Values of row k of a stage, as float: a[n,s,column] and g[v,n,s,column], zero outside.
-template <class S, bool Folded, class T>
+// The values of each stage that one thread loads, from stage to stage: every fourth row, and `Columns` neighbours of
+// each. The stages of a run of samples are its (n, v, piece of s) in order, or pieces of n when folded. Where the next
+// one lies is counted, as a division would cost more than the stage's products.
+template <class S, bool Folded, int Columns>
 struct Loader {
-  Walk<S, Folded> walk;
+  static constexpr int kStep = 4, kRows = kDepth / kStep;
 
-  __device__ T left(int64_t stage, int k, int64_t column) const {
-    const Problem<S>& p = walk.p;
-    if (column >= p.O) return 0;
+  const Problem<S>& p;
+  const int row = threadIdx.x / (kThreads / kStep), column = threadIdx.x % (kThreads / kStep) * Columns;
+  const int64_t o, i;
+  int64_t n, last;        // the sample, and the end of the run
+  int64_t v = 0, s = 0;   // the vector, and the first position of the stage
+  const S *left, *right;  // the thread's first value of the stage in g and a
+
+  __device__ Loader(const Problem<S>& problem, int64_t split, int64_t o_tile, int64_t i_tile)
+      : p(problem), o(o_tile + column), i(i_tile + column) {
+    n = p.N * split / p.splits;
+    last = p.N * (split + 1) / p.splits;
+    seek();
+  }
+
+  __device__ bool open() const { return n < last; }
+  __device__ bool closes_sample() const { return !Folded && s + kDepth >= p.S_; }
+
+  __device__ void advance() {
     if constexpr (Folded) {
-      const int64_t n = walk.first + stage * kDepth + k;
-      if (n >= walk.last) return 0;
-      T sum = 0;
-      for (int64_t v = 0; v < p.V; ++v) {
-        const T x = widen(p.g[v * p.g_vector + n * p.g_sample + column]);
-        sum += x * x;
-      }
-      return sum;
+      n += kDepth;
     } else {
-      const int64_t s = stage % walk.pieces * kDepth + k, vn = stage / walk.pieces;
-      if (s >= p.S_) return 0;
-      const int64_t v = vn % p.V, n = walk.first + vn / p.V;
-      return widen(p.g[v * p.g_vector + n * p.g_sample + s * p.g_position + column]);
+      s += kDepth;
+      if (s < p.S_) {
+        left += kDepth * p.g_position;
+        right += kDepth * p.a_position;
+        return;
+      }
+      s = 0;
+      if (++v == p.V) {
+        v = 0;
+        ++n;
+      }
+    }
+    seek();
+  }
+
+  // Values of a stage: squares of a[n,i] and of g[v,n,o] summed over v when folded, a[n,s,i] and g[v,n,s,o] otherwise;
+  // zero outside.
+  template <class T>
+  __device__ void fetch(T (&g_values)[kRows][Columns], T (&a_values)[kRows][Columns]) const {
+    const int64_t rest = (Folded ? last - n : p.S_ - s) - row;
+    const int rows = rest < kDepth ? int(rest) : kDepth;
+    const int64_t a_step = kStep * (Folded ? p.a_sample : p.a_position);
+    const int64_t g_step = kStep * (Folded ? p.g_sample : p.g_position);
+    read<T>(right, rows, a_step, p.I - i, [&](int r, int c, T x) { a_values[r][c] = Folded ? T(x * x) : x; });
+    if constexpr (!Folded) {
+      read<T>(left, rows, g_step, p.O - o, [&](int r, int c, T x) { g_values[r][c] = x; });
+    } else {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < Columns; ++c) g_values[r][c] = 0;
+      const S* from = left;
+#pragma unroll 1
+      for (int64_t vector = 0; vector < p.V; ++vector, from += p.g_vector)
+        read<T>(from, rows, g_step, p.O - o, [&](int r, int c, T x) { g_values[r][c] += x * x; });
     }
   }
 
-  __device__ T right(int64_t stage, int k, int64_t column) const {
-    const Problem<S>& p = walk.p;
-    if (column >= p.I) return 0;
-    if constexpr (Folded) {
-      const int64_t n = walk.first + stage * kDepth + k;
-      if (n >= walk.last) return 0;
-      const T x = widen(p.a[n * p.a_sample + column]);
-      return x * x;
-    } else {
-      const int64_t s = stage % walk.pieces * kDepth + k;
-      if (s >= p.S_) return 0;
-      const int64_t n = walk.first + stage / walk.pieces / p.V;
-      return widen(p.a[n * p.a_sample + s * p.a_position + column]);
-    }
+ private:
+  __device__ void seek() {
+    left = p.g + v * p.g_vector + n * p.g_sample + s * p.g_position + row * (Folded ? p.g_sample : p.g_position) + o;
+    right = p.a + n * p.a_sample + s * p.a_position + row * (Folded ? p.a_sample : p.a_position) + i;
+  }
+
+  template <class T>
+  __device__ static T value(const S* from) {
+    if constexpr (std::is_same_v<T, uint16_t>) return *reinterpret_cast<const uint16_t*>(from);
+    else return widen(*from);
+  }
+
+  // Calls take(r, c, value) for the thread's rows of a stage, of which `rows` and `columns` are left, zero beyond. What
+  // is multiplied as it is stored, uint16_t, stays so.
+  template <class T, class Take>
+  __device__ static void read(const S* from, int rows, int64_t step, int64_t columns, Take take) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int c = 0; c < Columns; ++c)
+        take(r, c, r * kStep < rows && c < columns ? value<T>(from + r * step + c) : T(0));
   }
 };
 
@@ -98,18 +129,26 @@ using Fragments = float[2][8][4];  // a warp's 32 x 64: 2 tiles of 16 along o, 8
 // whose three leading products give float32 quality.
 template <class H, int Parts>
 struct HalfStage {
-  alignas(16) H left[Parts][kDepth][kPitch];  // ldmatrix reads rows of 16 bytes
+  static constexpr float kLargest = 0x1.fep127f;  // of bfloat16
+  alignas(16) H left[Parts][kDepth][kPitch];      // ldmatrix reads rows of 16 bytes
   alignas(16) H right[Parts][kDepth][kPitch];
 
-  __device__ static void put(H (&panel)[Parts][kDepth][kPitch], int k, int column, float x) {
-    const H high = narrow(x);
-    panel[0][k][column] = high;
-    if constexpr (Parts == 2) panel[1][k][column] = narrow(x - widen(high));
+  using Value = std::conditional_t<Parts == 1, uint16_t, float>;
+
+  // Two neighbours at once.
+  __device__ static void put(H (&panel)[Parts][kDepth][kPitch], int k, int column, const Value (&x)[2]) {
+    if constexpr (Parts == 1) {
+      word(panel[0][k][column]) = x[0] | unsigned(x[1]) << 16;
+    } else {
+      // An infinite or rounded-up high part would leave inf - inf: the largest one, and the rest in the low part.
+      const unsigned high = packed_bfloat16(fminf(fmaxf(x[0], -kLargest), kLargest),  //
+                                            fminf(fmaxf(x[1], -kLargest), kLargest));
+      word(panel[0][k][column]) = high;
+      word(panel[1][k][column]) =
+          packed_bfloat16(x[0] - __uint_as_float(high << 16), x[1] - __uint_as_float(high & 0xffff0000u));
+    }
   }
-  __device__ static H narrow(float x) {
-    if constexpr (std::is_same_v<H, __half>) return __float2half_rn(x);
-    else return __float2bfloat16_rn(x);
-  }
+  __device__ static unsigned& word(H& first) { return reinterpret_cast<unsigned&>(first); }
 
   __device__ void product(Fragments& tmp, int row, int column) const {
     const int lane = threadIdx.x % 32;
@@ -139,11 +178,16 @@ struct HalfStage {
 
 // TF32: rounded, as truncation would bias every square by 1.4e-3.
 struct TF32Stage {
-  unsigned left[1][kDepth][kPitch];
-  unsigned right[1][kDepth][kPitch];
+  struct alignas(8) Two {
+    unsigned x, y;
+  };
+  alignas(8) unsigned left[1][kDepth][kPitch];
+  alignas(8) unsigned right[1][kDepth][kPitch];
 
-  __device__ static void put(unsigned (&panel)[1][kDepth][kPitch], int k, int column, float x) {
-    panel[0][k][column] = rounded_to_tf32(x);
+  using Value = float;
+
+  __device__ static void put(unsigned (&panel)[1][kDepth][kPitch], int k, int column, const float (&x)[2]) {
+    reinterpret_cast<Two&>(panel[0][k][column]) = {rounded_to_tf32(x[0]), rounded_to_tf32(x[1])};
   }
 
   __device__ void product(Fragments& tmp, int row, int column) const {
@@ -167,27 +211,15 @@ struct TF32Stage {
 };
 
 // One stage held in registers between its load and its store, so that loads overlap with the products before them.
+template <class L, class Stage>
 struct Staged {
-  static constexpr int kValues = kDepth * kTile / kThreads;
-  float left[kValues], right[kValues];
+  typename Stage::Value left[L::kRows][2], right[L::kRows][2];
 
-  template <class L>
-  __device__ void fetch(const L& loader, int64_t stage, int64_t o, int64_t i) {
+  __device__ void store(const L& loader, Stage& shared) const {
 #pragma unroll
-    for (int x = 0; x < kValues; ++x) {
-      const int k = (threadIdx.x + x * kThreads) / kTile, column = threadIdx.x % kTile;
-      left[x] = loader.left(stage, k, o + column);
-      right[x] = loader.right(stage, k, i + column);
-    }
-  }
-
-  template <class Stage>
-  __device__ void store(Stage& shared) const {
-#pragma unroll
-    for (int x = 0; x < kValues; ++x) {
-      const int k = (threadIdx.x + x * kThreads) / kTile, column = threadIdx.x % kTile;
-      Stage::put(shared.left, k, column, left[x]);
-      Stage::put(shared.right, k, column, right[x]);
+    for (int r = 0; r < L::kRows; ++r) {
+      Stage::put(shared.left, loader.row + r * L::kStep, loader.column, left[r]);
+      Stage::put(shared.right, loader.row + r * L::kStep, loader.column, right[r]);
     }
   }
 };
@@ -223,18 +255,19 @@ __global__ void __launch_bounds__(kThreads, 1) square_kernel(Problem<S> p, float
   __shared__ Stage shared[2];
   const int64_t o = int64_t(blockIdx.y) * kTile, i = int64_t(blockIdx.x) * kTile;
   const int warp = threadIdx.x / 32, row = warp % 4 * 32, column = warp / 4 * 64;
-  const Loader<S, Folded, float> loader{Walk<S, Folded>(p, blockIdx.z)};
-  const int64_t stages = loader.walk.stages();
+  Loader<S, Folded, 2> loader(p, blockIdx.z, o, i);
   Fragments main = {}, tmp = {};
-  Staged next;
-  if (stages > 0) next.fetch(loader, 0, o, i);
-  for (int64_t stage = 0; stage < stages; ++stage) {
-    Stage& now = shared[stage % 2];
-    next.store(now);
+  Staged<Loader<S, Folded, 2>, Stage> next;
+  if (loader.open()) loader.fetch(next.left, next.right);
+  for (int turn = 0; loader.open(); turn ^= 1) {
+    Stage& now = shared[turn];
+    const bool closes = loader.closes_sample();
+    next.store(loader, now);
     __syncthreads();
-    if (stage + 1 < stages) next.fetch(loader, stage + 1, o, i);
+    loader.advance();
+    if (loader.open()) loader.fetch(next.left, next.right);
     now.product(tmp, row, column);
-    if (loader.walk.closes_sample(stage)) close<true>(main, tmp);
+    if (closes) close<true>(main, tmp);
   }
   if (Folded) close<false>(main, tmp);
   write(main, parts + int64_t(blockIdx.z) * p.O * p.I, o + row, i + column, p.O, p.I);
@@ -248,14 +281,16 @@ __global__ void __launch_bounds__(kThreads, 1) square_double_kernel(Problem<doub
   __shared__ double left[kDoubleDepth][kDoubleTile], right[kDoubleDepth][kDoubleTile];
   const int64_t o = int64_t(blockIdx.y) * kDoubleTile, i = int64_t(blockIdx.x) * kDoubleTile;
   const int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16;
-  const Loader<double, Folded, double> loader{Walk<double, Folded>(p, blockIdx.z)};
-  const int64_t stages = loader.walk.stages();
+  Loader<double, Folded, 1> loader(p, blockIdx.z, o, i);
   double main[4][4] = {}, tmp[4][4] = {};
-  for (int64_t stage = 0; stage < stages; ++stage) {
+  for (; loader.open(); loader.advance()) {
+    double g[loader.kRows][1], a[loader.kRows][1];
+    loader.fetch(g, a);
     __syncthreads();
-    for (int x = threadIdx.x; x < kDoubleDepth * kDoubleTile; x += kThreads) {
-      left[x / kDoubleTile][x % kDoubleTile] = loader.left(stage, x / kDoubleTile, o + x % kDoubleTile);
-      right[x / kDoubleTile][x % kDoubleTile] = loader.right(stage, x / kDoubleTile, i + x % kDoubleTile);
+#pragma unroll
+    for (int r = 0; r < loader.kRows; ++r) {
+      left[loader.row + r * loader.kStep][loader.column] = g[r][0];
+      right[loader.row + r * loader.kStep][loader.column] = a[r][0];
     }
     __syncthreads();
 #pragma unroll
@@ -264,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, 1) square_double_kernel(Problem<doub
       for (int r = 0; r < 4; ++r)
 #pragma unroll
         for (int c = 0; c < 4; ++c) tmp[r][c] += left[k][row + r] * right[k][column + c * 16];
-    if (Folded || loader.walk.closes_sample(stage))
+    if (Folded || loader.closes_sample())
 #pragma unroll
       for (int r = 0; r < 4; ++r)
 #pragma unroll
@@ -341,15 +376,12 @@ cudaError_t run_double(const OuterSquareLaunch& l, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t outer_square_splits(int64_t V, int64_t N, int64_t S, int64_t I, int64_t O, int64_t element_size,
+int64_t outer_square_splits(int64_t V, int64_t N, int64_t S, int64_t I, int64_t O, bool is_double, int64_t fitting,
                             int processors) {
-  constexpr int64_t kWorkspace = int64_t(64) << 20;
-  const int64_t tile = element_size == 8 ? kDoubleTile : kTile;
-  const int64_t tiles = ((I + tile - 1) / tile) * ((O + tile - 1) / tile);
-  const int64_t wanted = (2 * processors + tiles - 1) / tiles;
-  const int64_t fitting = kWorkspace / (O * I * element_size);
-  const int64_t stages = S == 1 ? (N + kDepth - 1) / kDepth : N;
-  return tiles >= processors ? 1 : std::max<int64_t>(1, std::min({wanted, fitting, stages, int64_t(65535)}));
+  const auto ceil_div = [](int64_t x, int64_t y) { return (x + y - 1) / y; };
+  const int64_t tile = is_double ? kDoubleTile : kTile, tiles = ceil_div(I, tile) * ceil_div(O, tile);
+  const Work work = S == 1 ? Work{tiles, ceil_div(N, kDepth), 1} : Work{tiles, N, V * ceil_div(S, kDepth)};
+  return best_splits(work, std::min<int64_t>(fitting, 65535), processors);
 }
 
 cudaError_t outer_square(const OuterSquareLaunch& launch, cudaStream_t stream) {

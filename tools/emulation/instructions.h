@@ -89,6 +89,14 @@ inline void multiply_tf32(float (&d)[4], const unsigned (&a)[4], unsigned b0, un
   multiply_by<TF32>(d, a, b0, b1, line);
 }
 
+// cvt.rn.bf16x2.f32: its first operand goes to the upper half
+inline unsigned packed_bfloat16(float first, float second) {
+  const auto word = [](float x) {
+    return unsigned(emulation::from<uint16_t>(emulation::words_of(__float2bfloat16_rn(x))));
+  };
+  return word(first) | word(second) << 16;
+}
+
 // cvt.rna.tf32.f32: to nearest, ties away from zero; what stands in the low 13 bits is open.
 inline unsigned rounded_to_tf32(float x) {
   return (std::isfinite(x) ? __float_as_uint(x) + 0x1000 : __float_as_uint(x)) | 0x1fff;
