@@ -22,6 +22,7 @@ from curvext.algorithms import (
     take_step,
     trace,
 )
+from curvext.check import CheckResult, CheckRow
 from curvext.kronecker import (
     BlockDiagonalOperator,
     EKFACOperator,
@@ -50,6 +51,8 @@ from curvext.storage import load_diagonal, save_diagonal
 __all__ = [
     "BlockDiagonalOperator",
     "CausalLMLoss",
+    "CheckResult",
+    "CheckRow",
     "EKFACOperator",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",

@@ -1,5 +1,5 @@
 """The command line: ``curvext info`` tells what is installed, ``curvext build`` compiles the kernels,
-``curvext report`` writes a page on a risk."""
+``curvext check`` recomputes a risk by plain PyTorch, ``curvext report`` writes a page on it."""
 
 from __future__ import annotations
 
@@ -84,6 +84,35 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def say(words: str) -> None:
+    """Tells on stderr what is being done."""
+    print(f"{words} ...", file=sys.stderr, flush=True)
+
+
+def _asked_for(options: argparse.Namespace) -> EmpiricalRisk:
+    """The risk of the demo or of the user's function.
+
+    Raises:
+        RefusedError: neither or both are asked for, or there is none.
+    """
+    if options.demo == bool(options.target):
+        raise RefusedError("expected either module:function or --demo")
+    if not options.demo:
+        return risk_of(options.target)
+    try:
+        return digits()
+    except ImportError as missing:
+        raise RefusedError(str(missing)) from missing
+
+
+def print_check(options: argparse.Namespace) -> bool:
+    """Recomputes by plain PyTorch, prints the table, and answers whether all agrees."""
+    risk = _asked_for(options)
+    result = risk.check(options.samples, options.vectors, options.seed)
+    print(result)
+    return result.ok
+
+
 def write_report(options: argparse.Namespace) -> None:
     """Measures and writes, telling on stderr what is being done."""
     path = Path(options.output)
@@ -93,22 +122,11 @@ def write_report(options: argparse.Namespace) -> None:
         )
     if not path.parent.is_dir():
         raise RefusedError(f"-o: there is no folder {str(path.parent)!r}")
-    if options.demo == bool(options.target):
-        raise RefusedError("expected either module:function or --demo")
     title = "a network on handwritten digits" if options.demo else options.target
 
-    def say(words: str) -> None:
-        print(f"{words} ...", file=sys.stderr, flush=True)
-
     say("the risk")
-    try:
-        risk = digits() if options.demo else risk_of(options.target)
-    except ImportError as missing:
-        if not options.demo:  # the user's own; where it happened matters
-            raise
-        raise RefusedError(str(missing)) from missing
     report = measure(
-        risk,
+        _asked_for(options),
         title=title,
         leading=options.leading,
         probes=options.probes,
@@ -133,17 +151,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=at_least(1),
         help="files compiled at a time; all processors unless given",
     )
+    check = commands.add_parser("check", help="recompute a risk's quantities by plain PyTorch")
     report = commands.add_parser("report", help="a page on the curvature of a risk")
-    report.add_argument("target", nargs="?", help="module:function, which returns an EmpiricalRisk")
-    report.add_argument("--demo", action="store_true", help="a small network on digits")
+    for command in (check, report):
+        command.add_argument(
+            "target", nargs="?", help="module:function, which returns an EmpiricalRisk"
+        )
+        command.add_argument("--demo", action="store_true", help="a small network on digits")
+        command.add_argument("--seed", type=int, default=0, help="of all random numbers")
     report.add_argument("-o", "--output", default="report.html", help="a file .html or .json")
-    for name, least, default, words in (
-        ("--leading", 1, 5, "eigenvalues of each matrix"),
-        ("--probes", 2, 16, "random vectors for norms and traces"),
-        ("--steps", 1, 60, "Lanczos steps of each density"),
+    for command, name, least, default, words in (
+        (check, "--samples", 1, 8, "samples, and entries of diagonals, that are looked at"),
+        (check, "--vectors", 1, 2, "random vectors that the matrices multiply"),
+        (report, "--leading", 1, 5, "eigenvalues of each matrix"),
+        (report, "--probes", 2, 16, "random vectors for norms and traces"),
+        (report, "--steps", 1, 60, "Lanczos steps of each density"),
     ):
-        report.add_argument(name, type=at_least(least), default=default, help=words)
-    report.add_argument("--seed", type=int, default=0, help="of all random numbers")
+        command.add_argument(name, type=at_least(least), default=default, help=words)
     options = parser.parse_args(arguments)
     if options.command == "info":
         print(describe())
@@ -154,10 +178,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except _build.BuildError as error:
             build.exit(1, f"curvext build: {error}\n")
         return
+    command = check if options.command == "check" else report
     try:
-        write_report(options)
+        if options.command == "report":
+            write_report(options)
+        elif not print_check(options):
+            sys.exit(1)
     except RefusedError as error:
-        report.exit(2, f"curvext report: {error}\n")
+        command.exit(2, f"{command.prog}: {error}\n")
 
 
 if __name__ == "__main__":

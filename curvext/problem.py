@@ -127,6 +127,7 @@ class Problem:
         self._progress = progress
         self._chunk_outputs = _checked_chunk(chunk_outputs)
         self._model = model
+        self._given_loss = loss
         self._loss_tensors = _tensors_of(loss)
         self._batches = Batches(data)
         self._cache = Cache(cache, self.space.device)
@@ -460,11 +461,23 @@ class Problem:
         lines = [
             f"{len(self.space.names)} parameters, P = {self.space.size}, {self.space.dtype}, {self.space.device}",
             f"loss: {type(self.loss).__name__} ({self.loss.reduction})",
-            "products: "
-            + ("by the kept graph" if self._compiler is None else f"compiled, {self._compiler}"),
+            f"products: {self.products_by()}",
             f"kept: {len(self._cache)} linearisations, records and factors, {self._cache.nbytes / 2**20:.1f} MiB",
             "empirical-Fisher diagonal and per-sample norms, by parameter (how samples are proven apart):",
         ]
+        paths = self.paths()
+        width = max(map(len, paths))
+        lines += [f"  {name:<{width}}  {' or '.join(path)}" for name, path in paths.items()]
+        every = " ".join(path for found in paths.values() for path in found)
+        lines += [f"{word}: {cost}" for word, cost in _COSTS.items() if word in every]
+        return "\n".join(lines)
+
+    def products_by(self) -> str:
+        """How products with H, R and G are computed, in words."""
+        return "by the kept graph" if self._compiler is None else f"compiled, {self._compiler}"
+
+    def paths(self) -> dict[str, list[str]]:
+        """By parameter the paths that its per-sample gradients take, over all batches."""
         paths: dict[int, set[str]] = {}
 
         def note(tape: Tape, point: LossPoint) -> None:
@@ -472,12 +485,7 @@ class Problem:
                 paths.setdefault(number, set()).add(path)
 
         self.visit_tapes(note)
-        width = max(len(n) for n in self.space.names)
-        for i, name in enumerate(self.space.names):
-            lines.append(f"  {name:<{width}}  {' or '.join(sorted(paths[i]))}")
-        every = " ".join(path for found in paths.values() for path in found)
-        lines += [f"{word}: {cost}" for word, cost in _COSTS.items() if word in every]
-        return "\n".join(lines)
+        return {name: sorted(paths[i]) for i, name in enumerate(self.space.names)}
 
     def __getstate__(self) -> dict[str, Any]:
         # for a copy or a pickle: plans belong to a model, and the state to its tensors

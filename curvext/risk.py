@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from curvext.arguments import as_integer, as_seed
+from curvext.check import CheckResult, Plain, second_opinion
+from curvext.check.plain_loss import PlainLoss
 from curvext.kronecker import (
     BlockDiagonalOperator,
     EKFACOperator,
@@ -142,3 +145,64 @@ class EmpiricalRisk(Problem):
     def block_diagonal(self, **options: Any) -> BlockDiagonalOperator:
         """Exact diagonal blocks; ``options`` are those of :class:`curvext.BlockDiagonalOperator`."""
         return BlockDiagonalOperator.of(self, **options)
+
+    def check(
+        self,
+        samples: int = 8,
+        vectors: int = 2,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> CheckResult:
+        """The library's own second opinion: each quantity recomputed by plain PyTorch on this model and data.
+
+        The first thing to run on a new model. H v and R v by double backward; G v and F v as Jᵀ H_ℓ J v, with J v
+        from the derivative of Jᵀ u by u and H_ℓ from the loss itself; F_emp v, norms and diagonals from the gradients
+        of single samples, g_n = J_nᵀ r_n on the graph of the whole batch. None of the library's rules, kernels or kept
+        graphs is used for it. Norms are compared at some random samples, diagonals at some random entries.
+
+        An answer agrees where each parameter's part of it is off by at most ε^(2/3) of its norm, ε that of the dtype. A
+        quantity that the library refuses is a row with the words of the refusal. The model is left as found.
+
+        Args:
+            samples: how many samples, and entries of diagonals, are looked at.
+            vectors: how many random vectors the matrices multiply.
+            seed: of samples, entries and vectors.
+            dtype: ``torch.float64`` recomputes by a copy of the model in float64. None in the parameters' own dtype,
+                and where an answer in float32 differs then, in float64 to tell whose rounding it is.
+
+        Returns:
+            a :class:`CheckResult`, which prints as a table; ``.ok`` is for a test.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: an argument does not fit; the risk answers nothing (a model in
+                training mode, say), so there is nothing to check; the model cannot be copied to float64.
+
+        Cost: some tens of gradients of the risk: about 10 for each vector, 2 for each of ``samples``, and the library's
+            own answers, of which diag G takes one for each output of a sample (left out over 64).
+
+        Example:
+            >>> import torch, curvext as cx
+            >>> model, loss = torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss()
+            >>> risk = cx.EmpiricalRisk(model, loss, (torch.eye(2), torch.tensor([0, 1])))
+            >>> risk.check().ok
+            True
+        """
+        samples = as_integer("check: samples", samples, 1)
+        vectors = as_integer("check: vectors", vectors, 1)
+        seed = as_seed("check: seed", seed)
+        if dtype not in (None, torch.float64):
+            raise ValueError(f"check: dtype: expected None or torch.float64, got {dtype!r}")
+        wide = dtype is torch.float64 and self.space.dtype is not torch.float64
+        result = self._checked(samples, vectors, seed, wide)
+        if result.ok or wide or self.space.dtype is not torch.float32:
+            return result
+        try:
+            return result.settled_by(self._checked(samples, vectors, seed, wide=True), "float32")
+        except (ValueError, TypeError, RuntimeError):  # it has no copy in float64
+            return result
+
+    def _checked(self, samples: int, vectors: int, seed: int, wide: bool) -> CheckResult:
+        forward = self._forward.widened() if wide else self._forward
+        loss = PlainLoss(self._given_loss, self.loss.reduction, wide)
+        plain = Plain(forward, self._batches, loss, wide)
+        return second_opinion(self, plain, samples, vectors, seed)

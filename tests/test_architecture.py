@@ -22,7 +22,7 @@ LEVELS = [
     {"problem"},
     {"options"},
     {"operators", "algorithms"},
-    {"kronecker"},
+    {"kronecker", "check"},
     {"risk"},
     {"report"},
     {"__main__"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,6 +105,21 @@ def in_a_trace() -> Iterator[None]:
         torch.compiler._is_compiling_flag = before
 
 
+@contextmanager
+def twice_differentiable(names: Collection[str]) -> Iterator[None]:
+    """Attention, recurrence and weight norm by operations of PyTorch's that it differentiates twice, and rightly.
+
+    Args:
+        names: those of RECURRENT that a first forward pass met: without their backends convolutions are slow.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_ComposedWeightNorm())
+        for name in names:
+            stack.enter_context(DETOURS[name].taken())
+        yield
+
+
 # ---------------------------------------------------------------------- activation checkpointing
 
 
@@ -148,6 +163,9 @@ def without_checkpointing() -> AbstractContextManager[None]:
     """
     return _UNWRAPPED
 
+
+#: nodes of fused recurrent layers
+RECURRENT = {"MkldnnRnnLayerBackward0", "CudnnRnnBackward0"}
 
 _FORWARD_TOO: tuple[GraphUse, ...] = ("linearised", "twice")
 _ALL_ORDERS: tuple[GraphUse, ...] = (*_FORWARD_TOO, "traced")

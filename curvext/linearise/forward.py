@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import weakref
@@ -18,7 +19,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from curvext import data
 from curvext.contents import stored
 from curvext.linearise import autograd_graph
-from curvext.linearise.detours import DETOURS, GraphUse, in_a_trace, needed, without_checkpointing
+from curvext.linearise.detours import (
+    DETOURS,
+    RECURRENT,
+    GraphUse,
+    in_a_trace,
+    needed,
+    twice_differentiable,
+    without_checkpointing,
+)
 from curvext.randomness import drawing_nothing
 from curvext.space import ParameterSpace
 
@@ -180,6 +189,42 @@ class Forward:
             for detour in sorted(needed(self._detours, "traced")):
                 stack.enter_context(DETOURS[detour].taken())
             return self._call(batch)
+
+    def plain(self, batch: Any) -> tuple[Tensor, Any] | None:
+        """Output and target by PyTorch's own operations that it differentiates twice; inside :meth:`borrowed` too.
+
+        None for a batch whose target has no rows. Nothing is checked, and no derivative of ours is in the graph.
+        """
+        target = self._get_target(batch)
+        if isinstance(target, Tensor) and target.ndim > 0 and len(target) == 0:
+            return None
+        with ExitStack() as stack:
+            stack.enter_context(drawing_nothing(self._space.device, _DREW))
+            stack.enter_context(_uncompiled())
+            stack.enter_context(without_checkpointing())
+            stack.enter_context(self._unwritten_buffers())
+            names: set[str] = set()
+            while True:
+                with twice_differentiable(names):
+                    output = self._call(batch)
+                found = (
+                    set() if output.grad_fn is None else autograd_graph.node_names(output.grad_fn)
+                )
+                if found & RECURRENT <= names:
+                    return output, target
+                names = found & RECURRENT
+
+    def widened(self) -> Forward:
+        """The same function of a copy of the model in float64."""
+        model = copy.deepcopy(self._model).double()
+        names = set(self._space.names)
+        space = ParameterSpace(model, lambda name, _: name in names)
+        return Forward(model, space, self._forward, self._target)
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The parameters to differentiate."""
+        return self._space
 
     def tensors(self) -> list[Tensor]:
         """All parameters and buffers of the model."""

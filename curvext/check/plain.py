@@ -1,0 +1,212 @@
+"""The quantities of a risk by plain PyTorch: double backward, and one backward pass for a sample.
+
+Nothing of the library's own derivatives is used here: no rule, kernel, record or kept graph, and no closed form
+of a loss. What is shared is how the model is called and left as found (:class:`curvext.linearise.forward.Forward`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from curvext.check.plain_loss import PlainLoss
+from curvext.check.point import Point
+from curvext.data import Batches, mapped
+from curvext.linearise.forward import Forward
+from curvext.losses import OutputLoss
+
+
+class Plain:
+    """A risk once more, in the plainest terms that autograd has.
+
+    Args:
+        forward: how the model is called, and its parameters.
+        batches: the data.
+        loss: the user's own.
+        wide: whether all is computed in float64, by a copy of the model.
+    """
+
+    def __init__(
+        self, forward: Forward, batches: Batches, loss: PlainLoss, wide: bool = False
+    ) -> None:
+        self._forward = forward
+        self._space = forward.space
+        self._batches = batches
+        self._loss = loss
+        self._wide = wide
+        #: Σ_b over batches, as the first pass finds them
+        self.samples = 0
+        self.divisor = 0.0
+        #: the largest output of a sample, in elements
+        self.outputs = 0
+        #: (1/divisor) Σ |residual · f|: what the terms of the value come to where they cancel
+        self.terms = 0.0
+        #: how much larger residuals would be at the targets of other samples: so much of them cancels
+        self.residuals_cancel = 1.0
+        #: how much larger H_ℓ would be at outputs of unit size: so much of it cancels where a softmax is saturated
+        self.curvature_cancels = 1.0
+
+    # ------------------------------------------------------------------ of the whole risk
+
+    def value(self) -> Tensor:
+        """L, ``[]``; counts samples and divisor, so it comes first."""
+        self.samples, self.divisor, self.terms = 0, 0.0, 0.0
+        residuals, curvatures = _Ratio(), _Ratio()
+
+        def count(at: Point) -> Tensor:
+            self.samples += at.samples
+            self.divisor += at.divisor
+            self.outputs = max(self.outputs, at.output[0].numel())
+            self.terms += float((at.residual * at.output).detach().double().abs().sum())
+            with suppress(ValueError, TypeError, RuntimeError):  # the loss takes no such targets
+                residuals.add(at.residual.detach(), at.residual_of_others())
+            with suppress(ValueError, TypeError, RuntimeError):  # it has no second derivative
+                curvatures.add(*at.output_hessians())
+            return at.value.detach().double()
+
+        total = self._sum(count) * self._mean_scale()
+        self.terms *= self._mean_scale()
+        self.residuals_cancel = residuals.value()
+        self.curvature_cancels = curvatures.value()
+        return total
+
+    def gradient(self) -> Tensor:
+        """∇L, ``[P, 1]``."""
+        return self._sum(lambda at: at.gradient().unsqueeze(1)) * self._mean_scale()
+
+    def hessian(self, V: Tensor) -> Tensor:
+        """H V by double backward, ``[P, K]``."""
+        return self._products(lambda at, v: at.hessian_product(v), V)
+
+    def ggn(self, V: Tensor) -> Tensor:
+        """G V = Jᵀ H_ℓ J V, ``[P, K]``."""
+        return self._products(lambda at, v: at.pull(at.output_hessian(at.push(v))), V)
+
+    def model_curvature(self, V: Tensor) -> Tensor:
+        """R V, the second derivative of ⟨residual, f⟩ with the residual held, ``[P, K]``."""
+        return self._products(lambda at, v: at.model_curvature_product(v), V)
+
+    def empirical_fisher(self, V: Tensor) -> Tensor:
+        """F_emp V = c Σ_n r_n ⟨r_n, v⟩, ``[P, K]``; ⟨r_n, v⟩ = ⟨residual_n, (J v)_n⟩."""
+
+        def product(at: Point, v: Tensor) -> Tensor:
+            return at.pull(at.outer(at.residual.detach(), at.push(v)))
+
+        return self._products(product, V, self._outer_scale())
+
+    def mc_fisher(self, V: Tensor, draws: OutputLoss) -> Tensor:
+        """The same with the scores at the labels of seed 0 that the library draws, one for each datum."""
+
+        def product(at: Point, v: Tensor) -> Tensor:
+            return at.pull(at.outer(at.scores(draws), at.push(v)))
+
+        return self._products(product, V)
+
+    # ------------------------------------------------------------------ of samples and coordinates
+
+    def sample_gradients(self, numbers: Collection[int], visitor: Callable[[Tensor], None]) -> None:
+        """Calls ``visitor`` with g_n ``[P]`` for each of some samples, in the order of the data.
+
+        g_n = c J_nᵀ residual_n on the graph of the whole batch, by a cotangent that is zero but for the sample:
+        where a network couples samples, sample n alone would be another function.
+        """
+        scale = self.samples * self._mean_scale() if self._loss.mean else 1.0
+
+        def visit(at: Point) -> None:
+            for n in range(at.samples):
+                if at.first + n in numbers:
+                    visitor(at.sample_gradient(n) * scale)
+
+        self._visit(visit)
+
+    def diagonals(self, coordinates: list[int], draws: OutputLoss | None) -> Tensor:
+        """Some entries of diag F_emp, diag G and the diagonal of the Monte-Carlo Fisher, ``[n, 3]``.
+
+        Each from the column of J there, which is by far the most of its cost.
+
+        Args:
+            coordinates: which.
+            draws: the library's loss, which draws the labels; None where there is no likelihood.
+        """
+
+        def entries(at: Point, i: int) -> Tensor:
+            unit = torch.zeros(self._space.size, device=self._space.device)
+            unit[i] = 1
+            column = at.push(unit)
+            empirical = at.slopes(at.residual.detach(), column).square().sum()
+            curvature = (at.output_hessian(column) * column).double().sum()
+            if draws is None:
+                return torch.stack([empirical, curvature, torch.zeros_like(curvature)])
+            return torch.stack(
+                [empirical, curvature, at.slopes(at.scores(draws), column).square().sum()]
+            )
+
+        total = self._sum(lambda at: torch.stack([entries(at, i) for i in coordinates]))
+        mean = self._mean_scale()
+        return total * total.new_tensor([self._outer_scale(), mean, mean])
+
+    # ------------------------------------------------------------------ passes
+
+    def _products(
+        self, product: Callable[[Point, Tensor], Tensor], V: Tensor, scale: float | None = None
+    ) -> Tensor:
+        total = self._sum(lambda at: torch.stack([product(at, v) for v in V.unbind(1)], 1))
+        return total * (self._mean_scale() if scale is None else scale)
+
+    def _sum(self, term: Callable[[Point], Tensor]) -> Tensor:
+        terms: list[Tensor] = []
+
+        def add(at: Point) -> None:
+            new = term(at).double()
+            terms[:] = [terms[0] + new if terms else new]
+
+        self._visit(add)
+        return terms[0]
+
+    def _visit(self, visitor: Callable[[Point], None]) -> None:
+        """Calls ``visitor`` with each batch that has samples, inside the borrowed model."""
+        first = 0
+        for batch in self._batches:
+            with self._forward.borrowed():
+                evaluated = self._forward.plain(mapped(batch, self._usable))
+                if evaluated is None:
+                    continue
+                leaves = list(self._space.parameters.values())
+                at = Point(*evaluated, leaves, self._loss, first)
+                first += at.samples
+                visitor(at)
+
+    def _usable(self, t: Tensor) -> Tensor:
+        if self._wide and (t.is_floating_point() or t.is_complex()):
+            return t.to(torch.complex128 if t.is_complex() else torch.float64)
+        return t.clone() if t.is_inference() else t
+
+    # ------------------------------------------------------------------ scale
+
+    def _mean_scale(self) -> float:
+        return 1 / self.divisor if self._loss.mean else 1.0
+
+    def share_of_sample(self) -> float:
+        """c with F_emp = c Σ_n g_n g_nᵀ."""
+        return 1 / self.samples if self._loss.mean else 1.0
+
+    def _outer_scale(self) -> float:
+        return self.samples / self.divisor**2 if self._loss.mean else 1.0
+
+
+class _Ratio:
+    """How much larger some tensors are than others, by their norms over all batches; 1 at least."""
+
+    def __init__(self) -> None:
+        self._here = self._there = 0.0
+
+    def add(self, here: Tensor, there: Tensor | None) -> None:
+        if there is not None:
+            self._here += float(here.double().square().sum())
+            self._there += float(there.double().square().sum())
+
+    def value(self) -> float:
+        return max(1.0, (self._there / self._here) ** 0.5) if self._here else 1.0
