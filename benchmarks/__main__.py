@@ -122,6 +122,12 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--rounds", type=int, help="at most so many rounds")
         command.add_argument("--eager", action="store_true", help="without torch.compile")
         command.add_argument("--dtype", default="float32", choices=DTYPES, help="of the kernels")
+        command.add_argument(
+            "--float32",
+            default="highest",
+            choices=("highest", "high", "medium"),
+            help='of products in float32, as in torch.set_float32_matmul_precision; "high" is TF32 on CUDA',
+        )
         command.add_argument("--out", type=Path, help="folder for the JSON")
 
     measuring(top)
@@ -156,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         for path in page.write(options.machine):
             print(path)
         return 0
+    torch.set_float32_matmul_precision(options.float32)
     if options.command:
         run_suite(options.command, options)
         return 0

@@ -86,7 +86,10 @@ def machine(device: str) -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, marked where the working tree differs from it."""
+    """The commit that is measured, marked where the working tree differs from it.
+
+    ``CURVEXT_COMMIT`` names it where the tree was copied without its history.
+    """
 
     def git(*arguments: str) -> str:
         try:
@@ -96,7 +99,8 @@ def commit() -> str:
         return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--", "curvext", "csrc", "benchmarks", ":!*.json")
-    return (git("rev-parse", "HEAD") or "unknown") + (" with changes" if changed else "")
+    named = git("rev-parse", "HEAD") or os.environ.get("CURVEXT_COMMIT") or "unknown"
+    return named + (" with changes" if changed else "")
 
 
 def installed(package: str) -> str | None:
@@ -118,6 +122,7 @@ def environment(device: str) -> dict[str, object]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "float32": torch.get_float32_matmul_precision(),
         "packages": {name: installed(name) for name in PACKAGES},
         "extension": _extension.build_info(),
         "commit": commit(),

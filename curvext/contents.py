@@ -19,6 +19,8 @@ _AT_ONCE = 1 << 22
 _MULTIPLIER = -7046029254386353131  # odd, its bits irregular
 #: (dtype, device) → random weights, as many as were needed so far
 _weights: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+#: shorter ones than were needed later; another CUDA stream may be reading them, so their memory is not given back
+_outgrown: list[Tensor] = []
 
 
 def stored(several: Iterable[Tensor]) -> list[Tensor]:
@@ -106,6 +108,8 @@ def _weights_for(values: Tensor) -> Tensor:
                 drawn = torch.rand(count, generator=generator, dtype=torch.float64) + 0.5
             else:
                 drawn = torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1
+            if kind in _weights:
+                _outgrown.append(_weights[kind])
             _weights[kind] = drawn.to(values.device, values.dtype)
     return _weights[kind][: len(values)]
 

@@ -14,7 +14,7 @@ from benchmarks import record as records
 from benchmarks.__main__ import main
 from benchmarks.compare import compare
 from benchmarks.kernels import Case
-from benchmarks.machine import environment, machine
+from benchmarks.machine import commit, environment, machine
 from benchmarks.models.networks import LARGE, NETWORKS, build
 from benchmarks.models.quantities import LIBRARIES, Truth, ask, missing
 from benchmarks.record import Record, load, reason
@@ -80,6 +80,40 @@ def test_the_machine_is_named_after_its_hardware():
     name = machine("cpu")
     assert re.fullmatch(r"cpu-\d+core-[a-z0-9-]+", name)
     assert environment("cpu")["machine"] == name
+
+
+def test_a_commit_may_be_named_where_the_history_did_not_travel(monkeypatch):
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr("benchmarks.machine.subprocess.run", no_git)
+    monkeypatch.delenv("CURVEXT_COMMIT", raising=False)
+    assert commit() == "unknown"
+    monkeypatch.setenv("CURVEXT_COMMIT", "abc123")
+    assert commit() == "abc123"
+
+
+def test_figures_of_another_dtype_reach_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    of(row("G v", 1.5)).save(tmp_path / "gpu-x")
+    of(row("G v", 0.5)).save(tmp_path / "gpu-x" / "tf32")
+    of(row("G v", 9.0)).save(tmp_path / "quick" / "gpu-x")
+    assert page.machines() == ["gpu-x", "gpu-x/tf32"]
+    assert page.records("gpu-x/tf32")["models"].rows[0]["gradients"] == 0.5
+
+
+def test_the_command_sets_how_float32_is_multiplied(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "benchmarks.__main__.run_suite",
+        lambda *_: seen.append(torch.get_float32_matmul_precision()),
+    )
+    before = torch.get_float32_matmul_precision()
+    try:
+        main(["kernels", "--float32", "high"])
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["high"]
 
 
 def test_a_record_comes_back_from_its_file(tmp_path):

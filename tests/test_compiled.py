@@ -10,7 +10,7 @@ from problems import LOSSES, pose, pose_language_model
 from torch import nn
 
 import curvext as cx
-from curvext.linearise.compiled import Compiler
+from curvext.linearise.compiled import Compiler, _deterministic
 
 
 @pytest.fixture
@@ -242,3 +242,13 @@ def test_backends_other_than_the_default(device):
     eager = cx.EmpiricalRisk(posed.model, posed.loss, posed.data)
     assert_same(compiled, eager, posed.vectors(), "mlp")
     assert "aot_eager, 2 traces" in compiled.explain()
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_what_a_stage_allocates_is_not_filled_first(filled, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", filled)
+    with _deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory is filled

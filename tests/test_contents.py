@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from curvext.contents import contents, samples
+import curvext.contents
+from curvext.contents import _weights_for, contents, samples
 
 DTYPES = [
     torch.float64,
@@ -119,3 +120,12 @@ def test_large_samples_are_read_in_runs_with_the_same_numbers(monkeypatch):
     whole = samples((x, torch.arange(7)))
     monkeypatch.setattr("curvext.contents._AT_ONCE", 31)
     assert samples((x, torch.arange(7))) == whole
+
+
+def test_weights_that_were_outgrown_stay_where_another_stream_may_read_them(monkeypatch):
+    monkeypatch.setattr("curvext.contents._weights", {})
+    monkeypatch.setattr("curvext.contents._outgrown", [])
+    short = _weights_for(torch.ones(10, dtype=torch.float64))
+    long = _weights_for(torch.ones(5000, dtype=torch.float64))
+    assert [w.data_ptr() for w in curvext.contents._outgrown] == [short.data_ptr()]
+    assert torch.equal(long[:10], short)  # the same for the same number of values

@@ -3,7 +3,8 @@
 #
 #   [OUT=folder] [PYTHON=python3] tools/gpu.sh [step ...]
 #
-# Steps: build info tests memcheck racecheck bench bench16, by default, at most nine and a half minutes;
+# Steps: build info bench bench16 benchtf32 tests memcheck racecheck, by default, at most twelve minutes: what is scarce
+# first, so that a run which is cut off has figures;
 # and compiled (the tests of compile=True), resnet50, gpt2 (that network beside other libraries, compiled ones included,
 # with what of them is installed), which take some minutes each. They want the build of before.
 # Needs torch with CUDA, nvcc, pytest and setuptools there; no network and no virtual environment. Every step is
@@ -20,9 +21,15 @@ mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-for home in "${CUDA_HOME:-}" /usr/local/cuda; do
+for home in ${CUDA_HOME:+"$CUDA_HOME"} /usr/local/cuda /usr/local/cuda-[0-9]*; do
     [ -x "$home/bin/nvcc" ] && export CUDA_HOME=$home PATH=$home/bin:$PATH && break
 done
+# torch looks for ninja on PATH alone; without it one compiler runs at a time
+PATH=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH
+# where .git did not travel, whoever runs this names the commit
+commit=$(git rev-parse HEAD 2>/dev/null) && export CURVEXT_COMMIT=${CURVEXT_COMMIT:-$commit}
+echo "nvcc: $(command -v nvcc || echo none), CUDA_HOME: ${CUDA_HOME:-none}, ninja: $(ninja --version 2>/dev/null || echo none)," \
+    "commit: ${CURVEXT_COMMIT:-unknown}" | tee -a "$OUT/log.txt"
 
 failed=()
 
@@ -45,28 +52,31 @@ step() {
 
 # A command under a time limit; one of the functions here keeps the limit itself.
 bounded() {
-    if declare -F "$2" >/dev/null; then "$2" "$1"; else timeout --kill-after=10 "$@"; fi
+    # interrupted, so that it says what it had found until then
+    if declare -F "$2" >/dev/null; then "$2" "$1"; else timeout --signal=INT --kill-after=10 "$@"; fi
 }
 
 #: files whose tests run in one process each, as most of their time is Python's
 SHARDS=(
-    "tests/kernels/test_outer_*.py"
+    "tests/kernels/test_outer_[dg]*.py"
+    "tests/kernels/test_outer_[ns]*.py"
     "tests/kernels/test_softmax_[hs]*.py"
     "tests/kernels/test_softmax_r*.py"
     "tests/kernels/test_mse_*.py tests/kernels/test_sigmoid_*.py"
     "tests/test_empirical_fisher.py"
     "tests/test_hessian.py tests/test_ggn.py"
     "tests/test_[fl]*.py"
-    "tests/test_[cdopstu]*.py tests/test_head.py tests/algorithms --ignore=tests/test_compiled.py"
+    "tests/test_[cdoprstu]*.py tests/test_head.py tests/algorithms --deselect tests/test_compiled.py"
 )
 
-# The tests of CUDA, shard beside shard.
+# The tests of CUDA, shard beside shard. Warnings that only CUDA gives are counted, and no errors: each process's first
+# backward pass may say that cuBLAS found no context. What needs no GPU has cuda in its file's name alone.
 run_shards() {
     local shard=0 status=0 code processes=()
     for files in "${SHARDS[@]}"; do
         # shellcheck disable=SC2086  # patterns are to be expanded
-        timeout --kill-after=10 "$1" "$PYTHON" -m pytest -q --tb=short --maxfail=40 \
-            -p no:cacheprovider -k cuda $files >"$scratch/$shard" 2>&1 &
+        timeout --signal=INT --kill-after=10 "$1" "$PYTHON" -m pytest -q --tb=short --maxfail=40 -W default \
+            -p no:cacheprovider -k "cuda and not emulation and not test_cuda_check" $files >"$scratch/$shard" 2>&1 &
         processes+=($!)
         shard=$((shard + 1))
     done
@@ -75,12 +85,13 @@ run_shards() {
         code=$?
         echo "--- ${SHARDS[$shard]}: exit status $code"
         tail -c 1000000 "$scratch/$shard"
+        echo "warnings: $(grep -c 'Warning: ' "$scratch/$shard")"
         [ "$code" -eq 0 ] || status=$code
     done
     return "$status"
 }
 
-# One size, dtype and layout of each kind of kernel; all of them would take hours.
+# Some thirty direct calls, without a test frame; the tests would take hours.
 sanitize() {
     local tool=$1 limit=$2
     if ! command -v compute-sanitizer >/dev/null; then
@@ -89,34 +100,33 @@ sanitize() {
     fi
     # torch's caching allocator hides overruns into its own blocks
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" "$limit" compute-sanitizer --tool "$tool" \
-        --error-exitcode 99 --kernel-regex kns=curvext --target-processes all \
-        "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/kernels \
-        -k "cuda and (may_stand_anywhere or for_every_dtype or tails_of_tiles)"
+        --error-exitcode 99 --kernel-regex kns=curvext "$PYTHON" tools/direct_calls.py cuda
 }
 
 bench() {
-    step "$1" "$2" "$PYTHON" -m benchmarks kernels --device cuda --eager --dtype "$3" --out "$4"
+    step "$1" "$2" "$PYTHON" -m benchmarks kernels --device cuda --eager --dtype "$3" --float32 "$4" --out "$5"
 }
 
 run() {
     case $1 in
         build) step build 150 env CURVEXT_CUDA=1 CURVEXT_REQUIRE_EXTENSION=1 "$PYTHON" setup.py build_ext --inplace ;;
         info) step info 30 "$PYTHON" -m curvext info ;;
-        tests) step tests 150 run_shards ;;
+        tests) step tests 240 run_shards ;;
         memcheck) sanitize memcheck 65 ;;
         racecheck) sanitize racecheck 45 ;;
-        bench) bench bench 75 float32 "$OUT" ;;
+        bench) bench bench 75 float32 highest "$OUT" ;;
+        benchtf32) bench benchtf32 75 float32 high "$OUT/tf32" ;;
         compiled)
             step compiled 280 "$PYTHON" -m pytest -q --tb=short --maxfail=10 -p no:cacheprovider \
                 -k cuda tests/test_compiled.py
             ;;
         resnet50 | gpt2) step "$1" 290 "$PYTHON" -m benchmarks models "$1" --device cuda --out "$OUT/$1" ;;
-        bench16) bench bench16 50 bfloat16 "$OUT/bfloat16" ;;
+        bench16) bench bench16 50 bfloat16 highest "$OUT/bfloat16" ;;
         *) echo "gpu.sh: no step $1" && failed+=("$1") ;;
     esac
 }
 
-for name in "${@:-build info tests memcheck racecheck bench bench16}"; do
+for name in "${@:-build info bench bench16 benchtf32 tests memcheck racecheck}"; do
     for one in $name; do run "$one"; done
 done
 

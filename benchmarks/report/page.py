@@ -41,8 +41,9 @@ runs faster than the square one that the rate was measured on. "bound" rows comp
 
 
 def machines() -> list[str]:
-    """Folders of results, by name; quick runs are no evidence."""
-    return sorted(p.name for p in RESULTS.iterdir() if p.is_dir() and p.name != "quick")
+    """Folders of results, by name, those of another dtype within a machine's too; quick runs are no evidence."""
+    folders = {path.parent.relative_to(RESULTS) for path in RESULTS.glob("**/*.json")}
+    return sorted(str(folder) for folder in folders if folder.parts[0] != "quick")
 
 
 def records(machine: str) -> dict[str, Record]:

@@ -268,13 +268,19 @@ def _bytes(values: Values, parameters: Sequence[Tensor]) -> int:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Sums that are scattered are added in a fixed order; what else would be refused is let pass."""
+    """Sums that are scattered are added in a fixed order; what else would be refused is let pass.
+
+    It would also fill what ``torch.empty`` gives with NaN, a launch and a write for each; stages write all of it.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fills
         torch.use_deterministic_algorithms(before, warn_only=warn)
