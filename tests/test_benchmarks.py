@@ -19,7 +19,7 @@ from benchmarks.models.networks import LARGE, NETWORKS, build
 from benchmarks.models.quantities import LIBRARIES, Truth, ask, missing
 from benchmarks.record import Record, load, reason
 from benchmarks.report import page, tables
-from benchmarks.suites import kernels, memory, models, scaling
+from benchmarks.suites import kernels, memory, models, proofs, scaling
 from benchmarks.timing import interleaved, summary
 
 
@@ -240,6 +240,17 @@ def test_a_missing_library_is_said_and_not_left_out(monkeypatch):
     models.prepare(record, problem, Truth(problem), compiled=(), blocks=False)
     told = {f["library"]: f["reason"] for f in record.failures}
     assert told["curvlinops"] == "not installed: pip install curvlinops-for-pytorch"
+
+
+def test_proofs_are_measured_in_gradients_of_the_plain_network():
+    record = Record("proofs", {})
+    proofs.run(
+        record, "cpu", proofs.Effort(width=8, samples=6, rounds=2, budget=0.0), lambda _: None
+    )
+    assert {(row["quantity"], row["form"]) for row in record.rows} == {
+        (quantity, form) for quantity in ("gradient", *proofs.QUANTITIES) for form in proofs.FORMS
+    }
+    assert all(row["gradients"] > 0 for row in record.rows)
 
 
 def test_growth_is_measured_point_by_point():

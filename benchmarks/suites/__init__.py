@@ -1,1 +1,1 @@
-"""The four suites: kernels, models, scaling, memory. Each has FULL and QUICK efforts and ``run``."""
+"""The suites: kernels, models, scaling, memory, proofs. Each has FULL and QUICK efforts and ``run``."""
