@@ -4,6 +4,11 @@ Hessian, generalized Gauss-Newton and Fisher matrices of an empirical risk, exac
 on fused C++ and CUDA kernels.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from curvext._version import __version__
 from curvext.algorithms import (
     cg,
@@ -48,6 +53,9 @@ from curvext.operators import (
 from curvext.risk import EmpiricalRisk
 from curvext.storage import load_diagonal, save_diagonal
 
+if TYPE_CHECKING:
+    from curvext.algorithms.dfp import DFP as DFP
+
 __all__ = [
     "BlockDiagonalOperator",
     "CausalLMLoss",
@@ -89,3 +97,13 @@ __all__ = [
     "take_step",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``DFP`` derives from a class of SciPy's, which is imported when it is asked for."""
+    if name != "DFP":
+        raise AttributeError(f"module 'curvext' has no attribute {name!r}")
+    try:
+        return import_module("curvext.algorithms.dfp").DFP
+    except ImportError as error:
+        raise ImportError("curvext.DFP: needs SciPy: pip install scipy") from error

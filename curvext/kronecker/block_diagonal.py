@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,11 @@ from curvext.kronecker.target import FISHERS, Target
 from curvext.linearise.selections import Arrangement
 from curvext.linearise.uses import Use
 from curvext.operators.hessian import HessianOperator
+from curvext.options import Options, spelled_out
 from curvext.space import ParameterSpace, Selection, dtype_of_sums
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # that of typing needs Python 3.11
 
 #: products with the Hessian that share a pass
 _COLUMNS = 64
@@ -58,6 +62,7 @@ class BlockDiagonalOperator(LiveBlocks):
 
     own = ("kind", "samples", "seed", "blocks", "max_dim")
 
+    @spelled_out
     def __init__(
         self,
         model: nn.Module,
@@ -71,7 +76,7 @@ class BlockDiagonalOperator(LiveBlocks):
         seed: int = 0,
         blocks: str | Iterable[Iterable[str]] = "parameter",
         max_dim: int = MAX_DIM,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             model,

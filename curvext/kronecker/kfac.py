@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -17,8 +17,12 @@ from curvext.kronecker.pairs import Pairs
 from curvext.kronecker.shampoo import shampoo_factors
 from curvext.kronecker.sums import EigenvalueSum, KFACSum, sides_of
 from curvext.kronecker.target import FISHERS, Target
+from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.space import Selection
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # that of typing needs Python 3.11
 
 
 class KFACOperator(LiveBlocks):
@@ -74,6 +78,7 @@ class KFACOperator(LiveBlocks):
         "max_dim",
     )
 
+    @spelled_out
     def __init__(
         self,
         model: nn.Module,
@@ -89,7 +94,7 @@ class KFACOperator(LiveBlocks):
         bias: str = "joint",
         positions: str = "reached",
         max_dim: int = MAX_DIM,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             model,
@@ -192,6 +197,7 @@ class EKFACOperator(KFACOperator):
     by_sides = False
     own = (*KFACOperator.own, "basis")
 
+    @spelled_out
     def __init__(
         self,
         model: nn.Module,
@@ -200,10 +206,33 @@ class EKFACOperator(KFACOperator):
         params: Selection = None,
         cache: bool | str | int = "auto",
         *,
+        kind: str = "mc",
+        samples: int = 1,
+        seed: int = 0,
+        approx: str = "expand",
+        bias: str = "joint",
+        positions: str = "reached",
+        max_dim: int = MAX_DIM,
         basis: str = "kfac",
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(model, loss, data, params, cache, basis=basis, **options)
+        LiveBlocks.__init__(
+            self,
+            model,
+            loss,
+            data,
+            params,
+            cache,
+            kind=kind,
+            samples=samples,
+            seed=seed,
+            approx=approx,
+            bias=bias,
+            positions=positions,
+            max_dim=max_dim,
+            basis=basis,
+            **options,
+        )
 
     def _choose(self, *args: Any, basis: str = "kfac", **options: Any) -> None:
         super()._choose(*args, **options)

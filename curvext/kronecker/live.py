@@ -54,12 +54,22 @@ class LiveBlocks(BlockOperator):
         cache: bool | str | int = "auto",
         **options: Any,
     ) -> None:
+        # what is left of the options is a risk's
         mine = {name: options.pop(name) for name in self.own if name in options}
         self._begin(Problem(model, loss, data, params, cache, **options), **mine)
 
     @classmethod
     def of(cls, problem: Problem, **options: Any) -> Self:
-        """The operator of a problem that exists already; it shares what is kept."""
+        """The operator of a problem that exists already; it shares what is kept.
+
+        Raises:
+            TypeError: an argument is not of the operator's own.
+        """
+        for name in options:
+            if name not in cls.own:
+                raise TypeError(
+                    f"{cls.__name__}: there is no argument {name!r} beside a risk's own; it takes {', '.join(cls.own)}"
+                )
         operator = cls.__new__(cls)
         operator._begin(problem, **options)
         return operator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,12 @@ from curvext.kronecker.pairs import Pairs
 from curvext.kronecker.spectral import Spectral, eigenbasis
 from curvext.kronecker.sums import ShampooSum, sides_of
 from curvext.kronecker.target import FISHERS, Target
+from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.space import Selection
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # that of typing needs Python 3.11
 
 
 class ShampooOperator(LiveBlocks):
@@ -58,6 +62,7 @@ class ShampooOperator(LiveBlocks):
 
     own = ("kind", "samples", "seed", "form", "bias", "max_dim")
 
+    @spelled_out
     def __init__(
         self,
         model: nn.Module,
@@ -72,7 +77,7 @@ class ShampooOperator(LiveBlocks):
         form: str = "trace",
         bias: str = "joint",
         max_dim: int = MAX_DIM,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             model,

@@ -66,8 +66,16 @@ def test_each_class_stands_alone_and_two_calls_give_equal_bits(make):
     assert torch.equal(one.to_dense(), two.to_dense())
     assert not torch.equal(one.to_dense(), kinds[make](p.model, p.loss, p.data, seed=6).to_dense())
     assert one.param_shapes == dict(cx.EmpiricalRisk(p.model, p.loss, p.data).space.shapes)
-    with pytest.raises(TypeError, match="typo"):
-        kinds[make](p.model, p.loss, p.data, typo=1)
+    owner = kinds[make].__name__
+    with pytest.raises(
+        TypeError, match=f"{owner}: there is no argument 'sead'; did you mean 'seed'"
+    ):
+        kinds[make](p.model, p.loss, p.data, sead=1)
+    risk = cx.EmpiricalRisk(p.model, p.loss, p.data)
+    with pytest.raises(
+        TypeError, match=f"{owner}: there is no argument 'sead'.*it takes kind, samples, seed"
+    ):
+        getattr(risk, make)(sead=1)
 
 
 @pytest.mark.parametrize("make", MAKES)
