@@ -35,8 +35,20 @@ class Record:
         """Writes ``<folder>/<suite>.json``."""
         path = folder / f"{self.suite}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_plain(asdict(self)), indent=1) + "\n")
+        path.write_text(lines_of(_plain(asdict(self))))
         return path
+
+
+def lines_of(kept: dict[str, Any]) -> str:
+    """A record as JSON, one line for each row, so that a change of a row is a change of a line."""
+    parts = []
+    for key, value in kept.items():
+        if isinstance(value, list) and value:
+            words = "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
+        else:
+            words = json.dumps(value)
+        parts.append(f"{json.dumps(key)}: {words}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _plain(value: Any) -> Any:

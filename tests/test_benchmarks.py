@@ -18,7 +18,7 @@ from benchmarks.machine import commit, environment, machine
 from benchmarks.models.networks import LARGE, NETWORKS, build
 from benchmarks.models.quantities import LIBRARIES, Truth, ask, missing
 from benchmarks.record import Record, load, reason
-from benchmarks.report import page, tables
+from benchmarks.report import page, pictures, tables
 from benchmarks.suites import kernels, memory, models, proofs, scaling
 from benchmarks.timing import interleaved, summary
 
@@ -335,6 +335,56 @@ def test_the_exponent_of_linear_growth_is_one():
 
 def test_the_performance_page_is_that_of_the_committed_json():
     assert page.PAGE.read_text() == page.performance(), "run: python -m benchmarks report"
+
+
+def test_the_performance_page_is_one_that_is_read():
+    text = page.PAGE.read_text()
+    assert len(text.splitlines()) <= 150
+    named = re.findall(r"`benchmarks/results/([\w/-]+)/README\.md`", text)
+    assert named[0] == page.quoted() and sorted(named) == page.machines()
+
+
+def test_every_machine_has_a_page_of_its_committed_json():
+    for name in page.machines():
+        text = (records.RESULTS / name / "README.md").read_text()
+        assert text == page.details(name), "run: python -m benchmarks report"
+
+
+def test_committed_records_have_a_line_for_each_row():
+    for path in records.RESULTS.rglob("*.json"):
+        if "quick" not in path.parts:
+            text = path.read_text()
+            kept = json.loads(text)
+            assert text == records.lines_of(kept)
+            assert len(text.splitlines()) < len(kept["rows"]) + len(kept.get("failures", [])) + 20
+
+
+def test_a_summary_of_kernels_holds_medians_over_their_cases():
+    rows = [
+        {
+            "kernel": "k",
+            "problem": p,
+            "form": form,
+            "milliseconds": ms,
+            "of floor": share,
+            "error": e,
+        }
+        for p, form, ms, share, e in (
+            ("a", "kernel", 1.0, 0.5, 1e-7),
+            ("a", "eager", 2.0, 0.25, 1e-6),
+            ("b", "kernel", 1.0, 0.7, 3e-7),
+            ("b", "eager", 4.0, 0.2, 1e-6),
+        )
+    ]
+    line = tables.kernels_summary(Record("kernels", {}, rows))[-1]
+    assert line == "| k | 2 | 60 (50–70) | 3.0 (2.0–4.0) | 3e-07 |"
+
+
+def test_a_compact_picture_keeps_what_is_seen():
+    svg = '<g id="a1.2345">\n <!-- words -->\n <path d="M 1.23456 2&#10;L -0.00012 3.5"\n style="x"/>\n</g>'
+    small = pictures.compact(svg)
+    assert "words" not in small and "1.23 2" in small and 'style="x"' in small
+    assert len(small.splitlines()) == 3
 
 
 def test_the_readme_quotes_the_committed_json():

@@ -1,4 +1,4 @@
-"""docs/performance.md and README's section on speed: written from the JSON alone."""
+"""docs/performance.md, a page of all figures beside each machine's JSON, and README's section: from the JSON alone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,19 @@ SUITES = ("models", "kernels", "scaling", "memory")
 METHOD = """\
 # Performance
 
-This page is written by `python -m benchmarks report` from the JSON in `benchmarks/results/`, and a test compares
-the two. `make bench` measures your machine and writes its part.
+Written by `python -m benchmarks report` from the JSON in `benchmarks/results/`; a test compares the two. `make bench`
+measures your machine. Every figure, with quartiles, errors, other libraries' rows and failures, stands beside the JSON
+of its machine: {links}.
+
+What is compared runs in one process, in interleaved rounds after a warm-up; medians are given. The unit is one gradient
+(forward and backward) of the same rounds. Other libraries are used in their best documented mode, eager and compiled.
+"Kept" is every product after the first: curvext keeps the linearisation. All other rows work from scratch.
+"""
+
+DETAILS = """\
+# Measured on {machine}
+
+Written by `python -m benchmarks report` from the JSON in this folder.
 
 What is compared runs in one process, in interleaved rounds after a warm-up; medians are given with their quartiles.
 The unit is one gradient (forward and backward) of the same rounds, which are those of one quantity where a record says
@@ -64,11 +75,11 @@ def hardware(record: Record) -> str:
     return f"{where}; {', '.join(versions)}; commit {at['commit'][:12]}{changed}"
 
 
-def machine_lines(machine: str, found: dict[str, Record]) -> list[str]:
-    """The part of the page on one machine."""
+def details(machine: str) -> str:
+    """All figures of one machine: its folder's README.md."""
+    found = records(machine)
     memory = found.get("memory")
-    folder = f"images/{machine}"
-    lines = [f"## {machine}", ""]
+    lines = [DETAILS.format(machine=machine)]
     for suite, record in found.items():
         load_words = record.environment.get("load")
         busy = "" if load_words is None else f"; load {load_words} at the start"
@@ -78,57 +89,80 @@ def machine_lines(machine: str, found: dict[str, Record]) -> list[str]:
         lines.append(f"* {suite}: {hardware(record)}{busy}{which}")
     lines.append("")
     if models := found.get("models"):
-        lines += [
-            f"### Whole networks, {machine}",
-            "",
-            f"![cost in gradients]({folder}/models.svg)",
-            "",
-        ]
-        networks = tables.networks_of(models)
-        if any(n not in tables.README_NETWORKS for n in networks):
-            lines += [f"![cost in gradients, other networks]({folder}/more-models.svg)", ""]
+        lines += ["## Whole networks", ""]
         words = models.settings.get("networks", {})
-        for network in networks:
+        for network in tables.networks_of(models):
             lines += [f"**{network}.** {words.get(network, '')}".strip(), ""]
             lines += [*tables.models_table(models, memory, network), ""]
     if kernels := found.get("kernels"):
-        top = kernels.settings["limits"]
-        lines += [
-            f"### Kernels, {machine}",
-            "",
-            f"Copy {tables.significant(top['copy GB/s'])} GB/s, "
-            f"GEMM {tables.significant(top['GEMM GFLOP/s'])} GFLOP/s.",
-            "",
-            f"![share of the hardware's floor]({folder}/kernels.svg)",
-            "",
-        ]
+        lines += ["## Kernels", "", hardware_limits(kernels), ""]
         for kernel in dict.fromkeys(row["kernel"] for row in kernels.rows):
             lines += [f"**{kernel}**", "", *tables.kernels_table(kernels, memory, kernel), ""]
     if scaling := found.get("scaling"):
-        lines += [f"### Growth, {machine}", ""]
+        lines += ["## Growth", ""]
         lines += [f"* {sweep}: {words}" for sweep, words in scaling.settings["sweeps"].items()]
-        lines += [
-            "",
-            f"![milliseconds against what grows]({folder}/scaling.svg)",
-            "",
-            "The dotted line is linear growth. The exponent is that between the last two points.",
-            "",
-            *tables.scaling_table(scaling),
-            "",
-        ]
+        lines += ["", "The exponent is that between the last two points.", ""]
+        lines += [*tables.scaling_table(scaling), ""]
     if memory:
-        lines += [f"### Memory, {machine}", "", f"![peak memory]({folder}/memory.svg)", ""]
+        lines += ["## Memory", ""]
         lines += [*tables.memory_table(memory), *tables.language_model_table(memory), ""]
-    lines += [f"### Not measured, {machine}", "", *tables.failures_table(found.values()), ""]
-    return lines
+    lines += ["## Not measured", "", *tables.failures_table(found.values()), ""]
+    return "\n".join(lines)
+
+
+def hardware_limits(kernels: Record) -> str:
+    top = kernels.settings["limits"]
+    return (
+        f"Copy {tables.significant(top['copy GB/s'])} GB/s, "
+        f"GEMM {tables.significant(top['GEMM GFLOP/s'])} GFLOP/s."
+    )
 
 
 def performance() -> str:
-    """docs/performance.md."""
-    lines = [METHOD]
-    for machine in machines():
-        lines += machine_lines(machine, records(machine))
+    """docs/performance.md: what the machine of README showed, and where the rest is."""
+    latest = quoted()
+    found = records(latest)
+    ordered = [latest, *(machine for machine in machines() if machine != latest)]
+    links = ", ".join(f"`benchmarks/results/{machine}/README.md`" for machine in ordered)
+    models = found["models"]
+    lines = [METHOD.format(links=links), f"## Whole networks on {latest}", ""]
+    lines += [f"float32, {hardware(models)}.", "", "![cost in gradients](images/models.svg)", ""]
+    lines += [*tables.readme_table(models), "", beside_others(models), ""]
+    if kernels := found.get("kernels"):
+        lines += ["## Kernels", "", hardware_limits(kernels), ""]
+        lines += [
+            "A kernel's floor is the longer of two times: its FLOPs at the GEMM rate, its bytes at the copy bandwidth."
+        ]
+        lines += ["Medians over the cases, with the least and the most.", ""]
+        lines += ["![share of the hardware's floor](images/kernels.svg)", ""]
+        lines += [*tables.kernels_summary(kernels), ""]
+    if scaling := found.get("scaling"):
+        lines += [
+            "## Growth",
+            "",
+            "The power of what grows by which time grows, between the last two points: 1 is linear.",
+            "",
+        ]
+        lines += ["![milliseconds against what grows](images/scaling.svg)", ""]
+        lines += [*tables.scaling_summary(scaling), ""]
+    if memory := found.get("memory"):
+        lines += ["## Memory", "", "![peak memory](images/memory.svg)", ""]
+        lines += [*tables.memory_summary(memory), *tables.language_model_table(memory), ""]
     return "\n".join(lines)
+
+
+def beside_others(models: Record) -> str:
+    """What the numbers of the table are."""
+    return (
+        "**curvext** · the fastest other way, compiled ones included, whose error is below "
+        f"{tables.WRONG:g}."
+        if others(models)
+        else "**curvext**."
+    )
+
+
+def others(models: Record) -> bool:
+    return any(row["library"] not in ("curvext", "torch") for row in models.rows)
 
 
 def readme_section(machine: str) -> str:
@@ -136,14 +170,11 @@ def readme_section(machine: str) -> str:
     models = records(machine)["models"]
     words = models.settings.get("networks", {})
     described = " ".join(words[n] for n in tables.README_NETWORKS if n in words)
-    picture = f"docs/images/{machine}/models.svg"
-    others = any(row["library"] not in ("curvext", "torch") for row in models.rows)
+    picture = "docs/images/models.svg"
     lines = [f"<!-- measured: {machine} -->", f"![cost in gradients]({picture})", ""]
     lines += [*tables.readme_table(models), ""]
-    if others:
-        lines.append(
-            f"**curvext** · the fastest other way, compiled ones included, whose error is below {tables.WRONG:g}."
-        )
+    if others(models):
+        lines.append(beside_others(models))
     lines.append(f"float32, {hardware(models)}.")
     if described:
         lines.append(described)
@@ -169,7 +200,9 @@ def write(readme: str | None) -> list[Path]:
         raise ValueError(
             f"benchmarks report: no models.json of {machine!r}; there are {', '.join(machines())}"
         )
-    paths = [p for m in machines() for p in pictures.draw(records(m), PICTURES / m)]
-    PAGE.write_text(performance())
     README.write_text(SECTION.sub(lambda _: readme_section(machine), README.read_text()))
-    return [*paths, PAGE, README]
+    PAGE.write_text(performance())
+    pages = {RESULTS / name / "README.md": details(name) for name in machines()}
+    for path, text in pages.items():
+        path.write_text(text)
+    return [*pictures.draw(records(machine), PICTURES), *pages, PAGE, README]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,18 @@ def save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     plot().close(figure)
+    path.write_text(compact(path.read_text()))
     return path
+
+
+def compact(svg: str) -> str:
+    """The same picture without comments, without lines within elements, and with numbers to a hundredth of a point."""
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r"(?<![\w#])-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}".rstrip("0").rstrip("."), svg
+    )
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\s+", " ", tag[0]), svg)
+    return re.sub(r">\s+<", ">\n<", svg)
 
 
 def bars(record: Record, networks: list[str], quantities: list[str]) -> list[tuple[str, str, dict]]:
@@ -232,14 +244,12 @@ def kernel_bars(record: Record, path: Path) -> Path:
 
 
 def draw(records: dict[str, Record], folder: Path) -> list[Path]:
-    """Every picture that the records of one machine allow."""
+    """One picture for each suite of a machine: of the networks those that README shows."""
     paths = []
     if models := records.get("models"):
         networks = list(dict.fromkeys(row["network"] for row in models.rows))
         chosen = [n for n in README_NETWORKS if n in networks] or networks
         paths.append(ratio_bars(models, chosen, folder / "models.svg"))
-        if others := [n for n in networks if n not in chosen]:
-            paths.append(ratio_bars(models, others, folder / "more-models.svg"))
     if kernels := records.get("kernels"):
         paths.append(kernel_bars(kernels, folder / "kernels.svg"))
     if scaling := records.get("scaling"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from benchmarks.record import Record, Row
 
@@ -172,6 +173,63 @@ def kernels_table(record: Record, memory: Record | None, kernel: str) -> list[st
         )
     header = ["problem", "form", "ms", "quartiles", "floor", "GFLOP/s", "GB/s", "MB", "error"]
     return table(header, cells)
+
+
+def kernels_summary(record: Record) -> list[str]:
+    """Shares of the floor and times beside the plain form: of a kernel's cases the median, the least and the most."""
+    cells = []
+    for kernel in dict.fromkeys(row["kernel"] for row in record.rows):
+        forms = {(r["problem"], r["form"]): r for r in record.rows if r["kernel"] == kernel}
+        own = [row for (_, form), row in forms.items() if form == "kernel"]
+        shares = [100 * row["of floor"] for row in own if row.get("of floor") is not None]
+        plain = [(row, forms.get((row["problem"], "eager"))) for row in own]
+        times = [other["milliseconds"] / row["milliseconds"] for row, other in plain if other]
+        error = max((row["error"] for row in own if row.get("error") is not None), default=None)
+        cells.append(
+            [
+                kernel,
+                str(len(own)),
+                spread(shares, 0),
+                spread(times, 1),
+                "–" if error is None else f"{error:.0e}",
+            ]
+        )
+    return table(["kernel", "cases", "% of the floor", "times eager", "largest error"], cells)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Median, and the least and the most."""
+    if not values:
+        return "–"
+    middle, least, most = (figure(f(values), digits) for f in (median, min, max))
+    return middle if len(values) == 1 else f"{middle} ({least}–{most})"
+
+
+def scaling_summary(record: Record) -> list[str]:
+    """The exponent of every quantity of curvext, a column for what grows."""
+    found = curves(record)
+    own = {
+        sweep: {name: rows for name, rows in by_name.items() if "(curvlinops)" not in name}
+        for sweep, by_name in found.items()
+    }
+    names = list(dict.fromkeys(name for by_name in own.values() for name in by_name))
+    cells = [
+        [name, *(figure(exponent(own[sweep].get(name, []))) for sweep in found)] for name in names
+    ]
+    return table(["time grows with", *found], cells)
+
+
+def memory_summary(record: Record) -> list[str]:
+    """Peaks of curvext in gradients' peaks, a column for each network."""
+    found = {
+        (row["quantity"], row["network"]): row["gradients"]
+        for row in record.rows
+        if row.get("library") == "curvext" and "network" in row
+    }
+    networks = list(dict.fromkeys(network for _, network in found))
+    quantities = sorted({quantity for quantity, _ in found}, key=order)
+    cells = [[q, *(figure(found.get((q, n))) for n in networks)] for q in quantities]
+    return table(["peak, in a gradient's", *networks], cells)
 
 
 def curves(record: Record) -> dict[str, dict[str, list[Row]]]:
