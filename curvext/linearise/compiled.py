@@ -274,13 +274,14 @@ def _deterministic() -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    switches: Any = torch.utils.deterministic  # a module with a property
+    fills = switches.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    switches.fill_uninitialized_memory = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        switches.fill_uninitialized_memory = fills
         torch.use_deterministic_algorithms(before, warn_only=warn)
