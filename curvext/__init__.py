@@ -52,6 +52,7 @@ from curvext.operators import (
 )
 from curvext.risk import EmpiricalRisk
 from curvext.storage import load_diagonal, save_diagonal
+from curvext.training import backward
 
 if TYPE_CHECKING:
     from curvext.algorithms.dfp import DFP as DFP
@@ -74,6 +75,7 @@ __all__ = [
     "ModelCurvatureOperator",
     "ShampooOperator",
     "__version__",
+    "backward",
     "cg",
     "compare",
     "condition_number",

@@ -19,7 +19,7 @@ LEVELS = [
     {"kernels", "_build"},
     {"losses"},
     {"linearise"},
-    {"problem"},
+    {"problem", "training"},
     {"options"},
     {"operators", "algorithms"},
     {"kronecker", "check"},

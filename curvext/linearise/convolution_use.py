@@ -118,9 +118,12 @@ class ConvolutionUse(Use):
 
     def weighted_sum(self, c: Tensor) -> Tensor:
         inner, outer, c = alike(self._inner.flatten(0, 1), self._outer.flatten(0, 1), c)
-        images = self._inner.shape[1]
-        per_image = c.repeat_interleave(images, 1)
+        per_image = c.repeat_interleave(self._inner.shape[1], 1)
         spread = [-1] + [1] * (outer.ndim - 1)
+        if inner.numel() < outer.numel():  # the weights go to the smaller of the two
+            return torch.stack(
+                [self._weight_gradient(inner * w.view(spread), outer) for w in per_image]
+            )
         return torch.stack(
             [self._weight_gradient(inner, outer * w.view(spread)) for w in per_image]
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,17 @@ class BlockSum:
         self._device = space.device
         self._blocks = space.blocks(flat)
         self._untouched = set(range(len(self._blocks)))
+
+    @classmethod
+    def apart(cls, parameters: Sequence[Tensor]) -> BlockSum:
+        """A sum by parameters that need not be of one dtype, each block a tensor of its own, at least in float32."""
+        found = cls.__new__(cls)
+        found._device = parameters[0].device
+        found._blocks = [
+            torch.empty(p.shape, dtype=dtype_of_sums(p.dtype), device="meta") for p in parameters
+        ]
+        found._untouched = set(range(len(parameters)))
+        return found
 
     def add(
         self, parameter: int, part: Tensor, arrange: Arrangement | None = None, sign: float = 1.0

@@ -1,0 +1,84 @@
+"""Hooks of the user's on tensors of the graph: PyTorch does not tell of them, so what they may do is looked at.
+
+A hook that acts on each sample by itself (scales, clamps) gives each g_n what it gives the gradient of losses[n]. One
+that mixes samples (divides by the norm of the whole batch, say) does not, and nothing in the graph shows it. So where
+hooks were made since the last call, the gradient of one sample is computed again, by itself, and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from curvext.linearise.autograd_graph import LEAF, Graph
+from curvext.linearise.selections import Arrangement
+from curvext.linearise.sums import BlockSum
+from curvext.linearise.uses import Use
+
+_seen: list[int] = []
+
+
+def hooks_may_be_new() -> bool:
+    """Whether any hook was made since :func:`remember`: PyTorch numbers them all, whatever they are on."""
+    return _seen != [RemovableHandle.next_id]
+
+
+def remember() -> None:
+    """The hooks that there are have been looked at."""
+    _seen[:] = [RemovableHandle.next_id]
+
+
+class OneSample:
+    """The gradient of one sample as a tape gave it, to be compared with that by itself.
+
+    Args:
+        losses: ``[N]`` with their graph.
+        leaves: the parameters.
+    """
+
+    def __init__(self, losses: Tensor, leaves: Sequence[Tensor]) -> None:
+        self._losses = losses
+        self._leaves = list(leaves)
+        self._sum = BlockSum.apart(leaves)
+        #: the sample; not the first, to which padding and special cases like to go
+        self.number = len(losses) // 2
+
+    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+        """Takes a use."""
+        self._sum.add(parameter, use.sample(self.number).clone(), arrange)
+
+    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
+        """Takes the gradient of one sample."""
+        if sample == self.number:
+            self._sum.add(parameter, gradient.clone())
+
+    def check(self) -> None:
+        """Raises a ValueError if the two differ by more than rounding."""
+        alone = torch.zeros_like(self._losses)
+        alone[self.number] = 1
+        exact = torch.autograd.grad(
+            self._losses, self._leaves, alone, retain_graph=True, allow_unused=True
+        )
+        eps = self._rounding()
+        pairs = [
+            (torch.zeros_like(found) if g is None else g.to_dense().to(found.dtype), found)
+            for g, found in zip(exact, self._sum.blocks(), strict=True)
+        ]
+        size = torch.stack([g.double().norm() for g, _ in pairs]).norm()
+        for g, found in pairs:
+            allowed = eps**0.5 * g.double().norm() + 100 * eps * size
+            if bool((found - g).double().norm() > allowed):
+                raise ValueError(
+                    f"losses: the gradient of losses[{self.number}] by itself is not what it is among the others: a "
+                    "hook on a tensor of the graph mixes samples, or is random; remove it, or call curvext.backward "
+                    "without norms, squares and a function of norms"
+                )
+
+    def _rounding(self) -> float:
+        """eps of the least precise dtype in the graph."""
+        graph = Graph(self._losses, [])
+        dtypes = {graph.dtype(i) for i, name in enumerate(graph.names) if name != LEAF}
+        return max(torch.finfo(d).eps for d in dtypes if d.is_floating_point)

@@ -1,0 +1,102 @@
+"""The visitor of a training step: norms, squares and weighted sums of per-sample gradients as they come by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from curvext.linearise.selections import Arrangement
+from curvext.linearise.sums import BlockSum
+from curvext.linearise.uses import Use
+from curvext.space import dtype_of_sums
+from curvext.training.hook_check import OneSample
+
+
+class StepSums:
+    """Visitor of a tape: ‖g_n‖², Σ_n g_n² and Σ_n w_n g_n, each if it is asked for.
+
+    With weights each use is gone when it has come by. Without, uses are held until the weights are known.
+
+    Args:
+        parameters: the leaves.
+        samples: N.
+        norms, squares: whether they are asked for.
+        weights: ``[N]``; None if they are a function of the norms.
+        check: takes one sample's gradient to look at, if there is need.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        samples: int,
+        norms: bool,
+        squares: bool,
+        weights: Tensor | None,
+        check: OneSample | None = None,
+    ) -> None:
+        self._parameters = parameters
+        self._weights = weights
+        self._check = check
+        self._held: list[tuple[int, Use, Arrangement]] = []
+        self._sums = BlockSum.apart(parameters)
+        self._squares = BlockSum.apart(parameters) if squares else None
+        #: parameters whose gradients came written out before the weights were known: they are not held
+        self.written: set[int] = set()
+        #: parameters that got a sum
+        self.summed: set[int] = set()
+        widest = max((dtype_of_sums(p.dtype) for p in parameters), key=lambda d: d.itemsize)
+        device = parameters[0].device
+        self._norms = torch.zeros(samples, dtype=widest, device=device) if norms else None
+
+    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+        """Takes a use."""
+        if self._check is not None:
+            self._check.use(parameter, use, arrange)
+        if self._norms is not None:
+            self._norms += use.norm()
+        if self._squares is not None:
+            self._squares.add(parameter, use.square(), arrange)
+        if self._weights is None:
+            self._held.append((parameter, use, arrange))
+        else:
+            self._sum(parameter, use, arrange, self._weights)
+
+    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
+        """Takes the gradient of one sample, written out."""
+        (self.written if self._weights is None else self.summed).add(parameter)
+        if self._check is not None:
+            self._check.gradient(parameter, sample, gradient)
+        squares = gradient.to(dtype_of_sums(gradient.dtype)).square()
+        if self._weights is not None:
+            self._sums.add(parameter, gradient * self._weights[sample].to(squares.dtype))
+        if self._norms is not None:
+            self._norms[sample] += squares.sum()
+        if self._squares is not None:
+            self._squares.add(parameter, squares)
+
+    def weigh(self, weights: Tensor) -> None:
+        """Sums what was held; each use is gone when it is summed."""
+        self._held.reverse()
+        while self._held:
+            self._sum(*self._held.pop(), weights)
+
+    def norms(self) -> Tensor:
+        """‖g_n‖, ``[N]``."""
+        assert self._norms is not None
+        return self._norms.sqrt()
+
+    def squares(self) -> list[Tensor]:
+        """Σ_n g_n² by parameter, zeros where nothing came."""
+        assert self._squares is not None
+        return self._squares.blocks()
+
+    def sums(self) -> list[Tensor]:
+        """Σ_n w_n g_n by parameter, of those that came as uses."""
+        return self._sums.blocks()
+
+    def _sum(self, parameter: int, use: Use, arrange: Arrangement, weights: Tensor) -> None:
+        self.summed.add(parameter)
+        column = weights.to(dtype_of_sums(self._parameters[parameter].dtype)).unsqueeze(0)
+        self._sums.add(parameter, use.weighted_sum(column)[0], arrange)
