@@ -24,7 +24,7 @@ LEVELS = [
     {"operators", "algorithms"},
     {"kronecker", "check"},
     {"risk"},
-    {"report"},
+    {"report", "laplace"},
     {"__main__"},
 ]
 #: algorithms see only shape, dtype, device and matvec; they and the operators are strangers
@@ -100,7 +100,7 @@ def forbidden(unit: str, target: str) -> str | None:
     if target == "algorithms":
         return (
             None
-            if unit in ("report", "__main__")
+            if unit in ("report", "laplace", "__main__")
             else "only the user puts algorithms and operators together"
         )
     if unit == "reference":
