@@ -148,7 +148,7 @@ class _Step:
         self._reached = reached
         self._leaves = list(reached.values())
         self._retain = retain_graph
-        self._tape = Tape(losses, self._leaves, trained.plans, lambda batch: losses, None, 0)
+        self._tape = Tape(losses, self._leaves, trained.plans, rerun=None)
 
     def run(
         self,
@@ -162,7 +162,10 @@ class _Step:
         measure = norms or given is None
         sums = StepSums(self._leaves, len(self._losses), measure, squares, given, check)
         with torch.enable_grad(), _hooks_aside(self._leaves), _checkpoints_named():
-            self._tape.play(sums, torch.ones_like(self._losses), keep=True)
+            # what comes written out is summed by a further pass, once the weights are known
+            further = given is None and self._tape.written_out(summands=False) > 0
+            keep = self._retain or further or check is not None
+            self._tape.play(sums, torch.ones_like(self._losses), keep=keep)
             paths = self._paths()  # a rule may have declined on the way
             if check is not None:
                 check.check()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from curvext.linearise.plan import PlanBook, book_of
+from curvext.linearise.plan_book import PlanBook, book_of
 
 _WRAPPED = (
     "parameters: {kind} shards or copies parameters in a way that curvext.backward does not know; pass a plain module "
