@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,16 @@ class Batches:
     One batch is a pair ``(x, y)``, a namedtuple of two, or a mapping; anything else must be a
     re-iterable of batches such as a list or a ``DataLoader``.
 
+    Args:
+        data: the user's.
+        may_be_empty: whether there may be no batch, as where other processes have some.
+
     Raises:
         TypeError: a one-shot iterator, a ``Dataset`` without a loader, or no data at all.
         ValueError: the data is empty.
     """
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, may_be_empty: bool = False) -> None:
         self.single = is_batch(data)
         if self.single:
             data = [data]
@@ -46,13 +50,22 @@ class Batches:
         self._data = data
         #: in memory, so that batch i is the same object on every pass
         self.resident = isinstance(data, (list, tuple))
-        if self.resident and len(data) == 0:
+        if self.resident and len(data) == 0 and not may_be_empty:
             raise ValueError("data: empty; at least one batch is needed")
 
     @property
     def count(self) -> int | None:
         """How many batches there are, where that is known."""
         return len(self._data) if hasattr(self._data, "__len__") else None
+
+    @property
+    def likely_samples(self) -> int | None:
+        """How many samples there are, by the first tensor of each batch or the length of a sampler; None if unknown."""
+        if self.resident:
+            found = [tensors(batch) for batch in self._data]
+            return sum(int(t[0].shape[0]) if t and t[0].ndim else 1 for t in found)
+        sampler = getattr(self._data, "sampler", None)
+        return len(sampler) if isinstance(sampler, Sized) else None
 
     def __iter__(self) -> Iterator[Any]:
         """The batches, in order. A loader draws random numbers from copies of the global generator and of its own."""
@@ -117,13 +130,13 @@ class Watch:
         self._orders: dict[str, int] = {}
         self._in_order: str | None = None
 
-    def end(self, seen: Seen, count: int) -> None:
-        """A pass ends that brought so many samples.
+    def end(self, seen: Seen, count: int, some: bool = True) -> None:
+        """A pass ends that brought so many samples, of which there must be ``some``.
 
         Raises:
             ValueError: there were none, or others than in the pass before, or :meth:`in_order` they came in another.
         """
-        if count == 0:
+        if some and count == 0:
             raise ValueError("data: no batch has a sample; at least one is needed")
         now, order = (count, seen.content), hash(tuple(seen.keys))
         if self._before is not None and self._before != now:

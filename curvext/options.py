@@ -25,6 +25,7 @@ class _Shared(TypedDict, total=False):
     progress: bool
     chunk_outputs: int | None
     compile: bool | str
+    process_group: Any
 
 
 class Options(_Shared, total=False):

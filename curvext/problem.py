@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from curvext.arguments import as_integer
 from curvext.cache import Cache
-from curvext.contents import contents, gathered, stored
+from curvext.contents import contents, fingerprint, gathered, stored
 from curvext.data import Batches, Seen, Watch, mapped, tensors
 from curvext.linearise.compiled import CompiledHessian, CompiledJacobian, Compiler
 from curvext.linearise.forward import Forward, is_finite
@@ -21,12 +21,15 @@ from curvext.linearise.plan_book import book_of
 from curvext.linearise.records import Records
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint, output_loss
+from curvext.processes import Group, Saying, Words, check_loader, collective, unwrapped
+from curvext.processes.words import SIZE as WORDS
+from curvext.processes.words import digest
 from curvext.space import ParameterSpace, Selection, dtype_of_sums
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What one pass over all batches adds up to, unnormalised."""
+    """What one pass over all batches, of all ranks or of this one, adds up to, unnormalised."""
 
     samples: int
     divisor: float
@@ -46,6 +49,7 @@ class _Share:
         return cls(int(output.shape[0]), point.denominator, point.value)
 
 
+Answer = TypeVar("Answer")
 Compiled = TypeVar("Compiled", CompiledJacobian, CompiledHessian)
 Derived = TypeVar("Derived")
 Item = TypeVar("Item", KeptGraph, CompiledJacobian, CompiledHessian, HeadLinearisation, Records)
@@ -106,44 +110,60 @@ class Problem:
         chunk_outputs: int | None = None,
         compile: bool | str = False,
         dtype: torch.dtype | None = None,
+        process_group: Any = None,
     ) -> None:
-        #: what :meth:`on` makes another problem of
-        self._arguments: dict[str, Any] = {
-            "loss": loss,
-            "cache": cache,
-            "forward": forward,
-            "target": target,
-            "reduction": reduction,
-            "check_finite": check_finite,
-            "progress": progress,
-            "dtype": dtype,
-        }
-        self.space = ParameterSpace(model, params)
-        self._arguments["params"] = self.space.selection  # an iterator is read by now
-        #: of vectors and of what is made of them
-        self.dtype = _checked_dtype(dtype, self.space.dtype)
-        self.loss = output_loss(loss, reduction)
-        self.check_finite = check_finite
-        self._progress = progress
-        self._chunk_outputs = _checked_chunk(chunk_outputs)
-        self._model = model
-        self._given_loss = loss
-        self._loss_tensors = _tensors_of(loss)
-        self._batches = Batches(data)
-        self._cache = Cache(cache, self.space.device)
-        self._forward = Forward(model, self.space, forward, target)
-        self._leaves = list(self.space.parameters.values())
-        self._compiler = self._checked_compiler(compile)
-        self._plans = book_of(model)
-        self._members = self._forward.members
-        self._state: tuple[object, ...] | None = None
-        self._totals: Totals | None = None
-        self._by_linearisation = False
-        self.watch = Watch()
+        self.group = Group(process_group)
+        with self.group.guarded():
+            check_loader(data, self.group)
+            model = unwrapped(model, self.group)
+            #: what :meth:`on` makes another problem of
+            self._arguments: dict[str, Any] = {
+                "loss": loss,
+                "cache": cache,
+                "forward": forward,
+                "target": target,
+                "reduction": reduction,
+                "check_finite": check_finite,
+                "progress": progress,
+                "dtype": dtype,
+            }
+            self.space = ParameterSpace(model, params)
+            self._arguments["params"] = self.space.selection  # an iterator is read by now
+            #: of vectors and of what is made of them
+            self.dtype = _checked_dtype(dtype, self.space.dtype)
+            self.loss = output_loss(loss, reduction)
+            self.check_finite = check_finite
+            self._progress = progress
+            self._chunk_outputs = _checked_chunk(chunk_outputs)
+            self._model = model
+            self._given_loss = loss
+            self._loss_tensors = _tensors_of(loss)
+            self._batches = Batches(data, may_be_empty=not self.group.alone)
+            self._cache = Cache(cache, self.space.device)
+            self._forward = Forward(model, self.space, forward, target)
+            self._leaves = list(self.space.parameters.values())
+            self._compiler = self._checked_compiler(compile)
+            self._plans = book_of(model)
+            self._members = self._forward.members
+            self._state: tuple[object, ...] | None = None
+            self._here: Totals | None = None  # of this rank
+            self._totals: Totals | None = None  # of all ranks
+            self._together = False
+            self._digests: dict[str, int] | None = None
+            self._loss_digest = digest(_description(loss, self.loss.reduction))
+            self._by_linearisation = False
+            self.watch = Watch()
+            #: how many samples each rank has, and the index of this rank's first one, as last heard
+            self.shares: tuple[int, ...] = (0,)
+            self.start = 0
+            if not self.group.alone:
+                self._introduce()
 
     def on(self, data: Any) -> Problem:
         """The same model, loss and parameters on other data."""
-        return Problem(self._model, data=data, **self._arguments)
+        return Problem(
+            self._model, data=data, process_group=self.group.process_group, **self._arguments
+        )
 
     # ------------------------------------------------------------------ scale
 
@@ -151,9 +171,9 @@ class Problem:
 
     @property
     def totals(self) -> Totals:
-        """Number of samples, divisor and unnormalised value, as the last pass found them."""
+        """Number of samples, divisor and unnormalised value, as the last pass found them, of all ranks."""
         if self._totals is None:
-            self.visit(lambda _: None)
+            self.together(Saying("totals"), self._measure)
         assert self._totals is not None
         return self._totals
 
@@ -176,12 +196,14 @@ class Problem:
             return 1.0
         return self.totals.samples * self.mean_scale() ** 2
 
+    @collective
     def own_labels_share(self) -> float | None:
         """c with E[F_emp] = c F if the labels were drawn from the network, or None where there is no such number.
 
         1 where a datum's loss is −log p; for a mean over T positions or C binary outputs 1/T or 1/C, which F
         carries once and F_emp squared.
         """
+        self.together(Saying("own_labels_share"), self._measure)
         totals = self.totals
         return self.loss.own_labels_share(totals.divisor / totals.samples)
 
@@ -193,6 +215,104 @@ class Problem:
             kept = make()
             self._cache.offer(slot, 0, kept)
         return kept
+
+    # ------------------------------------------------------------------ all ranks together
+
+    def together(self, saying: Saying, local: Callable[[], Answer]) -> Answer:
+        """What ``local`` gives, passes over this rank's data among it, once all ranks have done the same.
+
+        Every pass is made in here. The ranks then say in one exchange what they are in, and how many samples they
+        have: so each error is known to all before anything large is sent.
+
+        Raises:
+            RuntimeError: another rank raised.
+            ValueError: the ranks do not call the same, or no rank has a sample.
+        """
+        while True:
+            around, self._together = self._together, True
+            try:
+                with self.group.guarded():
+                    answer = local()
+                    heard = self._exchange(saying)
+            finally:
+                self._together = around
+            if self._heard(heard) or not saying.by_index:
+                return answer
+
+    def _exchange(self, saying: Saying) -> list[Words]:
+        here = self._here
+        assert here is not None  # every call makes a pass
+        totals = dict(samples=here.samples, divisor=here.divisor, value=here.value)
+        count = 0.0 if saying.count is None else saying.count()
+        if self.group.alone:
+            return [Words(saying.call, count=count, **totals)]  # type: ignore[arg-type]
+        return self.group.exchange(
+            Words.of_call(
+                saying.call,
+                saying.vectors,
+                digests=self._said(),
+                start=self.start,
+                count=count,
+                **totals,
+            )
+        )
+
+    def _heard(self, heard: list[Words]) -> bool:
+        """Takes the totals of all ranks; whether all knew the index of their first datum."""
+        self._totals = Totals(
+            sum(w.samples for w in heard),
+            sum(w.divisor for w in heard),
+            sum(w.value for w in heard),
+        )
+        self.counted = sum(w.count for w in heard)
+        knew = self._seat([w.samples for w in heard], [w.start for w in heard])
+        if self._totals.samples == 0:
+            raise ValueError("data: no batch of any rank has a sample; at least one is needed")
+        return knew
+
+    def _seat(self, shares: list[int], starts: list[int]) -> bool:
+        """Takes the ranks' numbers of samples; whether ``starts`` are where each rank's begin."""
+        right = [sum(shares[:rank]) for rank in range(len(shares))]
+        self.shares, self.start = tuple(shares), right[self.group.rank]
+        return starts == right
+
+    def _introduce(self) -> None:
+        """The first exchange: model, loss and selection of all ranks are the same, and some rank has a batch."""
+        self._forward.look()
+        likely = self._batches.likely_samples
+        heard = self.group.exchange(
+            Words.of_call(
+                "making a risk or operator",
+                digests=self._said(),
+                samples=likely or 0,
+                count=float(likely != 0),
+            )
+        )
+        if not any(w.count for w in heard):
+            raise ValueError("data: empty on every rank; at least one sample is needed")
+        self._seat([w.samples for w in heard], [])
+
+    def _said(self) -> dict[str, int]:
+        """What of this rank's must be as on all others, by topic; made anew where something changed."""
+        if self._digests is None:
+            members, space = self._forward.members, self.space
+            kind = space.device.type
+            self._digests = {
+                "params": digest((space.names, list(map(tuple, space.shapes.values())))),
+                "parameters": fingerprint(members.parameters),
+                "buffers": fingerprint(members.buffers),
+                "modes": digest([m.training for m in members.modules]),
+                "loss": digest((self._loss_digest, fingerprint(self._loss_tensors))),
+                "settings": digest(
+                    torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+                ),
+            }
+        return self._digests
+
+    def _measure(self) -> None:
+        """A pass over this rank's data, where its totals are not known."""
+        if self._here is None:
+            self.visit(lambda _: None)
 
     # ------------------------------------------------------------------ passes over the data
 
@@ -340,6 +460,11 @@ class Problem:
 
     def _pass(self, one: Callable[[_Seat], _Share]) -> None:
         """One pass over all batches that are not empty, each inside the borrowed model."""
+        if not (self.group.alone or self._together):
+            raise NotImplementedError(
+                "process_group: there is no rule yet by which this is that of the data of several processes; make a "
+                "risk without process_group= for that of this process's data"
+            )
         self.refresh()
         shares: list[_Share] = []
         seen = Seen()
@@ -358,12 +483,12 @@ class Problem:
                 self.loss.batch_number = number
                 shares.append(one(_Seat(number, first, batch, key)))
         try:
-            self.watch.end(seen, sum(s.samples for s in shares))
+            self.watch.end(seen, sum(s.samples for s in shares), self.group.alone)
         except ValueError:
             self._forget()
             raise
-        if self._totals is None:
-            self._totals = Totals(
+        if self._here is None:
+            self._here = Totals(
                 sum(s.samples for s in shares),
                 sum(s.divisor for s in shares),
                 float(sum(s.value for s in shares)),
@@ -387,7 +512,7 @@ class Problem:
             self._renew()
         elif self._cache.keeps:
             return
-        self._totals = None
+        self._here = self._totals = self._digests = None
         if not self._finite():
             for name, p in self.space.parameters.items():
                 if not is_finite(p):
@@ -432,7 +557,7 @@ class Problem:
 
     def _forget(self) -> None:
         self._cache.clear()
-        self._totals = None
+        self._here = self._totals = self._digests = None
         self._state = None
         self.watch.forget()
 
@@ -456,6 +581,7 @@ class Problem:
         loss, space = type(self.loss).__name__, self.space
         return f"{type(self).__name__}(P={space.size}, {space.dtype}, {space.device}, {loss} {self.loss.reduction})"
 
+    @collective
     def explain(self) -> str:
         """Which parameters take which path and what is kept, as text."""
         lines = [
@@ -463,9 +589,12 @@ class Problem:
             f"loss: {type(self.loss).__name__} ({self.loss.reduction})",
             f"products: {self.products_by()}",
             f"kept: {len(self._cache)} linearisations, records and factors, {self._cache.nbytes / 2**20:.1f} MiB",
-            "empirical-Fisher diagonal and per-sample norms, by parameter (how samples are proven apart):",
         ]
         paths = self.paths()
+        lines += self._processes()
+        lines.append(
+            "empirical-Fisher diagonal and per-sample norms, by parameter (how samples are proven apart):"
+        )
         width = max(map(len, paths))
         lines += [f"  {name:<{width}}  {' or '.join(path)}" for name, path in paths.items()]
         every = " ".join(path for found in paths.values() for path in found)
@@ -484,8 +613,23 @@ class Problem:
             for number, path in tape.paths().items():
                 paths.setdefault(number, set()).add(path)
 
-        self.visit_tapes(note)
-        return {name: sorted(paths[i]) for i, name in enumerate(self.space.names)}
+        self.together(Saying("paths"), lambda: self.visit_tapes(note))
+        nowhere = {"no sample here"}  # where other ranks have them all
+        return {name: sorted(paths.get(i, nowhere)) for i, name in enumerate(self.space.names)}
+
+    def _processes(self) -> list[str]:
+        """Lines on the group: who has how much, and what a product sends."""
+        if not self.group.given:
+            return []
+        held = "parameters are whole on each rank"
+        if self.group.alone:
+            return [f"processes: {self.group}; nothing is sent; {held}"]
+        size = self.space.size * dtype_of_sums(self.space.dtype).itemsize / 2**20
+        return [
+            f"processes: {self.group}, {list(self.shares)} samples; {held}",
+            f"sent for each product: one exchange of words, {WORDS} bytes from each rank, and one sum of "
+            f"{size:.1f} MiB for each column",
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         # for a copy or a pickle: plans belong to a model, and the state to its tensors
@@ -527,3 +671,15 @@ def _identity(inside: list[Tensor]) -> int:
 def _tensors_of(loss: nn.Module | Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
     """What a loss goes by: weights of classes, say."""
     return [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
+
+
+def _description(loss: nn.Module | Callable[[Tensor, Tensor], Tensor], reduction: str) -> list[Any]:
+    """What kind of loss it is and the numbers it goes by, the same in every process."""
+    kind = loss if hasattr(loss, "__qualname__") else type(loss)
+    plain = (bool, int, float, str, type(None))
+    numbers = {
+        k: v
+        for k, v in getattr(loss, "__dict__", {}).items()
+        if isinstance(v, plain) and k != "training"
+    }
+    return [kind.__module__, kind.__qualname__, reduction, sorted(numbers.items())]

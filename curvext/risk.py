@@ -28,6 +28,7 @@ from curvext.operators import (
 )
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
+from curvext.processes import Saying, collective
 from curvext.space import Selection, dtype_of_sums
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class EmpiricalRisk(Problem):
             less time than without, and kept linearisations more memory. What the model does may not depend on values.
         dtype: of vectors and answers. None for that of the parameters; ``torch.float32`` for parameters in bf16 or
             fp16, so that Lanczos and CG have their digits. The network still computes in its own.
+        process_group: the ``torch.distributed`` group whose ranks hold a shard of the data each; every answer is
+            that of the union, on every rank, and every call is made by all of them. None: this process alone.
         check_finite: also check vectors on CUDA for nan and inf, at the cost of a synchronisation.
 
     Raises:
@@ -88,13 +91,23 @@ class EmpiricalRisk(Problem):
     ) -> None:
         super().__init__(model, loss, data, params, cache, **options)
 
+    @collective
     def value(self) -> float:
         """L(θ)."""
-        self.refresh()
+        self.together(Saying("value"), self._look_and_measure)
         return self.totals.value * self.mean_scale()
 
+    def _look_and_measure(self) -> None:
+        self.refresh()
+        self._measure()
+
+    @collective
     def gradient(self) -> Tensor:
         """∇L as a flat vector ``[P]``, in the dtype of vectors: the parameters' own, or ``dtype``."""
+        total = self.together(Saying("gradient"), self._summed_gradient)
+        return self.group.sum(total).mul_(self.mean_scale()).to(self.dtype)
+
+    def _summed_gradient(self) -> Tensor:
         with torch.inference_mode(False):  # it is added to where that is off
             total = torch.zeros(
                 self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device
@@ -104,7 +117,7 @@ class EmpiricalRisk(Problem):
             total.add_(torch.cat([g.reshape(-1) for g in at.gradient]))
 
         self.visit(add)
-        return total.mul_(self.mean_scale()).to(self.dtype)
+        return total
 
     def hessian(self) -> HessianOperator:
         """H = ∂²L/∂θ²."""
@@ -187,6 +200,11 @@ class EmpiricalRisk(Problem):
             >>> risk.check().ok
             True
         """
+        if not self.group.alone:
+            raise NotImplementedError(
+                "check: there is no second opinion yet on the data of several processes; make a risk without "
+                "process_group= and check it on this process's data"
+            )
         samples = as_integer("check: samples", samples, 1)
         vectors = as_integer("check: vectors", vectors, 1)
         seed = as_seed("check: seed", seed)

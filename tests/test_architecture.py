@@ -15,7 +15,7 @@ PACKAGE = ROOT / "curvext"
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
     {"arguments", "errors", "_C", "_compile", "_version", "memory", "contents", "randomness"},
-    {"_extension", "reference", "space", "data", "cache", "results", "storage"},
+    {"_extension", "reference", "space", "data", "cache", "results", "storage", "processes"},
     {"kernels", "_build"},
     {"losses"},
     {"linearise"},

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvext.algorithms.lanczos import inner, length, multiply
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
+from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, check_dense
 from curvext.results import CGResult
 
@@ -21,6 +22,7 @@ LOOK_EVERY = {"cpu": 1, "cuda": 8}
 Preconditioner = Tensor | SymmetricOperator | Callable[[Tensor], Tensor]
 
 
+@together
 def cg(
     A: SymmetricOperator,
     b: Tensor,

@@ -15,6 +15,7 @@ from curvext.algorithms.probes import Probes, representable
 from curvext.algorithms.products import Products
 from curvext.algorithms.progress import Progress
 from curvext.algorithms.spectral_density import spectral_density
+from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_risk
 from curvext.results import Comparison, Equality, Estimate
 
@@ -26,6 +27,7 @@ _TOL = 1e-6
 _HELD = 4
 
 
+@together
 def compare(
     risk: Any,
     leading: int = 5,

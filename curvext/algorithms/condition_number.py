@@ -8,10 +8,12 @@ from torch import Tensor
 from curvext.algorithms.eigsh import eigsh
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.quadrature import DENSE_ROWS
+from curvext.algorithms.together import together
 from curvext.arguments import as_number
 from curvext.results import ConditionNumber
 
 
+@together
 def condition_number(
     A: SymmetricOperator,
     damping: float = 0.0,

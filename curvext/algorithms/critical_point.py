@@ -12,6 +12,7 @@ from torch import Tensor
 from curvext.algorithms.eigsh import eigsh
 from curvext.algorithms.lanczos import tridiagonalise
 from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_risk
 from curvext.results import CriticalPoint
 
@@ -31,6 +32,7 @@ class Risk(Protocol):
         ...
 
 
+@together
 def critical_point(
     risk: Risk,
     gradient_tol: float | None = None,

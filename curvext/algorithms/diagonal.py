@@ -16,10 +16,12 @@ from curvext.algorithms.probes import (
 )
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
+from curvext.algorithms.together import together
 from curvext.arguments import as_choice, as_integer
 from curvext.results import Estimate
 
 
+@together
 def diagonal(
     A: SymmetricOperator,
     method: str = "hutchinson",

@@ -11,6 +11,7 @@ from torch import Tensor
 from curvext.algorithms.lanczos import BREAKDOWN, inner, length, multiply, remove
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.progress import Progress
+from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_dense
 from curvext.results import EigenResult
 
@@ -22,6 +23,7 @@ FORMED_ROWS = 4096
 _PANEL = 1 << 18
 
 
+@together
 def eigsh(
     A: SymmetricOperator,
     k: int,

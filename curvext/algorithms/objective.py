@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from curvext.algorithms.together import together
 from curvext.arguments import as_choice, from_array
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _CURVATURES = ("hessian", "ggn", "fisher", "empirical_fisher")
 
 
+@together
 def objective(risk: Any, curvature: str = "hessian") -> Objective:
     """A risk as functions of a NumPy vector: ``fun``, ``jac``, ``hessp``, ``hess`` and ``x0``.
 

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.quadrature import quadrature
+from curvext.algorithms.together import together
 from curvext.arguments import as_choice, as_number
 from curvext.results import Estimate
 
 
+@together
 def effective_rank(
     A: SymmetricOperator,
     kind: str = "entropy",
@@ -80,6 +82,7 @@ _KINDS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@together
 def null_space_dimension(
     A: SymmetricOperator,
     tol: float | None = None,

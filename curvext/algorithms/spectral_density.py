@@ -9,6 +9,7 @@ from torch import Tensor
 
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.quadrature import quadrature
+from curvext.algorithms.together import together
 from curvext.arguments import as_choice, as_number, check_dense
 from curvext.results import Density
 
@@ -18,6 +19,7 @@ _POINTS = 1001
 _MOMENTS = 5
 
 
+@together
 def spectral_density(
     A: SymmetricOperator,
     probes: int = 10,

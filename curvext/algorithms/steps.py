@@ -9,10 +9,12 @@ from torch import Tensor
 
 from curvext.algorithms.cg import Preconditioner, cg
 from curvext.algorithms.products import Products
+from curvext.algorithms.together import together
 from curvext.arguments import as_choice, as_number, check_dense, check_risk
 from curvext.results import CGResult, Step
 
 
+@together
 def newton_step(
     risk: Any,
     damping: float = 0.0,
@@ -54,6 +56,7 @@ def newton_step(
     return _by_cg(risk, risk.hessian(), damping, progress=progress, **options)
 
 
+@together
 def gauss_newton_step(
     risk: Any,
     damping: float = 1e-3,
@@ -98,6 +101,7 @@ def gauss_newton_step(
     return _by_cg(risk, risk.ggn(), damping, progress=progress, **options)
 
 
+@together
 def natural_gradient_step(
     risk: Any,
     damping: float = 1e-3,
@@ -156,6 +160,7 @@ def natural_gradient_step(
     return _step(risk, fisher, gradient, -fisher.solve(gradient, damping), damping, None)
 
 
+@together
 def take_step(risk: Any, step: Tensor, length: float = 1.0) -> None:
     """Moves the model's parameters in place: θ ← θ + length · step.
 

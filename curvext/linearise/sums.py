@@ -12,6 +12,7 @@ from torch import Tensor
 from curvext.linearise.selections import Arrangement
 from curvext.linearise.tape import Tape
 from curvext.linearise.uses import OuterUse, Use
+from curvext.processes import ALONE, Group
 from curvext.space import ParameterSpace, dtype_of_sums
 
 
@@ -130,9 +131,10 @@ class SquareSum:
         squares = gradient.to(self._dtype).square()
         self._sum.add(parameter, squares, sign=self._sign)
 
-    def named(self, scale: float, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The sums times ``scale`` by parameter, in ``dtype``; ends the summation."""
+    def named(self, scale: float, dtype: torch.dtype, group: Group = ALONE) -> dict[str, Tensor]:
+        """The sums over all ranks of ``group``, times ``scale``, by parameter, in ``dtype``; ends the summation."""
         blocks = self._sum.blocks()
+        group.sum_all(blocks)
         torch._foreach_mul_(blocks, scale)
         return dict(zip(self._space.names, (b.to(dtype) for b in blocks), strict=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from curvext.linearise.jacobian import Linearisation
 from curvext.operators.linear import LinearOperator
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
+from curvext.processes import Group, Saying
 from curvext.space import Selection, dtype_of_sums
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class CurvatureOperator(LinearOperator):
         data: one batch, or a re-iterable of batches.
         params: None for all that require grad; names, glob patterns or a predicate.
         cache: "auto" keeps linearisations while half of the free memory lasts; True, False, or bytes.
-        forward, target, reduction, check_finite, compile, dtype: see :class:`curvext.EmpiricalRisk`.
+        forward, target, reduction, check_finite, compile, dtype, process_group: see
+            :class:`curvext.EmpiricalRisk`.
     """
 
     #: of vectors and answers
@@ -47,7 +49,9 @@ class CurvatureOperator(LinearOperator):
         cache: bool | str | int = "auto",
         **options: Unpack[Options],
     ) -> None:
-        self._take(Problem(model, loss, data, params, cache, **options))
+        # the kind of operator may have something against the loss, or arguments of its own
+        with Group(options.get("process_group")).guarded():
+            self._take(Problem(model, loss, data, params, cache, **options))
 
     @classmethod
     def of(cls, problem: Problem) -> Self:
@@ -58,6 +62,7 @@ class CurvatureOperator(LinearOperator):
 
     def _take(self, problem: Problem) -> None:
         self._problem = problem
+        self.group = problem.group
         self.space = problem.space
         self.size = problem.space.size
         self.dtype = problem.dtype
@@ -79,10 +84,34 @@ class CurvatureOperator(LinearOperator):
         """The factor on the sum over batches."""
         return self._problem.mean_scale()
 
+    #: whether the indices of data among those of all ranks matter
+    _by_index = False
+
+    def _saying(
+        self,
+        method: str,
+        vectors: Sequence[Tensor] = (),
+        count: Callable[[], float] | None = None,
+    ) -> Saying:
+        """What ranks say of a method: it is compared."""
+        return Saying(f"{self._name()}{method}", vectors, self._by_index, count)
+
+    def _name(self) -> str:
+        """Operator and numbers that it goes by."""
+        return type(self).__name__
+
     def _columns(self, columns: list[Tensor]) -> Tensor:
+        taken, factors = self._taken([c.detach() for c in columns])
+        total = self._problem.together(self._saying(" @ v", columns), lambda: self._summed(taken))
+        self.group.sum(total).mul_(self._scale())
+        if factors is not None:
+            total.mul_(factors.unsqueeze(1))
+        return total.to(self.dtype)
+
+    def _summed(self, columns: list[Tensor]) -> Tensor:
+        """The unnormalised products with this rank's data, rows ``[K, P]`` in the dtype of sums."""
         space = self._problem.space
         dtype = dtype_of_sums(space.dtype)
-        columns, factors = self._taken([c.detach() for c in columns])
         blocks = [space.blocks(c) for c in columns]
         totals: Tensor | None = None
 
@@ -104,11 +133,9 @@ class CurvatureOperator(LinearOperator):
                         place.add_(block)
 
         self._visit(add)
-        assert totals is not None
-        totals.mul_(self._scale())
-        if factors is not None:
-            totals.mul_(factors.unsqueeze(1))
-        return totals.to(self.dtype)
+        if totals is None:  # no batch has a sample, but another rank's may
+            totals = torch.zeros(len(columns), space.size, dtype=dtype, device=space.device)
+        return totals
 
     def _taken(self, columns: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         """The columns as :meth:`_block` takes them, and what their products are multiplied with afterwards."""

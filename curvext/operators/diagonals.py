@@ -13,6 +13,7 @@ from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.fisher import FisherOperator, MCFisherOperator
 from curvext.operators.ggn import GGNOperator
 from curvext.options import FunctionOptions, spelled_out
+from curvext.processes import Group
 from curvext.space import Selection, dtype_of_sums
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def fisher_diagonal(
             "exact": all labels, one backward pass for each output of a sample.
         samples, seed: for "mc".
         dtype: of the answer; None for float32 where parameters are in bf16 or fp16, else the parameters' own.
-        options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
+        options: further arguments of :class:`curvext.EmpiricalRisk`: ``process_group`` where other processes have
+            data too; ``progress=True`` shows a bar.
 
     Returns:
         ``{name: tensor}`` in the shapes of the parameters.
@@ -62,8 +64,9 @@ def fisher_diagonal(
         >>> cx.fisher_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         {'weight': tensor([[2., 2.]])}
     """
-    kind = as_choice("fisher_diagonal: kind", kind, ("empirical", "mc", "exact"))
-    _check_dtype("fisher_diagonal", dtype)
+    with Group(options.get("process_group")).guarded():
+        kind = as_choice("fisher_diagonal: kind", kind, ("empirical", "mc", "exact"))
+        _check_dtype("fisher_diagonal", dtype)
     chosen = _ONCE | dict(options)
     operator: EmpiricalFisherOperator | FisherOperator | MCFisherOperator
     if kind == "empirical":
@@ -93,7 +96,8 @@ def ggn_diagonal(
     Args:
         model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
         dtype: of the answer; None for float32 where parameters are in bf16 or fp16, else the parameters' own.
-        options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
+        options: further arguments of :class:`curvext.EmpiricalRisk`: ``process_group`` where other processes have
+            data too; ``progress=True`` shows a bar.
 
     Returns:
         ``{name: tensor}`` in the shapes of the parameters, in units of L.
@@ -107,7 +111,8 @@ def ggn_diagonal(
         >>> cx.ggn_diagonal(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         {'weight': tensor([[1.0000, 1.0000]])}
     """
-    _check_dtype("ggn_diagonal", dtype)
+    with Group(options.get("process_group")).guarded():
+        _check_dtype("ggn_diagonal", dtype)
     operator = GGNOperator(model, loss, data, params, **_ONCE | dict(options))
     return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
@@ -126,7 +131,8 @@ def per_sample_gradient_norms(
     Args:
         model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
         dtype: of the answer; None for float32 where parameters are in bf16 or fp16, else the parameters' own.
-        options: further arguments of :class:`curvext.EmpiricalRisk`; ``progress=True`` shows a bar.
+        options: further arguments of :class:`curvext.EmpiricalRisk`: ``process_group`` where other processes have
+            data too; ``progress=True`` shows a bar.
 
     Returns:
         ``[N]`` in the order of the data.
@@ -141,7 +147,8 @@ def per_sample_gradient_norms(
         >>> cx.per_sample_gradient_norms(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
         tensor([2., 2.])
     """
-    _check_dtype("per_sample_gradient_norms", dtype)
+    with Group(options.get("process_group")).guarded():
+        _check_dtype("per_sample_gradient_norms", dtype)
     operator = EmpiricalFisherOperator(model, loss, data, params, **_ONCE | dict(options))
     return operator.gradient_norms(dtype or dtype_of_sums(operator.dtype))
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +14,15 @@ from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.records import Records
 from curvext.linearise.sums import SquaredNorms, SquareSum
 from curvext.linearise.tape import Tape
-from curvext.linearise.widened import in_float64
 from curvext.losses import LossPoint
-from curvext.operators.curvature import Blocks, CurvatureOperator, narrowed
+from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.operators.linear import LinearOperator, Vector
+from curvext.operators.sample_gradients import SampleGradients, narrowed_blocks
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
+from curvext.processes import Group, Saying, collective
 from curvext.results import EigenResult
-from curvext.space import ParameterSpace, Selection, dtype_of_sums
+from curvext.space import Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # those of typing need Python 3.11
@@ -72,16 +72,30 @@ class EmpiricalFisherOperator(CurvatureOperator):
         per: str = "sample",
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(model, loss, data, params, cache, **options)
-        self._per = as_choice("per", per, _PER)
+        with Group(options.get("process_group")).guarded():
+            self._per = as_choice("per", per, _PER)
+            super().__init__(model, loss, data, params, cache, **options)
 
     @classmethod
     def of(cls, problem: Problem, per: str = "sample") -> Self:
         """The operator of a problem that exists already; it shares the linearisations."""
         operator = cls.__new__(cls)
-        operator._take(problem)
-        operator._per = as_choice("per", per, _PER)
+        with problem.group.guarded():
+            operator._take(problem)
+            operator._per = as_choice("per", per, _PER)
         return operator
+
+    def _name(self) -> str:
+        return f"{type(self).__name__}(per={self._per!r})"
+
+    def _saying(
+        self,
+        method: str,
+        vectors: Sequence[Tensor] = (),
+        count: Callable[[], float] | None = None,
+    ) -> Saying:
+        token = self._per == "token"
+        return super()._saying(method, vectors, self._positions if token else count)
 
     def _visit(self, visitor: Callable[[Linearisation | Records], None]) -> None:
         if self._per == "token":
@@ -100,7 +114,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
             return at.weighted_sum(at.dot(columns).T)
         if self._per == "token":
             return self._pulled_back(at, columns)
-        blocks, factors = _narrowed_blocks(columns, self._problem.space)
+        blocks, factors = narrowed_blocks(columns, self._problem.space)
         return _times(self._pulled_back(at, blocks), factors)
 
     def _pulled_back(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
@@ -117,8 +131,15 @@ class EmpiricalFisherOperator(CurvatureOperator):
         return self._token_scale() if self._per == "token" else self._problem.outer_scale()
 
     def _token_scale(self) -> float:
+        """Of the last call that was made by all ranks together."""
         if self._problem.loss.reduction == "sum":
             return 1.0
+        return self._problem.counted * self._problem.mean_scale() ** 2
+
+    def _positions(self) -> float:
+        """M of this rank's data."""
+        if self._problem.loss.reduction == "sum":
+            return 0.0
         positions = 0
 
         def count(tape: Tape, point: LossPoint) -> None:
@@ -126,8 +147,9 @@ class EmpiricalFisherOperator(CurvatureOperator):
             positions += point.positions
 
         self._problem.visit_tapes(count)
-        return positions * self._problem.mean_scale() ** 2
+        return positions
 
+    @collective
     def diagonal(self) -> Tensor:
         """diag F_emp, ``[P]``, exact: (1/N) Σ_n g_n². One backward pass for each batch.
 
@@ -135,18 +157,25 @@ class EmpiricalFisherOperator(CurvatureOperator):
         """
         return self.flatten(self.named_diagonal())
 
+    @collective
     def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
-        squares = SquareSum(self._problem.space)
 
-        def add(tape: Tape, point: LossPoint) -> None:
-            token = self._per == "token"
-            columns = point.residual_by_position() if token else [point.residual_by_sample]
-            squares.play(tape, ((column, 1.0) for column in columns))
+        def summed() -> SquareSum:
+            squares = SquareSum(self._problem.space)
 
-        self._problem.visit_tapes(add)
-        return squares.named(self._scale(), dtype or self.dtype)
+            def add(tape: Tape, point: LossPoint) -> None:
+                token = self._per == "token"
+                columns = point.residual_by_position() if token else [point.residual_by_sample]
+                squares.play(tape, ((column, 1.0) for column in columns))
 
+            self._problem.visit_tapes(add)
+            return squares
+
+        squares = self._problem.together(self._saying(".diagonal"), summed)
+        return squares.named(self._scale(), dtype or self.dtype, self.group)
+
+    @collective
     def gradient_norms(self, dtype: torch.dtype | None = None) -> Tensor:
         """‖g_n‖ for every sample in the order of the data, ``[N]``; one backward pass for each batch.
 
@@ -157,12 +186,14 @@ class EmpiricalFisherOperator(CurvatureOperator):
             squared = self._squared_norms()
         return squared.sqrt_().mul_(self._problem.sample_scale()).to(dtype or self.dtype)
 
+    @collective
     def trace(self) -> Tensor:
         """tr F_emp, exact: the mean squared gradient norm."""
         if self._per == "token":
             return self.diagonal().sum()
         return self._squared_norms().sum().mul_(self._problem.outer_scale()).to(self.dtype)
 
+    @collective
     def products(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
         """⟨g_n, v⟩ for every sample, in the order of the data; R v with R the matrix of rows g_nᵀ.
 
@@ -192,10 +223,13 @@ class EmpiricalFisherOperator(CurvatureOperator):
         vector = self.flatten(v) if isinstance(v, Mapping) else v
         self._check(vector, "products: v", 1, 2)
         columns = vector.detach().reshape(self.size, -1) if vector.ndim == 1 else vector.detach()
-        rows = _SampleGradients(self._problem, order=_ROWS_GIVEN).times(columns)
+        rows = SampleGradients(self._problem, order=_ROWS_GIVEN).times(
+            columns, f"{self._name()}.products", [columns]
+        )
         rows = rows.mul_(self._problem.sample_scale()).to(self.dtype)
         return rows[:, 0] if vector.ndim == 1 else rows
 
+    @collective
     def weighted(self, c: Tensor) -> Tensor:
         """Σ_n c_n g_n; Rᵀ c with R the matrix of rows g_nᵀ, the transpose of :meth:`products`.
 
@@ -227,11 +261,12 @@ class EmpiricalFisherOperator(CurvatureOperator):
         if c.ndim not in (1, 2):
             raise ValueError(f"weighted: c: expected shape [N] or [N, K], got {list(c.shape)}")
         columns = c.detach().unsqueeze(1) if c.ndim == 1 else c.detach()
-        gradients = _SampleGradients(self._problem, order=_ROWS_GIVEN, begun=True)
-        total = gradients.transposed_times(columns, "weighted: c")
+        gradients = SampleGradients(self._problem, order=_ROWS_GIVEN, begun=True)
+        total = gradients.transposed_times(columns, "weighted: c", [columns])
         total = total.mul_(self._problem.sample_scale()).to(self.dtype)
         return total[:, 0] if c.ndim == 1 else total
 
+    @collective
     def gram(self, other: EmpiricalFisherOperator | Problem | Any = None) -> Tensor:
         """⟨g_n, g_m⟩ for all pairs of samples, or ⟨g_n, g'_m⟩ with those of other data or another risk.
 
@@ -251,10 +286,10 @@ class EmpiricalFisherOperator(CurvatureOperator):
         """
         self._samples_only("gram")
         if other is None:
-            gram = _SampleGradients(self._problem).gram()
+            gram = SampleGradients(self._problem).gram(f"{self._name()}.gram")
             return gram.mul_(self._problem.sample_scale() ** 2).to(self.dtype)
         theirs = self._other_problem(other)
-        gram = _SampleGradients(self._problem).gram_with(_SampleGradients(theirs))
+        gram = SampleGradients(self._problem).gram_with(SampleGradients(theirs))
         gram.mul_(self._problem.sample_scale()).mul_(theirs.sample_scale())
         return gram.to(self.dtype)
 
@@ -289,6 +324,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 )
         return problem
 
+    @collective
     def solve(self, b: Vector, damping: float = 1e-3) -> Vector:
         """(F_emp + λ I)⁻¹ b, exactly, through the N×N Gram matrix (Woodbury).
 
@@ -327,18 +363,22 @@ class EmpiricalFisherOperator(CurvatureOperator):
         right = b.detach().view(self.size, -1) if b.ndim == 1 else b.detach()
         if right.shape[1] == 0:
             return right.clone()
-        rows = _SampleGradients(self._problem)
-        gram = rows.gram().double().mul_(self._problem.outer_scale())
+        rows = SampleGradients(self._problem)
+        gram = (
+            rows.gram(f"{self._name()}.solve, damping={damping!r}", [right])
+            .double()
+            .mul_(self._problem.outer_scale())
+        )
         norm = float(gram.norm())  # of ‖F_emp‖ a bound, at most √N of it
         amplified = norm * torch.finfo(rows.dtype).eps > _SHARE_OF_ROUNDING * damping
         if amplified and rows.dtype is not torch.float64:
-            rows = _SampleGradients(self._problem, wide=True)
-            gram = rows.gram().mul_(self._problem.outer_scale())
+            rows = SampleGradients(self._problem, wide=True)
+            gram = rows.gram(f"{self._name()}.solve").mul_(self._problem.outer_scale())
         x = self._refined(rows, right.to(rows.dtype), gram, norm, damping)
         return x.to(b.dtype).view(b.shape)
 
     def _refined(
-        self, rows: _SampleGradients, b: Tensor, gram: Tensor, norm: float, damping: float
+        self, rows: SampleGradients, b: Tensor, gram: Tensor, norm: float, damping: float
     ) -> Tensor:
         """The best of Woodbury's answer ``[P, K]`` and its refinements.
 
@@ -370,6 +410,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
             raise ValueError(too_small + f"the residual is {worst:.1e} ‖b‖; raise damping")
         return x
 
+    @collective
     def eigh(self, k: int) -> EigenResult:
         """The ``k`` leading eigenpairs, exactly, through the N×N Gram matrix.
 
@@ -377,8 +418,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
             ValueError: ``k`` exceeds the numerical rank of F_emp, which is at most N.
         """
         self._samples_only("eigh")
-        rows = _SampleGradients(self._problem)
-        gram = rows.gram().double()
+        rows = SampleGradients(self._problem)
+        gram = rows.gram(f"{self._name()}.eigh, k={k!r}").double()
         scale = self._problem.outer_scale()
         values, vectors = torch.linalg.eigh(gram.mul_(scale))
         floor = max(float(values[-1]), 0.0) * len(values) * torch.finfo(self.dtype).eps
@@ -402,24 +443,26 @@ class EmpiricalFisherOperator(CurvatureOperator):
         )
 
     def _squared_norms(self) -> Tensor:
-        parts: list[Tensor] = []
+        def measured() -> Tensor:
+            parts = [SquaredNorms(0, self._problem.space).total]
 
-        def measure(tape: Tape, point: LossPoint) -> None:
-            norms = SquaredNorms(tape.samples, self._problem.space)
-            tape.play(norms, point.residual_by_sample)
-            parts.append(norms.total)
+            def measure(tape: Tape, point: LossPoint) -> None:
+                norms = SquaredNorms(tape.samples, self._problem.space)
+                tape.play(norms, point.residual_by_sample)
+                parts.append(norms.total)
 
-        self._problem.visit_tapes(measure)
-        return torch.cat(parts)
+            self._problem.visit_tapes(measure)
+            return torch.cat(parts)
+
+        mine = self._problem.together(self._saying(".gradient_norms"), measured)
+        return self.group.rows(mine, self._problem.shares)
 
     def _samples_only(self, method: str) -> None:
         if self._per == "token":
             raise ValueError(f"{method}: per='token' has no per-sample gradients; use per='sample'")
 
 
-#: what the order of the data matters to
-_ROWS = "the rows of the Gram matrix go"
-#: and that in which products and norms were given out, which weights go by
+#: what the order in which products and norms were given out matters to
 _ROWS_GIVEN = "the weights of samples go"
 
 
@@ -428,159 +471,6 @@ def _shown(shapes: Mapping[str, torch.Size]) -> str:
     return ", ".join(words) + (" ..." if len(shapes) > 5 else "")
 
 
-class _SampleGradients:
-    """R, whose rows are the unnormalised gradients r_n of all samples, by products.
-
-    Args:
-        problem: the risk.
-        wide: whether products are computed in float64, whatever the parameters are in.
-        order: what the order of the rows matters to.
-        begun: whether the rows must come as they did before for the same.
-    """
-
-    def __init__(
-        self, problem: Problem, wide: bool = False, order: str = _ROWS, begun: bool = False
-    ) -> None:
-        self._problem = problem
-        self._wide = wide
-        self._order = order
-        self._begun = begun
-        #: of the vectors
-        self.dtype = torch.float64 if wide else problem.dtype
-        #: of what is added up
-        self._sums = dtype_of_sums(self.dtype)
-
-    def gram(self) -> Tensor:
-        """R Rᵀ, ``[N, N]``."""
-        blocks: dict[tuple[int, int], Tensor] = {}
-
-        def outer(left: Records | Linearisation, i: int) -> None:
-            records = self._recorded(left)
-
-            def inner(right: Records | Linearisation, j: int) -> None:
-                if j >= i:
-                    blocks[i, j] = records.gram(records if j == i else self._recorded(right))
-
-            self._visit(inner)
-
-        self._visit(outer)
-        numbers = sorted({i for i, _ in blocks})
-        rows = [
-            torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in numbers], 1)
-            for i in numbers
-        ]
-        gram = torch.cat(rows)
-        return (gram + gram.T) / 2
-
-    def gram_with(self, other: _SampleGradients) -> Tensor:
-        """R R'ᵀ with the gradients of another problem, ``[N, N']``."""
-        rows: list[Tensor] = []
-
-        kind = self._problem.space.device.type
-        casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-
-        def outer(left: Records | Linearisation, i: int) -> None:
-            records = self._recorded(left)
-            row: list[Tensor] = []
-            # within a pass the caller's autocast is switched off
-            with torch.autocast(kind, casts) if casts else nullcontext():
-                other._visit(lambda right, j: row.append(records.gram(other._recorded(right))))
-            rows.append(torch.cat(row, 1))
-
-        self._visit(outer)
-        return torch.cat(rows)
-
-    def times(self, b: Tensor) -> Tensor:
-        """R b, ``[N, K]`` for b ``[P, K]``."""
-        columns = [self._problem.space.blocks(c) for c in b.T.contiguous()]
-        parts: list[Tensor] = []
-
-        def multiply(batch: Records | Linearisation, number: int) -> None:
-            if self._wide or isinstance(batch, Records):
-                parts.append(self._recorded(batch).dot(columns))
-            else:
-                parts.append(_slopes(batch, columns, self._problem.space))
-
-        self._visit(multiply)
-        return torch.cat(parts)
-
-    def transposed_times(self, c: Tensor, where: str = "") -> Tensor:
-        """Rᵀ c, ``[P, K]`` for c ``[N, K]``.
-
-        Raises:
-            ValueError: c has another number of rows, ``where`` says whose.
-        """
-        total = torch.zeros(
-            self._problem.space.size,
-            c.shape[1],
-            dtype=self._sums,
-            device=self._problem.space.device,
-        )
-        start = 0
-
-        def add(batch: Records | Linearisation, number: int) -> None:
-            nonlocal start
-            samples = batch.samples if isinstance(batch, Records) else len(batch.point.residual)
-            weights = c[start : start + samples].T
-            start += samples
-            if weights.shape[1] < samples:
-                return  # the pass goes on to tell how many there are
-            if self._wide or isinstance(batch, Records):
-                total.add_(self._recorded(batch).weighted_sum(weights.contiguous()).T)
-            else:
-                _add_pulled_back(total, batch, weights)
-
-        self._visit(add)
-        if start != len(c):
-            raise ValueError(f"{where}: expected {start} rows, one for each sample, got {len(c)}")
-        return total
-
-    def _visit(self, visitor: Callable[[Records | Linearisation, int], None]) -> None:
-        """All passes of one R go by the same rows."""
-        with self._problem.watch.in_order(self._order, always=self._begun):
-            self._begun = True
-            self._problem.visit_records(visitor)
-
-    def _recorded(self, batch: Records | Linearisation) -> Records:
-        records = _recorded(batch)
-        return in_float64(records) if self._wide else records
-
-
-def _narrowed_blocks(columns: list[Blocks], space: ParameterSpace) -> tuple[list[Blocks], Any]:
-    """:func:`narrowed` of vectors in blocks."""
-    flat = [torch.cat([b.reshape(-1) for b in v]) for v in columns]
-    vectors, factors = narrowed(flat, space.dtype)
-    return [space.blocks(v) for v in vectors], factors
-
-
 def _times(products: Iterator[Blocks], factors: Tensor | None) -> Iterator[Blocks]:
     for k, product in enumerate(products):
         yield product if factors is None else [p.to(factors.dtype) * factors[k] for p in product]
-
-
-def _slopes(at: Linearisation, columns: list[Blocks], space: ParameterSpace) -> Tensor:
-    """⟨r_n, v⟩ for each v by forward mode, ``[N, K]``: for gradients that are too large to write out."""
-    residual = at.point.residual_by_sample.to(dtype_of_sums(space.dtype))
-    blocks, factors = _narrowed_blocks(columns, space)
-    slopes = [(residual * at.jvp(v)).reshape(len(residual), -1).sum(1) for v in blocks]
-    if not slopes:
-        return residual.new_zeros(len(residual), 0)
-    return torch.stack(slopes, 1) if factors is None else torch.stack(slopes, 1) * factors
-
-
-def _add_pulled_back(total: Tensor, at: Linearisation, weights: Tensor) -> None:
-    """Adds Σ_n c_kn r_n for c ``[K, N]`` to ``total`` [P, K]."""
-    residual = at.point.residual_by_sample
-    for k, c in enumerate(weights):
-        weighted = residual * c.to(residual.dtype).view([-1] + [1] * (residual.ndim - 1))
-        pulled = at.vjp(weighted, last=k == len(weights) - 1)
-        total[:, k] += torch.cat([p.reshape(-1) for p in pulled])
-
-
-def _recorded(batch: Records | Linearisation) -> Records:
-    if isinstance(batch, Records):
-        return batch
-    raise ValueError(
-        "EmpiricalFisherOperator: some parameter has no fast path and its per-sample gradients are too "
-        "large to write out (risk.explain() names it); leave it out with params=, or use smaller batches"
-    )

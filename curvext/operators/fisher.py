@@ -17,6 +17,7 @@ from curvext.operators.curvature import Blocks, CurvatureOperator, pulled_back
 from curvext.operators.ggn import GGNOperator
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
+from curvext.processes import Group, collective
 from curvext.space import Selection
 
 if TYPE_CHECKING:
@@ -85,15 +86,17 @@ class MCFisherOperator(CurvatureOperator):
         seed: int = 0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(model, loss, data, params, cache, **options)
-        self._draw(samples, seed)
+        with Group(options.get("process_group")).guarded():
+            self._draw(samples, seed)
+            super().__init__(model, loss, data, params, cache, **options)
 
     @classmethod
     def of(cls, problem: Problem, samples: int = 1, seed: int = 0) -> Self:
         """The operator of a problem that exists already; it shares the linearisations."""
         operator = cls.__new__(cls)
-        operator._take(problem)
-        operator._draw(samples, seed)
+        with problem.group.guarded():
+            operator._take(problem)
+            operator._draw(samples, seed)
         return operator
 
     def _take(self, problem: Problem) -> None:
@@ -104,6 +107,12 @@ class MCFisherOperator(CurvatureOperator):
         self._samples = as_integer("MCFisherOperator: samples", samples, 1)
         self._seed = as_integer("MCFisherOperator: seed", seed)
 
+    #: a label depends on the index of its datum
+    _by_index = True
+
+    def _name(self) -> str:
+        return f"{type(self).__name__}(samples={self._samples}, seed={self._seed})"
+
     def _visit(self, visitor: Callable[[Any], None]) -> None:
         with self._problem.watch.in_order(LABELS, always=True):
             super()._visit(visitor)
@@ -112,7 +121,7 @@ class MCFisherOperator(CurvatureOperator):
         tangents = [at.jvp(v) for v in columns]
         products = [torch.zeros_like(t) for t in tangents]
         for draw in range(self._samples):
-            score = at.point.sampled(self._seed, draw, at.first)
+            score = at.point.sampled(self._seed, draw, self._problem.start + at.first)
             for product, tangent in zip(products, tangents, strict=True):
                 inner = (score * tangent).reshape(len(score), -1).sum(1)
                 product += score * inner.view([-1] + [1] * (score.ndim - 1))
@@ -121,22 +130,31 @@ class MCFisherOperator(CurvatureOperator):
     def _scale(self) -> float:
         return self._problem.mean_scale() / self._samples
 
+    @collective
     def diagonal(self) -> Tensor:
         """The diagonal of this estimate, ``[P]``, exact; one backward pass for each draw."""
         return self.flatten(self.named_diagonal())
 
+    @collective
     def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
-        squares = SquareSum(self._problem.space)
 
-        def add(tape: Tape, point: LossPoint) -> None:
-            draws = range(self._samples)
-            squares.play(tape, ((point.sampled(self._seed, k, tape.first), 1.0) for k in draws))
+        def summed() -> SquareSum:
+            squares = SquareSum(self._problem.space)
 
-        with self._problem.watch.in_order(LABELS, always=True):
-            self._problem.visit_tapes(add)
-        return squares.named(self._scale(), dtype or self.dtype)
+            def add(tape: Tape, point: LossPoint) -> None:
+                first = self._problem.start + tape.first
+                draws = range(self._samples)
+                squares.play(tape, ((point.sampled(self._seed, k, first), 1.0) for k in draws))
 
+            with self._problem.watch.in_order(LABELS, always=True):
+                self._problem.visit_tapes(add)
+            return squares
+
+        squares = self._problem.together(self._saying(".diagonal"), summed)
+        return squares.named(self._scale(), dtype or self.dtype, self.group)
+
+    @collective
     def trace(self) -> Tensor:
         """The trace of this estimate, at the cost of :meth:`diagonal`."""
         return self.diagonal().sum()

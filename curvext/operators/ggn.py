@@ -11,6 +11,7 @@ from torch import Tensor
 from curvext.linearise.jacobian import Linearised
 from curvext.linearise.sums import SquareSum
 from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.processes import collective
 
 
 class GGNOperator(CurvatureOperator):
@@ -37,6 +38,7 @@ class GGNOperator(CurvatureOperator):
     def _block(self, at: Linearised, columns: list[Blocks]) -> Iterator[Blocks]:
         return at.ggn_mm(columns)
 
+    @collective
     def diagonal(self) -> Tensor:
         """diag G, ``[P]``, exact: Σ_n Σ_k ± (Jᵀ s_k)² over the columns of a root of H_ℓ.
 
@@ -47,12 +49,19 @@ class GGNOperator(CurvatureOperator):
         """
         return self.flatten(self.named_diagonal())
 
+    @collective
     def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
-        squares = SquareSum(self._problem.space)
-        self._problem.visit_tapes(lambda tape, point: squares.play(tape, point.root_columns()))
-        return squares.named(self._problem.mean_scale(), dtype or self.dtype)
 
+        def summed() -> SquareSum:
+            squares = SquareSum(self._problem.space)
+            self._problem.visit_tapes(lambda tape, point: squares.play(tape, point.root_columns()))
+            return squares
+
+        squares = self._problem.together(self._saying(".diagonal"), summed)
+        return squares.named(self._problem.mean_scale(), dtype or self.dtype, self.group)
+
+    @collective
     def trace(self) -> Tensor:
         """tr G, exact, at the cost of :meth:`diagonal`."""
         return self.diagonal().sum()

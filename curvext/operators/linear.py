@@ -13,6 +13,7 @@ from torch import Tensor
 from curvext.arguments import as_integer, check_dense, from_array
 from curvext.errors import NoClosedFormError
 from curvext.linearise.forward import is_finite
+from curvext.processes import ALONE, Group, collective
 from curvext.space import ParameterSpace
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class LinearOperator(ABC):
     space: ParameterSpace | None = None
     #: whether a vector on CUDA is checked for nan and inf (a synchronisation); on CPU it always is
     check_finite: bool = False
+    #: the processes whose data the operator is of
+    group: Group = ALONE
 
     @abstractmethod
     def _columns(self, columns: list[Tensor]) -> Tensor:
@@ -54,6 +57,7 @@ class LinearOperator(ABC):
         """(P, P)."""
         return (self.size, self.size)
 
+    @collective
     def matvec(self, v: Tensor) -> Tensor:
         """A v for a flat vector ``[P]``.
 
@@ -64,6 +68,7 @@ class LinearOperator(ABC):
         self._check(v, f"{type(self).__name__} @ v", 1)
         return self._columns([v.contiguous()])[0]
 
+    @collective
     def matmat(self, V: Tensor) -> Tensor:
         """A V for a matrix ``[P, K]``; columns share the passes over data and network.
 
@@ -72,9 +77,11 @@ class LinearOperator(ABC):
         """
         self._check(V, f"{type(self).__name__} @ V", 2)
         if V.shape[1] == 0:
-            return V.clone()
+            with self.group.call(f"{type(self).__name__} @ V", [V]):
+                return V.clone()
         return self._columns(list(V.unbind(1))).T
 
+    @collective
     def __matmul__(self, v: Vector) -> Vector:
         if isinstance(v, Tensor):
             if v.ndim == 2:
@@ -113,6 +120,7 @@ class LinearOperator(ABC):
 
     # ------------------------------------------------------------------ summaries
 
+    @collective
     def diagonal(self) -> Tensor:
         """The diagonal, ``[P]``, where it has a closed form.
 
@@ -124,6 +132,7 @@ class LinearOperator(ABC):
             "curvext.diagonal(A), an estimate with its standard error; with probes=P it is exact"
         )
 
+    @collective
     def trace(self) -> Tensor:
         """The trace, a scalar tensor, where it is cheap and exact.
 
@@ -135,6 +144,7 @@ class LinearOperator(ABC):
             "curvext.trace(A), an estimate with its standard error; with probes=P it is exact"
         )
 
+    @collective
     def to_dense(self) -> Tensor:
         """The matrix ``[P, P]``, by P products.
 
@@ -286,6 +296,7 @@ class WeightedSum(LinearOperator):
         self.device = _common("device", [a.device for a in operators])
         self.space = next((a.space for a in operators if a.space is not None), None)
         self.check_finite = any(a.check_finite for a in operators)
+        self.group = _common_group(operators)
         for a in operators:
             if a.size != self.size:
                 raise ValueError(f"operators of sizes {self.size} and {a.size} cannot be added")
@@ -323,3 +334,14 @@ def _common(what: str, values: list[Any]) -> Any:
             f"operators of different {what} cannot be added: {sorted(map(str, known))}"
         )
     return known.pop() if known else None
+
+
+def _common_group(operators: list[LinearOperator]) -> Group:
+    """The group of operators on a model's data; what acts on plain vectors belongs to any."""
+    groups = [a.group for a in operators if a.space is not None]
+    if any(not group.same_as(groups[0]) for group in groups):
+        raise ValueError(
+            "operators of different process groups cannot be added, nor one with process_group= and one without: "
+            "they are of different data"
+        )
+    return groups[0] if groups else ALONE

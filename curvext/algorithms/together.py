@@ -1,0 +1,53 @@
+"""Algorithms on the data of several processes: all make the same call, and an error on one is an error on all."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from numbers import Number
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor
+
+Parameters = ParamSpec("Parameters")
+Answer = TypeVar("Answer")
+
+#: arguments that ranks may differ in
+_FREE = ("progress",)
+
+
+def together(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
+    """An algorithm whose first argument, an operator or a risk, may have a ``group`` of processes.
+
+    The ranks compare the other arguments before it begins: a seed or a number of steps that differed would have them
+    part ways in the middle.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        subject = args[0] if args else kwargs.get(next(iter(signature.parameters)))
+        group: Any = getattr(subject, "group", None)
+        if group is None or group.alone:
+            return function(*args, **kwargs)
+        with group.guarded():
+            text, vectors = _said(function.__name__, signature.bind(*args, **kwargs))
+            with group.call(text, vectors):
+                return function(*args, **kwargs)
+
+    return called
+
+
+def _said(name: str, bound: inspect.BoundArguments) -> tuple[str, list[Tensor]]:
+    """A call in words, and the tensors among its arguments."""
+    bound.apply_defaults()
+    words, vectors = [], []
+    for key, value in list(bound.arguments.items())[1:]:
+        if key in _FREE:
+            continue
+        if isinstance(value, Tensor):
+            vectors.append(value.detach())
+        plain = value is None or isinstance(value, (Number, str))
+        words.append(f"{key}={value!r}" if plain else f"{key}: {type(value).__name__}")
+    return f"{name}({type(bound.args[0]).__name__}, {', '.join(words)})", vectors

@@ -1,0 +1,7 @@
+"""Several processes with a shard of the data each: what they say to each other, sums over them, errors that all see."""
+
+from curvext.processes.group import ALONE, Group, collective
+from curvext.processes.words import Saying, Words
+from curvext.processes.wrappers import check_loader, unwrapped
+
+__all__ = ["ALONE", "Group", "Saying", "Words", "check_loader", "collective", "unwrapped"]
