@@ -103,12 +103,17 @@ def _weights_for(values: Tensor) -> Tensor:
     kind = (values.dtype, values.device)
     if kind not in _weights or len(_weights[kind]) < len(values):
         with torch.inference_mode(False):
-            generator = torch.Generator().manual_seed(0x5EED)
+            generator = torch.Generator("cpu").manual_seed(0x5EED)
             count = max(1024, 2 * len(values))
             if values.is_floating_point():
-                drawn = torch.rand(count, generator=generator, dtype=torch.float64) + 0.5
+                drawn = (
+                    torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") + 0.5
+                )
             else:
-                drawn = torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1
+                drawn = (
+                    torch.randint(-(2**62), 2**62, (count,), generator=generator, device="cpu") * 2
+                    + 1
+                )
             if kind in _weights:
                 _outgrown.append(_weights[kind])
             _weights[kind] = drawn.to(values.device, values.dtype)

@@ -168,7 +168,10 @@ class _Curvext(CurvatureInterface):
 
     def _loss(self, problem: Problem) -> Tensor:
         """``factor`` times the sum of the losses, as the last pass found it."""
-        return self._answer(torch.tensor(self.factor * problem.totals.value, dtype=torch.float64))
+        value = torch.tensor(
+            self.factor * problem.totals.value, dtype=torch.float64, device=problem.space.device
+        )
+        return self._answer(value)
 
     def _answer(self, t: Tensor) -> Tensor:
         like = self.params[0]

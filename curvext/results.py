@@ -78,10 +78,10 @@ class CGResult:
             )
             for x, residual, iterations, converged, curvature in zip(
                 self.x.unbind(1),
-                torch.as_tensor(self.residual_norm),
-                torch.as_tensor(self.iterations),
-                torch.as_tensor(self.converged),
-                torch.as_tensor(self.curvature),
+                torch.as_tensor(self.residual_norm, device=self.x.device),
+                torch.as_tensor(self.iterations, device=self.x.device),
+                torch.as_tensor(self.converged, device=self.x.device),
+                torch.as_tensor(self.curvature, device=self.x.device),
                 strict=True,
             )
         ]

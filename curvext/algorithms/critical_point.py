@@ -222,7 +222,7 @@ def _extremes(
     smallest, largest = (float(v) for v in found.values)
     zero = tol * max(abs(smallest), abs(largest))
     nodes, weights = [torch.zeros(0, device="cpu")], [torch.zeros(0, device="cpu")]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for _ in range(probes):
         probe = torch.randn(
             products.size, generator=generator, dtype=products.working, device="cpu"

@@ -194,7 +194,7 @@ class _Search:
         m = request.ncv
         self.products = products
         self.request = request
-        self.generator = torch.Generator().manual_seed(request.seed)
+        self.generator = torch.Generator("cpu").manual_seed(request.seed)
         self.basis = torch.empty(
             m + 1, products.size, dtype=products.working, device=products.device
         )

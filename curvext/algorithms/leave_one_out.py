@@ -73,7 +73,9 @@ def mean_of_left_out(samples: Tensor, covariance: Tensor | float) -> tuple[Tenso
     count = len(samples)
     if count == 1:
         return samples[0], torch.full_like(samples[0], torch.inf)
-    variance = samples.var(0) / count + torch.as_tensor(covariance).clamp(min=0)
+    variance = samples.var(0) / count + torch.as_tensor(covariance, device=samples.device).clamp(
+        min=0
+    )
     return samples.mean(0), variance.sqrt()
 
 

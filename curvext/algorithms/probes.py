@@ -26,7 +26,9 @@ class Probes:
 
     def __init__(self, products: Products, seed: int) -> None:
         self._products = products
-        self._generator = torch.Generator().manual_seed(as_seed(f"{products.caller}: seed", seed))
+        self._generator = torch.Generator("cpu").manual_seed(
+            as_seed(f"{products.caller}: seed", seed)
+        )
 
     def signs(self, count: int) -> Tensor:
         """Independent signs ±1, ``[P, count]``; the variance of zᵀ A z is then free of A's diagonal."""

@@ -49,7 +49,7 @@ class Products:
         shape = tuple(A.shape)
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ValueError(f"{caller}: A must be square, got shape {shape}")
-        like = torch.empty(0) if like is None else like
+        like = torch.empty(0, device="cpu") if like is None else like
         self.operator = A
         self.caller = caller
         self.size = int(shape[0])

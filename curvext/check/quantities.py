@@ -116,7 +116,7 @@ class Quantities:
         risk, V = self._risk, self._V
         E, at = risk.empirical_fisher(), self._coordinates
         return {
-            "value": lambda: torch.tensor([risk.value()], dtype=torch.float64),
+            "value": lambda: torch.tensor([risk.value()], dtype=torch.float64, device="cpu"),
             "gradient": risk.gradient,
             "H v": lambda: risk.hessian() @ V,
             "G v": lambda: risk.ggn() @ V,

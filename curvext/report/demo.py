@@ -23,18 +23,20 @@ def digits() -> EmpiricalRisk:
             "the demo needs the digits of scikit-learn: pip install 'curvext[report]'"
         ) from missing
     data = load_digits()
-    x = torch.tensor(data.data, dtype=torch.float64) / 16
-    y = torch.tensor(data.target)
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double()
+    x = torch.tensor(data.data, dtype=torch.float64, device="cpu") / 16
+    y = torch.tensor(data.target, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 32, device="cpu"), nn.Tanh(), nn.Linear(32, 10, device="cpu")
+    ).double()
     with torch.no_grad():
         for p in model.parameters():  # from a generator of its own, and not from the global one
             fan_in = p.shape[-1] if p.ndim == 2 else 64
-            p.copy_((torch.rand(p.shape, generator=generator) * 2 - 1) / fan_in**0.5)
+            p.copy_((torch.rand(p.shape, generator=generator, device="cpu") * 2 - 1) / fan_in**0.5)
     loss = nn.CrossEntropyLoss()
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(_EPOCHS):
-        for batch in torch.randperm(len(x), generator=generator).split(_BATCH):
+        for batch in torch.randperm(len(x), generator=generator, device="cpu").split(_BATCH):
             optimiser.zero_grad()
             loss(model(x[batch]), y[batch]).backward()
             optimiser.step()

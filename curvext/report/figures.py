@@ -176,7 +176,8 @@ def _groups(
     owner = [name.rpartition(".")[0] or name for name in risk.space.names]
     names = list(dict.fromkeys(owner))
     of_entry = torch.repeat_interleave(
-        torch.tensor([names.index(o) for o in owner]), torch.tensor(risk.space.sizes)
+        torch.tensor([names.index(o) for o in owner], device="cpu"),
+        torch.tensor(risk.space.sizes, device="cpu"),
     ).to(risk.space.device)
 
     def by_group(entries: Tensor) -> Tensor:
@@ -228,7 +229,9 @@ def _jackknife(samples: Tensor, g: Callable[[Tensor], Tensor], products: int) ->
 
 def _costs(risk: EmpiricalRisk, comparison: Comparison, rounds: int, seed: int) -> tuple[Cost, ...]:
     """Medians over interleaved rounds, everything warm: what can be kept is kept."""
-    v = torch.randn(risk.space.size, generator=torch.Generator().manual_seed(seed), device="cpu")
+    v = torch.randn(
+        risk.space.size, generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+    )
     v = v.to(risk.space.device, risk.space.dtype)
     leaves = [p for p in risk.space.parameters.values()]
 
