@@ -142,8 +142,8 @@ class Watch:
         if self._before is not None and self._before != now:
             raise ValueError(
                 f"data: this pass gave other samples than the one before ({self._before[0]} then {count} samples, "
-                "or changed content); the risk needs fixed data: switch off random augmentation, or pass "
-                "list(loader)"
+                "or changed content); the risk needs fixed data: switch off random augmentation and sampling with "
+                "replacement or by random weights, or pass list(loader)"
             )
         self._before = now
         if self._in_order is not None and self._orders.setdefault(self._in_order, order) != order:

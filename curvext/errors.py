@@ -6,3 +6,7 @@ class NoClosedFormError(NotImplementedError):
 
     A NotImplementedError, so that it is caught by who catches that: nothing is missing, nothing cheaper exists.
     """
+
+
+class DtypeError(TypeError, ValueError):
+    """A vector has another dtype than the parameters, in the whole or in one of its entries."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -10,15 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from curvext.arguments import as_integer
+from curvext.attributes import Marks, version_of
 from curvext.cache import Cache
 from curvext.contents import contents, fingerprint, gathered, stored
 from curvext.data import Batches, Seen, Watch, mapped, tensors
+from curvext.finite import is_finite
 from curvext.linearise.compiled import CompiledHessian, CompiledJacobian, Compiler
-from curvext.linearise.forward import Forward, is_finite
+from curvext.linearise.forward import Forward
 from curvext.linearise.head import HeadLinearisation
+from curvext.linearise.hooks import same
 from curvext.linearise.jacobian import KeptGraph, Linearisation, Linearised, SecondDerivatives
 from curvext.linearise.plan_book import book_of
 from curvext.linearise.records import Records
+from curvext.linearise.switches import lock_of
 from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint, output_loss
 from curvext.processes import Group, Saying, Words, check_loader, collective, unwrapped
@@ -131,13 +136,12 @@ class Problem:
             self._arguments["params"] = self.space.selection  # an iterator is read by now
             #: of vectors and of what is made of them
             self.dtype = _checked_dtype(dtype, self.space.dtype)
-            self.loss = output_loss(loss, reduction)
+            self.loss = output_loss(loss, reduction, self.space.parameters)
             self.check_finite = check_finite
             self._progress = progress
             self._chunk_outputs = _checked_chunk(chunk_outputs)
             self._model = model
             self._given_loss = loss
-            self._loss_tensors = _tensors_of(loss)
             self._batches = Batches(data, may_be_empty=not self.group.alone)
             self._cache = Cache(cache, self.space.device)
             self._forward = Forward(model, self.space, forward, target)
@@ -146,6 +150,8 @@ class Problem:
             self._plans = book_of(model)
             self._members = self._forward.members
             self._state: tuple[object, ...] | None = None
+            #: of the model, and of the loss: all that they go by beside parameters and buffers
+            self._attributes: tuple[object, object] | None = None
             self._here: Totals | None = None  # of this rank
             self._totals: Totals | None = None  # of all ranks
             self._together = False
@@ -172,10 +178,15 @@ class Problem:
     @property
     def totals(self) -> Totals:
         """Number of samples, divisor and unnormalised value, as the last pass found them, of all ranks."""
-        if self._totals is None:
-            self.together(Saying("totals"), self._measure)
-        assert self._totals is not None
-        return self._totals
+        with self._alone():
+            if self._totals is None:
+                self.together(Saying("totals"), self._measure)
+            assert self._totals is not None
+            return self._totals
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """No other thread has the model meanwhile; ranks that are threads wait for each other, and so not here."""
+        return lock_of(self._model) if self.group.alone else nullcontext()
 
     def mean_scale(self) -> float:
         """The factor on sums of per-sample curvature or gradients: 1/divisor for "mean", 1 for "sum"."""
@@ -228,6 +239,10 @@ class Problem:
             RuntimeError: another rank raised.
             ValueError: the ranks do not call the same, or no rank has a sample.
         """
+        with self._alone():
+            return self._together_with_others(saying, local)
+
+    def _together_with_others(self, saying: Saying, local: Callable[[], Answer]) -> Answer:
         while True:
             around, self._together = self._together, True
             try:
@@ -302,7 +317,7 @@ class Problem:
                 "parameters": fingerprint(members.parameters),
                 "buffers": fingerprint(members.buffers),
                 "modes": digest([m.training for m in members.modules]),
-                "loss": digest((self._loss_digest, fingerprint(self._loss_tensors))),
+                "loss": digest((self._loss_digest, fingerprint(_tensors_of(self._given_loss)))),
                 "settings": digest(
                     torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
                 ),
@@ -412,14 +427,26 @@ class Problem:
         if kept is None or not kept.item.twice_differentiable:
             output, target = self._forward(seat.batch, "twice" if twice else "linearised")
             point = self.loss.at(output.detach(), target)
-            kept = _Kept(
-                _Share.of(output, point), KeptGraph(output, point, self._leaves, seat.first)
-            )
+            hooked = self._forward.hooked
+            at = KeptGraph(output, point, self._leaves, seat.first, hooked=hooked)
+            if hooked and twice:
+                at = self._without_idle_hooks(at, seat)
+            kept = _Kept(_Share.of(output, point), at)
         if twice:
             kept.item.keep_gradient()
             self._cache.drop(once)
         kept.item.kept = self._cache.offer(for_twice if twice else once, seat.key, kept)
         return kept
+
+    def _without_idle_hooks(self, at: KeptGraph, seat: _Seat) -> KeptGraph:
+        """The same batch without hooks on tensors, if they leave its gradient as it is; else as it came."""
+        output = self._forward.muted(seat.batch)
+        muted = KeptGraph(output, at.point, self._leaves, seat.first)
+        if self._forward.hooked or not same(
+            at.vjp(at.point.residual), muted.vjp(at.point.residual)
+        ):
+            return at
+        return muted
 
     def _head_linearisation(self, seat: _Seat) -> _Kept[HeadLinearisation]:
         slot = (HeadLinearisation, seat.number)
@@ -427,6 +454,11 @@ class Problem:
         if kept is None:
             assert self._chunk_outputs is not None
             output, target = self._forward(seat.batch, "linearised")
+            if self._forward.hooked:
+                raise ValueError(
+                    "chunk_outputs: the forward pass puts hooks on tensors, which products in chunks would go past; "
+                    "remove them, or leave chunk_outputs=None"
+                )
             point = self.loss.at(output.detach(), target)
             at = HeadLinearisation(output, point, self._leaves, self._chunk_outputs)
             kept = _Kept(_Share.of(output, point), at)
@@ -455,22 +487,27 @@ class Problem:
         def rerun(batch: Any) -> Tensor:
             return self._forward(batch, "backward")[0]
 
-        tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first)
+        hooked = self._forward.hooked
+        tape = Tape(output, self._leaves, self._plans, rerun, seat.batch, seat.first, hooked)
         return _Share.of(output, point), tape, point
 
     def _pass(self, one: Callable[[_Seat], _Share]) -> None:
-        """One pass over all batches that are not empty, each inside the borrowed model."""
+        """One pass over all batches that are not empty, inside the borrowed model, which one thread has at a time."""
         if not (self.group.alone or self._together):
             raise NotImplementedError(
                 "process_group: there is no rule yet by which this is that of the data of several processes; make a "
                 "risk without process_group= for that of this process's data"
             )
+        with lock_of(self._model):
+            self._locked_pass(one)
+
+    def _locked_pass(self, one: Callable[[_Seat], _Share]) -> None:
         self.refresh()
         shares: list[_Share] = []
         seen = Seen()
         for number, batch in enumerate(self._shown(self._batches)):
             inside = stored(tensors(batch))
-            if any(t.ndim > 0 and t.shape[0] == 0 for t in inside):
+            if self._forward.is_empty(batch, inside):
                 continue
             # a tensor of inference mode cannot be saved for a backward pass
             if any(t.is_inference() for t in inside):
@@ -505,11 +542,15 @@ class Problem:
     # ------------------------------------------------------------------ freshness
 
     def refresh(self) -> None:
-        """Forgets what was kept if parameters, buffers, modes or resident data changed since."""
-        state = self._current_state()
+        """Forgets what was kept if the model, the loss or resident data changed since."""
+        with lock_of(self._model):
+            self._refresh()
+
+    def _refresh(self) -> None:
+        state, attributes = self._current_state()
         if state != self._state:
             self._forget()
-            self._renew()
+            self._renew(attributes)
         elif self._cache.keeps:
             return
         self._here = self._totals = self._digests = None
@@ -525,35 +566,52 @@ class Problem:
             return is_finite(torch.nn.utils.get_total_norm([p.detach() for p in self._leaves]))
         return all(is_finite(t) for t in gathered(self._leaves))
 
-    def _current_state(self) -> tuple[object, ...]:
+    def _current_state(self) -> tuple[tuple[object, ...], tuple[object, object]]:
+        """All that answers depend on, and of it what is neither parameter, buffer nor batch."""
         members = self._forward.look()
-        held = [*members.parameters, *members.buffers, *self._loss_tensors]
+        loss = self._arguments["loss"]
+        loss_tensors = _tensors_of(loss)
+        held = [*members.parameters, *members.buffers, *loss_tensors]
         parts = stored(held)  # those of a sparse tensor are other objects each time
         state: list[object] = [(id(m), m.training) for m in members.modules]
-        state += [(id(t), t._version) for t in held]
+        state += [(id(t), version_of(t)) for t in held]
         state += [t.data_ptr() for t in parts]
         kind = self.space.device.type
         casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
         state.append(casts or self._forward.casts)  # within a pass, autocast is switched off
+        marks = Marks({id(t) for t in held})
+        attributes = (
+            self._forward.attributes(marks),
+            _marks_of_loss(marks, loss),
+        )
+        state += attributes
         if self._cache.keeps:
+            parts += [t for t in marks.tensors if _is_plain(t)]
             # p.data.copy_() and fused optimizers pass by the version counter; on CUDA the device is waited for once
             state += contents(parts)
         if self._batches.resident:
             state += [_identity(stored(tensors(batch))) for batch in self._batches]
-        return tuple(state)
+        return tuple(state), attributes
 
-    def _renew(self) -> None:
-        """Takes the model's modules and parameters as they stand now, where they are not those of before."""
+    def _renew(self, attributes: tuple[object, object]) -> None:
+        """Takes modules, parameters and loss as they stand now, where they are not those of before."""
         before, self._members = self._members, self._forward.members
         if [id(p) for p in before.parameters] == [id(p) for p in self._members.parameters]:
             self.space.check_form()
         else:
             self.space.renew(self._model)
             self._leaves[:] = self.space.parameters.values()
-        if [id(m) for m in before.modules] != [id(m) for m in self._members.modules]:
+        had, self._attributes = self._attributes, attributes
+        others = [id(m) for m in before.modules] != [id(m) for m in self._members.modules]
+        if others or (had is not None and had[0] != attributes[0]):
             self._forward.rebuilt()
             if self._compiler is not None:
                 self._compiler.rebuilt()
+        if had is not None and had[1] != attributes[1]:  # closed forms copy what a loss goes by
+            self.loss = output_loss(
+                self._arguments["loss"], self._arguments["reduction"], self.space.parameters
+            )
+            self._loss_digest = digest(_description(self._given_loss, self.loss.reduction))
 
     def _forget(self) -> None:
         self._cache.clear()
@@ -633,7 +691,7 @@ class Problem:
 
     def __getstate__(self) -> dict[str, Any]:
         # for a copy or a pickle: plans belong to a model, and the state to its tensors
-        return {**vars(self), "_plans": None, "_state": None}
+        return {**vars(self), "_plans": None, "_state": None, "_attributes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -660,17 +718,17 @@ def _checked_chunk(chunk: int | None) -> int | None:
 
 def _identity(inside: list[Tensor]) -> int:
     """Changes when the tensors of a resident batch are replaced or written to."""
-    return hash(
-        tuple(
-            (t.data_ptr(), 0 if t.is_inference() else t._version, t.stride(), t.shape)
-            for t in inside
-        )
-    )
+    return hash(tuple((t.data_ptr(), version_of(t), t.stride(), t.shape) for t in inside))
 
 
 def _tensors_of(loss: nn.Module | Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
     """What a loss goes by: weights of classes, say."""
-    return [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
+    if not isinstance(loss, nn.Module):
+        return []
+    if loss._modules:
+        return [*loss.parameters(), *loss.buffers()]
+    # a fraction of the cost
+    return [t for t in (*loss._parameters.values(), *loss._buffers.values()) if t is not None]
 
 
 def _description(loss: nn.Module | Callable[[Tensor, Tensor], Tensor], reduction: str) -> list[Any]:
@@ -683,3 +741,16 @@ def _description(loss: nn.Module | Callable[[Tensor, Tensor], Tensor], reduction
         if isinstance(v, plain) and k != "training"
     }
     return [kind.__module__, kind.__qualname__, reduction, sorted(numbers.items())]
+
+
+def _marks_of_loss(marks: Marks, loss: nn.Module | Callable[[Tensor, Tensor], Tensor]) -> object:
+    """What a loss goes by beside parameters and buffers: label_smoothing, say."""
+    if isinstance(loss, nn.Module):
+        modules = loss.modules() if loss._modules else (loss,)
+        return marks.of_modules(modules), [id(t) for t in _tensors_of(loss)]
+    return marks.of(loss)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether a tensor among the attributes can be read as parameters are."""
+    return type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and not t.is_meta

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from curvext.arguments import as_integer, as_seed
 from curvext.check import CheckResult, Plain, second_opinion
 from curvext.check.plain_loss import PlainLoss
+from curvext.finite import finite_answer
 from curvext.kronecker import (
     BlockDiagonalOperator,
     EKFACOperator,
@@ -50,7 +51,9 @@ class EmpiricalRisk(Problem):
         params: None for all parameters that require grad; names, glob patterns, or a predicate
             ``(name, parameter) -> bool``.
         cache: "auto" keeps a batch's linearisation while it fits in half of the free memory; True
-            keeps all, False none, a number is a budget in bytes.
+            keeps all, False none, a number is a budget in bytes. Before each product it is seen whether parameters,
+            buffers, attributes of modules and of the loss, hooks or ``forward`` changed; what a closure of the model
+            holds, a global variable or a file is not: make a new risk after changing such.
         forward: ``f(model, batch) -> output``, overrides how the model is called.
         target: ``f(batch) -> target``, likewise.
         reduction: "mean" or "sum" for a callable that has no such attribute: how it reduces.
@@ -105,7 +108,8 @@ class EmpiricalRisk(Problem):
     def gradient(self) -> Tensor:
         """∇L as a flat vector ``[P]``, in the dtype of vectors: the parameters' own, or ``dtype``."""
         total = self.together(Saying("gradient"), self._summed_gradient)
-        return self.group.sum(total).mul_(self.mean_scale()).to(self.dtype)
+        gradient = self.group.sum(total).mul_(self.mean_scale())
+        return finite_answer(gradient, "gradient").to(self.dtype)
 
     def _summed_gradient(self) -> Tensor:
         with torch.inference_mode(False):  # it is added to where that is off

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curvext.arguments import check_dense
+from curvext.errors import DtypeError
 
 Selection = None | str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 
@@ -51,13 +52,24 @@ class ParameterSpace:
         self.device: torch.device = first.device
         for name, p in chosen.items():
             if not p.dtype.is_floating_point:
+                hint = (
+                    "; keep it as a real parameter [..., 2] and use torch.view_as_complex(parameter) in the model, "
+                    "or leave it out with params="
+                    if p.is_complex()
+                    else ""
+                )
                 raise TypeError(
-                    f"params: {name!r} has dtype {p.dtype}; real floating point is needed"
+                    f"params: {name!r} has dtype {p.dtype}; real floating point is needed{hint}"
                 )
             if p.dtype != self.dtype:
                 raise TypeError(
                     f"params: {name!r} has dtype {p.dtype} but {self.names[0]!r} has {self.dtype}; "
                     "select parameters of one dtype"
+                )
+            if p.is_inference():
+                raise ValueError(
+                    f"params: {name!r} was made in torch.inference_mode(), so that it takes no gradient; load the "
+                    "model outside of it, or take copy.deepcopy(model), made outside"
                 )
             if p.device != self.device:
                 raise ValueError(
@@ -133,7 +145,12 @@ class ParameterSpace:
         ]
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The flat ``[P]`` vector of ``{name: tensor}``, the inverse of :meth:`split`."""
+        """The flat ``[P]`` vector of ``{name: tensor}``, the inverse of :meth:`split`.
+
+        Raises:
+            TypeError: it is no mapping, or an entry is no dense tensor.
+            ValueError: names, shapes, dtypes or devices do not fit; the message names the entry.
+        """
         if not isinstance(named, Mapping):
             raise TypeError(f"flatten: expected {{name: tensor}}, got {type(named).__name__}")
         missing = [name for name in self.names if name not in named]
@@ -150,7 +167,17 @@ class ParameterSpace:
                 raise ValueError(
                     f"flatten: {name!r}: expected shape {list(shape)}, got {list(value.shape)}"
                 )
+        self._check_alike(named)
         return torch.cat([named[name].reshape(-1) for name in self.names])
+
+    def _check_alike(self, named: Mapping[str, Tensor]) -> None:
+        """Raises unless all entries have one dtype and device: ``torch.cat`` promotes without a word."""
+        for what, error in (("dtype", DtypeError), ("device", ValueError)):
+            came = {name: getattr(named[name], what) for name in self.names}
+            if len(set(came.values())) > 1:
+                wanted = getattr(self, what)
+                name = next(name for name in self.names if came[name] != wanted)
+                raise error(f"flatten: {name!r}: expected {what} {wanted}, got {came[name]}")
 
 
 def _select(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "curvext"
 
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
-    {"arguments", "errors", "_C", "_compile", "_version", "memory", "contents", "randomness"},
+    {"arguments", "attributes", "contents", "errors", "finite", "memory", "randomness"}
+    | {"_C", "_compile", "_version"},
     {"_extension", "reference", "space", "data", "cache", "results", "storage", "processes"},
     {"kernels", "_build"},
     {"losses"},
@@ -231,3 +232,50 @@ def test_no_part_of_a_kernel_stands_alone(folder, pattern):
         if name not in KERNELS and not name.startswith("_") and name not in ("isa", "bounds"):
             strays.append(path.name)
     assert not strays, f"{folder}: {strays}"
+
+
+# ---------------------------------------------------------------------- devices
+
+
+#: what makes a tensor, or draws numbers, on the default device unless told where
+FACTORIES = {
+    *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace"),
+    *("logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor"),
+    *("sparse_coo_tensor", "tensor", "tril_indices", "triu_indices", "zeros", "Generator"),
+}
+
+
+def without_device(path: Path, source: str | None = None) -> list[str]:
+    """The calls of factories that say of no device where."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        module, name = node.func.value, node.func.attr
+        if not isinstance(module, ast.Name) or module.id != "torch" or name not in FACTORIES:
+            continue
+        told = {k.arg for k in node.keywords} & {"device", None}  # None: **options
+        if not told and not (name == "Generator" and node.args):
+            found.append(f"{path.name}:{node.lineno}: torch.{name} without device=")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_factory_call_names_its_device(path):
+    assert without_device(path) == []
+
+
+@pytest.mark.parametrize(
+    "source, count",
+    [
+        ("torch.zeros(3)", 1),
+        ("torch.zeros(3, device=x.device)", 0),
+        ("torch.zeros(3, **where)", 0),
+        ("torch.Generator().manual_seed(0)", 1),
+        ("torch.Generator('cpu')", 0),
+        ("x.new_zeros(3), torch.zeros_like(x)", 0),
+        ("f(torch.randperm(n, generator=g))", 1),
+    ],
+)
+def test_a_factory_call_without_device_is_seen(source, count):
+    assert len(without_device(PACKAGE / "planted.py", source)) == count

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from ability import needs_plain
 from compare import assert_close
 from models import CASES, CLASSIFIERS, GRID, N, make
 from oracles import Oracle
@@ -471,6 +472,9 @@ def autocast_call(model, batch):
 def test_empirical_fisher_under_autocast_is_one_matrix_near_the_exact_one(name, device):
     expected = pose(name, "ce", device=device).oracle.empirical_fisher()
     posed = pose(name, "ce", device=device, dtype=torch.float32)
+    needs_plain(
+        f"{name} under autocast", posed.model, lambda: autocast_call(posed.model, posed.data)
+    )
     V = posed.vectors()
     E = cx.EmpiricalFisherOperator(posed.model, posed.loss, posed.data, forward=autocast_call)
     assert_consistent(E, name)
@@ -482,12 +486,33 @@ def test_empirical_fisher_under_autocast_is_one_matrix_near_the_exact_one(name, 
     assert_close(E.eigh(2).values, torch.linalg.eigvalsh(dense)[-2:], f"{name} eigh")
 
 
+def test_what_plain_pytorch_cannot_run_here_is_skipped(monkeypatch):
+    """As an LSTM in bfloat16 on a processor without AVX-512."""
+    before = nn.LSTM.forward
+
+    def of_some_processors(self, x, *state):
+        if torch.is_autocast_enabled("cpu") or x.dtype is torch.bfloat16:
+            raise RuntimeError("could not create a primitive descriptor for the LSTM\nforward")
+        return before(self, x, *state)
+
+    monkeypatch.setattr(nn.LSTM, "forward", of_some_processors)
+    for test in (
+        test_empirical_fisher_under_autocast_is_one_matrix_near_the_exact_one,
+        test_empirical_fisher_of_parameters_in_bfloat16_is_near_the_exact_one,
+    ):
+        with pytest.raises(
+            pytest.skip.Exception, match="plain PyTorch cannot run lstm .*descriptor"
+        ):
+            test("lstm", torch.device("cpu"))
+
+
 @pytest.mark.parametrize("name", MIXED)
 def test_empirical_fisher_of_parameters_in_bfloat16_is_near_the_exact_one(name, device):
     exact = pose(name, "ce", device=device)
     expected, V = exact.oracle.empirical_fisher(), exact.vectors()
     model = exact.model.bfloat16()
     x = exact.x.bfloat16() if exact.x.is_floating_point() else exact.x
+    needs_plain(f"{name} in bfloat16", model, lambda: model(x))
     E = cx.EmpiricalFisherOperator(model, exact.loss, (x, exact.y))
     product = E @ V.bfloat16()
     assert product.dtype is torch.bfloat16

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from ability import needs_plain
 from answers import assert_all_close, assert_same, everything, risk_of
 from compare import assert_close
 from models import Model
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import curvext as cx
-from curvext.linearise import uses
+from curvext.linearise import convolution_use, uses
 
 
 @pytest.fixture
@@ -212,7 +213,9 @@ def test_a_failed_allocation_leaves_the_model_as_found_and_the_risk_usable(
 
     with monkeypatch.context() as planted:
         for kernel in ("outer_square", "outer_norm", "outer_dot", "outer_sum"):
-            planted.setattr(uses, kernel, Exhausted(getattr(uses, kernel)))
+            for user in (uses, convolution_use):
+                if hasattr(user, kernel):
+                    planted.setattr(user, kernel, Exhausted(getattr(user, kernel)))
         with pytest.raises(torch.OutOfMemoryError, match="planted"):
             quantities()
     assert_as_found(before, snapshot(posed.model))
@@ -263,6 +266,9 @@ def all_products(risk, V):
 def test_autocast_of_the_caller_is_for_the_model_alone(name, options, device):
     """Inside it every answer is that of a model which has autocast inside; before and after, that of one without."""
     posed = pose(name, "ce", device=device, dtype=torch.float32)
+    needs_plain(
+        f"{name} under autocast", posed.model, lambda: autocast_call(posed.model, posed.data)
+    )
     V = posed.vectors()
     expected = all_products(risk_of(posed, forward=autocast_call, **options), V)
     outside = risk_of(posed, **options)

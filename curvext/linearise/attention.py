@@ -72,6 +72,23 @@ def _square(q: Tensor, k: Tensor) -> torch.Size:
     return torch.Size((*q.shape[:-1], k.shape[-2]))
 
 
+def _with_heads_of(q: Tensor, t: Tensor) -> Tensor:
+    """Keys or values with one head for each of the queries', where several queries share one (``enable_gqa``)."""
+    if t.shape[:-2] == q.shape[:-2]:
+        return t
+    if t.shape[-3] != q.shape[-3]:
+        t = t.repeat_interleave(q.shape[-3] // t.shape[-3], -3)
+    return t.expand(*q.shape[:-2], *t.shape[-2:])
+
+
+def _shared_by_heads(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient by keys or values from that of :func:`_with_heads_of`."""
+    if gradient.shape == like.shape:
+        return gradient
+    groups = gradient.unflatten(-3, (like.shape[-3], -1)).sum(-3)
+    return groups.sum_to_size(like.shape)
+
+
 def _heads(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.flatten(0, -3)
 
@@ -87,9 +104,13 @@ def tangent(
     scores: Scores,
 ) -> Tensor:
     """ẏ = Ṗ v + P v̇ for the tangents of q, k and v, None for zero."""
+    query = inputs[0]
+    inputs = (query, _with_heads_of(query, inputs[1]), _with_heads_of(query, inputs[2]))
+    moved_q, *others = moved
+    moved_k, moved_v = (None if t is None else _with_heads_of(query, t) for t in others)
     shape = _square(inputs[0], inputs[1])
     q, k, v = (t.flatten(0, -3) for t in inputs)
-    dq, dk, dv = (_heads(t) for t in moved)
+    dq, dk, dv = (_heads(t) for t in (moved_q, moved_k, moved_v))
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype, device=v.device)
     for heads in _chunks(q, k):
         P = scores.probabilities(q[heads], k[heads], heads, shape)
@@ -146,10 +167,10 @@ def in_fixed_order(node: Any) -> Hook:
     """A hook for a node of :data:`UNORDERED` that gives the gradients by q, k and v in closed form."""
 
     def hook(gradients: tuple[Tensor | None, ...], cotangents: tuple[Tensor, ...]) -> Any:
-        inputs, scores = of_node(node)
-        if len({t.shape[:-2] for t in inputs}) > 1:  # heads in groups
-            return None
-        by_inputs = slope(cotangents[0].detach(), inputs, scores)
+        (q, k, v), scores = of_node(node)
+        every = (q, _with_heads_of(q, k), _with_heads_of(q, v))
+        by_q, by_k, by_v = slope(cotangents[0].detach(), every, scores)
+        by_inputs = (by_q, _shared_by_heads(by_k, k), _shared_by_heads(by_v, v))
         kept = [
             None if old is None else new for old, new in zip(gradients[:3], by_inputs, strict=True)
         ]

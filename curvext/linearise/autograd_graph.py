@@ -20,6 +20,11 @@ def leaf_variable(node: Node) -> Tensor:
     return cast(Tensor, cast(Any, node).variable)
 
 
+def nodes_below(root: Node) -> set[Node]:
+    """All nodes below ``root``, itself included."""
+    return set(_walk(root))
+
+
 def node_names(root: Node) -> set[str]:
     """The names of all nodes below ``root``, itself included."""
     return {node.name() for node in _walk(root)}

@@ -101,6 +101,11 @@ class Compiler:
     def _traced(self, batch: Any, given: Sequence[Tensor], twice: bool) -> Staged:
         # in eager mode first: whatever is wrong with model or data is found and said there
         output, _ = self._forward(batch, "twice" if twice else "linearised")
+        if self._forward.hooked:
+            raise RuntimeError(
+                "compile: the forward pass puts hooks on tensors (register_hook), which a trace would go past; remove "
+                "them, or leave compile=False"
+            )
         check_twice_differentiable(output, self._parameters)
         residual, u, *v = (
             torch.zeros(t.shape, dtype=t.dtype, device=t.device)

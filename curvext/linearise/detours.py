@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
@@ -21,6 +22,7 @@ from curvext.linearise.closed_forms import (
     gelu_in_closed_form,
     layer_norm_in_closed_form,
 )
+from curvext.linearise.switches import WITHOUT_CUDNN, WITHOUT_MKLDNN
 
 #: what a graph is made for: backward passes alone, tangents as well, to be differentiated twice, or that in a trace
 GraphUse = Literal["backward", "linearised", "twice", "traced"]
@@ -61,26 +63,53 @@ class _ComposedWeightNorm(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _ComposedLogcumsumexp(torch.overrides.TorchFunctionMode):
+    """``logcumsumexp`` from elementary operations: PyTorch differentiates its backward pass by logarithms of 0."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.logcumsumexp, Tensor.logcumsumexp):
+            composed = _logcumsumexp(*args, **(kwargs or {}))
+            if composed is not None:
+                return composed
+        return func(*args, **(kwargs or {}))
+
+
+def _logcumsumexp(input: Tensor, dim: int, *, out: Tensor | None = None) -> Tensor | None:
+    """y_i = log Σ_{j ≤ i} exp x_j, the sums of 2, 4, 8 … neighbours joined; None where that is not defined."""
+    if out is not None or input.ndim == 0 or not input.is_floating_point():
+        return None
+    y, step = input.movedim(dim, 0), 1
+    while step < len(y):
+        earlier, later = y[:-step], y[step:]
+        # log(e^a + e^b) = b + softplus(a − b), whose derivatives do not overflow
+        joined = later + torch.nn.functional.softplus(earlier - later, threshold=50)
+        y, step = torch.cat([y[:step], joined]), 2 * step
+    return y.movedim(0, dim)
+
+
+class _ComposedHardsigmoid(torch.overrides.TorchFunctionMode):
+    """``hardsigmoid`` by ``hardtanh``: PyTorch has no second derivative of it."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.nn.functional.hardsigmoid, torch._C._nn.hardsigmoid):
+            x = args[0] if args else (kwargs or {})["input"]
+            return (torch.nn.functional.hardtanh(x, -3.0, 3.0) + 3.0) / 6.0
+        return func(*args, **(kwargs or {}))
+
+
 # ---------------------------------------------------------------------- fused recurrent layers
 
 
-@contextmanager
-def _without(backend: Any) -> Iterator[None]:
-    # backend.flags(...) would also reset TF32 and determinism, and warns where TF32 is unknown
-    before = backend.enabled
-    backend.enabled = False
-    try:
-        yield
-    finally:
-        backend.enabled = before
-
-
 def _without_mkldnn() -> AbstractContextManager[None]:
-    return _without(torch.backends.mkldnn)
+    return WITHOUT_MKLDNN
 
 
 def _without_cudnn() -> AbstractContextManager[None]:
-    return _without(torch.backends.cudnn)
+    return WITHOUT_CUDNN
 
 
 # ---------------------------------------------------------------------- attention
@@ -176,6 +205,8 @@ DETOURS: dict[str, Detour] = {
     "MkldnnRnnLayerBackward0": Detour(_without_mkldnn, ("backward", *_ALL_ORDERS)),
     "CudnnRnnBackward0": Detour(_without_cudnn, ("backward", *_ALL_ORDERS)),
     "WeightNormInterfaceBackward0": Detour(_ComposedWeightNorm, _ALL_ORDERS),
+    "HardsigmoidBackward0": Detour(_ComposedHardsigmoid, ("twice", "traced")),
+    "LogcumsumexpBackward0": Detour(_ComposedLogcumsumexp, _ALL_ORDERS),
     # fused attention has no second derivative; of its tangents only the CPU kernel's is known
     "ScaledDotProductFlashAttentionForCpuBackward0": Detour(_composed_attention, _TWICE),
     "ScaledDotProductFlashAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),

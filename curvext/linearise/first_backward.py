@@ -53,13 +53,19 @@ class FirstBackward:
         output: f.
         residual: r, as a differentiable function of f.
         parameters: the leaves θ.
+        whole: whether it goes down to all of them, through every hook on the way.
     """
 
     def __init__(
-        self, graph: Graph, output: Tensor, residual: Tensor, parameters: Sequence[Tensor]
+        self,
+        graph: Graph,
+        output: Tensor,
+        residual: Tensor,
+        parameters: Sequence[Tensor],
+        whole: bool = False,
     ) -> None:
         self.residual = residual
-        nodes = _weighted_nodes(graph)
+        nodes = [] if whole else _weighted_nodes(graph)
         inside = {weight[0] for node in nodes for weight in node.weights if weight is not None}
         rest = [i for i in range(len(parameters)) if i not in inside]
         edges = [GradientEdge(graph.nodes[node.position], 0) for node in nodes]

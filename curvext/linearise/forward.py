@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from curvext import data
+from curvext.attributes import Attributes, Marks, version_of
 from curvext.contents import stored
+from curvext.finite import is_finite
 from curvext.linearise import autograd_graph
 from curvext.linearise.detours import (
     DETOURS,
@@ -28,6 +30,9 @@ from curvext.linearise.detours import (
     twice_differentiable,
     without_checkpointing,
 )
+from curvext.linearise.hooks import Muted, made_so_far
+from curvext.linearise.switches import FOR_A_PASS
+from curvext.losses.dependence import check_independent
 from curvext.randomness import drawing_nothing
 from curvext.space import ParameterSpace
 
@@ -92,6 +97,12 @@ class Forward:
         self._target = target
         self._detours = _DETOURS_OF.setdefault(model, set())
         self._clean_in_mode: tuple[bool, ...] | None = None
+        #: attributes that the forward pass writes and does not read
+        self._records: set[str] = set()
+        #: parameters whose requires_grad is another inside :meth:`borrowed`, and what it was
+        self._reflagged: list[tuple[Tensor, bool]] = []
+        #: whether the last forward pass put hooks on tensors, which edit what a backward pass brings
+        self.hooked = False
         #: as they stood at the last look
         self.members = Members.of(model)
         #: what autocast of the caller's casts to, where it is switched on; known inside :meth:`borrowed`
@@ -105,18 +116,32 @@ class Forward:
     def rebuilt(self) -> None:
         """The model has other modules: what was found out about it is found out again."""
         self._detours.clear()
+        self._records.clear()
         self._clean_in_mode = None
+
+    def attributes(self, marks: Marks) -> list[object]:
+        """Marks of all that the model goes by beside parameters and buffers, and of ``forward=`` and ``target=``."""
+        return [
+            *marks.of_modules(self.members.modules),
+            marks.of(self._forward),
+            marks.of(self._target),
+        ]
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """The selected parameters, and only they, as plain leaves that require grad.
 
-        Autocast of the caller's is switched off but for the model: what is computed of its graph keeps its dtypes.
+        Backward hooks of parameters and modules are set aside: one that edits gradients would edit curvature. Autocast
+        of the caller's is switched off but for the model: what is computed of its graph keeps its dtypes.
         """
         selected = {id(p) for p in self._space.parameters.values()}
         everything = self.members.parameters
         flags = [p.requires_grad for p in everything]
         hooks = [p._backward_hooks for p in everything]
+        hooked = [m for m in self.members.modules if m._backward_hooks or m._backward_pre_hooks]
+        of_modules = [(m, m._backward_hooks, m._backward_pre_hooks) for m in hooked]
+        reflagged = self._reflagged
+        changed: list[tuple[Tensor, bool]] = []
         kind = self._space.device.type
         around = self.casts  # passes are nested where batches are met in pairs
         if torch.is_autocast_enabled(kind):
@@ -125,17 +150,24 @@ class Forward:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(kind, enabled=False) if self.casts else nullcontext(),
-            _deterministic_cudnn(),
+            FOR_A_PASS,
         ):
             try:
                 for p, flag, had in zip(everything, flags, hooks, strict=True):
                     if flag is not (id(p) in selected):
                         p.requires_grad_(not flag)
+                        changed.append((p, flag))
                     if had:
-                        p._backward_hooks = None  # a hook that edits gradients would edit curvature
+                        p._backward_hooks = None
+                for m in hooked:
+                    m._backward_hooks, m._backward_pre_hooks = OrderedDict(), OrderedDict()
+                self._reflagged = reflagged or changed
                 yield
             finally:
                 self.casts = around
+                self._reflagged = reflagged
+                for m, after, before in of_modules:
+                    m._backward_hooks, m._backward_pre_hooks = after, before
                 for p, flag, had in zip(everything, flags, hooks, strict=True):
                     if p.requires_grad is not flag:
                         p.requires_grad_(flag)
@@ -167,6 +199,11 @@ class Forward:
 
         return self.checked(batch, evaluate)
 
+    def muted(self, batch: Any) -> Tensor:
+        """The output as of a call, for second derivatives, without the hooks that the forward pass puts on tensors."""
+        with Muted():
+            return self(batch, "twice")[0]
+
     def checked(self, batch: Any, evaluate: Callable[[], Tensor]) -> tuple[Tensor, Any]:
         """Output and target of a batch, the output by some other evaluation; raises as a call does."""
         self._check_mode()
@@ -174,6 +211,8 @@ class Forward:
         output = evaluate()
         self._check_output(output)
         target = self._get_target(batch)
+        if isinstance(target, Tensor) and target.requires_grad:
+            check_independent(target, self._space.parameters, "data: the target depends on")
         if isinstance(target, Tensor) and target.ndim > 0 and target.shape[0] != output.shape[0]:
             raise ValueError(
                 f"data: the output has {output.shape[0]} samples (dimension 0), the target {target.shape[0]}"
@@ -188,6 +227,8 @@ class Forward:
             stack.enter_context(in_a_trace())
             for detour in sorted(needed(self._detours, "traced")):
                 stack.enter_context(DETOURS[detour].taken())
+            attributes = self._held_attributes(contents=False)
+            stack.callback(attributes.put_back)  # they must not keep what a trace works with
             return self._call(batch)
 
     def plain(self, batch: Any) -> tuple[Tensor, Any] | None:
@@ -203,6 +244,7 @@ class Forward:
             stack.enter_context(_uncompiled())
             stack.enter_context(without_checkpointing())
             stack.enter_context(self._unwritten_buffers())
+            stack.callback(self._held_attributes(contents=True).put_back)
             names: set[str] = set()
             while True:
                 with twice_differentiable(names):
@@ -226,6 +268,22 @@ class Forward:
         """The parameters to differentiate."""
         return self._space
 
+    def is_empty(self, batch: Any, inside: Sequence[Tensor]) -> bool:
+        """Whether a batch has no sample; ``inside`` are its tensors.
+
+        Where some of them have rows and some have none, its target tells: a graph without edges is a sample too.
+        """
+        rows = [t.shape[0] for t in inside if t.ndim > 0]
+        if 0 not in rows:
+            return False
+        if not any(rows):
+            return True
+        for part in (self._get_target(batch), _first(batch)):
+            counts = [t.shape[0] for t in data.tensors(part) if t.ndim > 0]
+            if counts:
+                return not any(counts)
+        return False
+
     def tensors(self) -> list[Tensor]:
         """All parameters and buffers of the model."""
         return [*self.members.parameters, *self.members.buffers]
@@ -237,6 +295,36 @@ class Forward:
     # ------------------------------------------------------------------ one evaluation
 
     def _run(self, batch: Any, use: GraphUse) -> Tensor:
+        """The output by a forward pass that leaves model and batch as they were."""
+        first = self.modes() != self._clean_in_mode
+        try:
+            output = self._recorded(batch, use, first)
+            if first and self._reflagged:
+                self._check_flags(output, batch, use)
+            if first and not output.requires_grad:
+                self._check_graph(batch, use)
+        except BaseException:
+            self._clean_in_mode = None  # what went wrong here is looked for, and undone, again
+            raise
+        return output
+
+    def _recorded(self, batch: Any, use: GraphUse, first: bool) -> Tensor:
+        inputs = _Inputs(data.tensors(batch), first)
+        attributes = self._held_attributes(first or bool(self._records))
+        try:
+            output = self._evaluate(batch, use)
+            inputs.check()
+            changed = attributes.changed(self._name)
+            if changed and not self._records.issuperset(changed):
+                self._check_unread(changed, output, batch, use)
+                self._records.update(changed)
+        finally:
+            attributes.put_back()
+        self._check_remembered(attributes, output)
+        return output
+
+    def _evaluate(self, batch: Any, use: GraphUse) -> Tensor:
+        hooks_before = made_so_far()
         with ExitStack() as stack:
             stack.enter_context(drawing_nothing(self._space.device, _DREW))
             stack.enter_context(_uncompiled())
@@ -244,7 +332,54 @@ class Forward:
             for detour in sorted(needed(self._detours, use)):
                 stack.enter_context(DETOURS[detour].taken())
             with self._unwritten_buffers():
-                return self._call(batch)
+                output = self._call(batch)
+        self.hooked = made_so_far() != hooks_before
+        return output
+
+    def _held_attributes(self, contents: bool) -> Attributes:
+        known = {id(t) for t in self.tensors()}
+        return Attributes(self.members.modules, known, contents)
+
+    def _check_unread(
+        self, changed: Sequence[str], output: Tensor, batch: Any, use: GraphUse
+    ) -> None:
+        """Raises if the forward pass reads what it wrote to attributes: a second one then gives another output."""
+        again = self._evaluate(batch, use)
+        if again.shape != output.shape or not torch.equal(again.detach(), output.detach()):
+            raise RuntimeError(
+                f"model: the forward pass keeps a state in the attribute {changed[0]!r} and reads it, so two "
+                "evaluations differ. Hand the state in as an input, or reset it in a forward= of your own before the "
+                "model is called"
+            )
+
+    def _check_remembered(self, attributes: Attributes, output: Tensor) -> None:
+        """Raises if the output was made from a tensor that an earlier call left in an attribute with its graph."""
+        remembered = [t.grad_fn for t in attributes.tensors if t.grad_fn is not None]
+        if not remembered or output.grad_fn is None:
+            return
+        if not autograd_graph.nodes_below(output.grad_fn).isdisjoint(remembered):
+            raise RuntimeError(
+                "model: the forward pass reads a tensor that an earlier call left in an attribute with its graph "
+                f"({', '.join(n.name() for n in remembered[:3])}), which belongs to that call and its parameters. "
+                "Compute it anew in every forward pass, or empty that attribute before"
+            )
+
+    def _check_flags(self, output: Tensor, batch: Any, use: GraphUse) -> None:
+        """Raises if the model computes something else where other parameters require a gradient; looked at once."""
+        try:
+            for p, flag in self._reflagged:
+                p.requires_grad_(flag)
+            found = self._evaluate(batch, use).detach()
+        finally:
+            for p, flag in self._reflagged:
+                p.requires_grad_(not flag)
+        far = (found - output.detach()).abs().max() if found.shape == output.shape else torch.inf
+        if found.numel() and not far <= 1e4 * torch.finfo(output.dtype).eps * found.abs().max():
+            raise RuntimeError(
+                "params: the model gives another output where the parameters that are left out require no gradient "
+                "(it looks at requires_grad), so this would be the curvature of another function. Pass params=None and "
+                "take the blocks you want, or set requires_grad as it shall be before the risk is made"
+            )
 
     def _call(self, batch: Any) -> Tensor:
         with self._cast():
@@ -319,8 +454,13 @@ class Forward:
                 raise ValueError(
                     f"data: a tensor is on {t.device}, the parameters on {self._space.device}; move the batch"
                 )
-            if t.is_floating_point() and not all(is_finite(part) for part in stored([t])):
-                raise ValueError(f"data: a tensor of shape {list(t.shape)} contains nan or inf")
+            if (t.is_floating_point() or t.is_complex()) and not all(
+                is_finite(part) for part in stored([t])
+            ):
+                raise ValueError(
+                    f"data: a tensor of shape {list(t.shape)} contains nan or inf. Leave samples with missing labels "
+                    "out; a mask may be boolean, or have torch.finfo(dtype).min in place of -inf"
+                )
 
     def _check_output(self, output: Tensor) -> None:
         if output.ndim == 0:
@@ -328,9 +468,35 @@ class Forward:
                 "model: the output is a scalar; expected one row per sample (dimension 0)"
             )
         if not output.is_floating_point():
-            raise TypeError(f"model: the output has dtype {output.dtype}; floating point is needed")
+            hint = (
+                "; return torch.view_as_real(output), or abs, real or imag"
+                if output.is_complex()
+                else ""
+            )
+            raise TypeError(
+                f"model: the output has dtype {output.dtype}; floating point is needed{hint}"
+            )
         if not is_finite(output):
-            raise ValueError(f"model: the output {list(output.shape)} contains nan or inf")
+            hint = ""
+            if bool(torch.isneginf(output).any()) and not bool(output.isnan().any()):
+                hint = "; where classes are masked, write a large finite number such as -1e9 in place of -inf"
+            raise ValueError(f"model: the output {list(output.shape)} contains nan or inf{hint}")
+
+    def _check_graph(self, batch: Any, use: GraphUse) -> None:
+        """Raises if nothing leads from the output to any parameter, selected or not: then all answers were zeros."""
+        rest = [p for p in self.members.parameters if not p.requires_grad and p.is_floating_point()]
+        try:
+            for p in rest:
+                p.requires_grad_()
+            reached = self._evaluate(batch, use).requires_grad
+        finally:
+            for p in rest:
+                p.requires_grad_(False)
+        if not reached:
+            raise RuntimeError(
+                "model: nothing leads from the output to any parameter, so that all derivatives would be zero: the "
+                "forward pass runs under no_grad or inference_mode, detaches, or goes through NumPy"
+            )
 
     @contextmanager
     def _unwritten_buffers(self) -> Iterator[None]:
@@ -342,7 +508,7 @@ class Forward:
         held = [
             (m, n, b) for m in self.members.modules for n, b in m._buffers.items() if b is not None
         ]
-        saved = [(b._version, b.detach().clone()) for _, _, b in held]
+        saved = [(version_of(b), b.detach().clone()) for _, _, b in held]
         changed: list[str] = []
         try:
             yield
@@ -350,18 +516,52 @@ class Forward:
             for (module, name, buffer), (version, content) in zip(held, saved, strict=True):
                 replaced = module._buffers.get(name) is not buffer
                 module._buffers[name] = buffer
-                written = buffer._version != version and not torch.equal(buffer, content)
+                written = version_of(buffer) != version and not torch.equal(buffer, content)
                 if written:
                     with torch.no_grad():
                         buffer.copy_(content)
                 if replaced or written:
                     changed.append(f"{self._name(module)}.{name}".removeprefix("."))
         if changed:
-            raise RuntimeError(
-                f"model: the forward pass writes to the buffer {changed[0]!r}, so two evaluations differ; "
+            cure = (
                 "call model.eval()"
+                if any(mode)
+                else "it does so in evaluation mode too: write it behind if self.training, or keep it out of forward"
+            )
+            raise RuntimeError(
+                f"model: the forward pass writes to the buffer {changed[0]!r}, so two evaluations differ; {cure}"
             )
         self._clean_in_mode = mode
+
+
+class _Inputs:
+    """The tensors of a batch, to see whether a forward pass writes to one.
+
+    Args:
+        tensors: the tensors.
+        copied: whether they are copied too, so that what was written can be undone.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], copied: bool) -> None:
+        self._tensors = [t for t in tensors if not t.is_inference()]
+        self._versions = [t._version for t in self._tensors]
+        self._copies = [t.detach().clone() for t in self._tensors] if copied else []
+
+    def check(self) -> None:
+        """Raises if one was written to, and undoes it where copies are there."""
+        written = [t._version != v for t, v in zip(self._tensors, self._versions, strict=True)]
+        if not any(written):
+            return
+        with torch.no_grad():
+            for t, copy in zip(self._tensors, self._copies, strict=False):
+                if not torch.equal(t, copy):
+                    t.copy_(copy)
+        shape = list(self._tensors[written.index(True)].shape)
+        raise RuntimeError(
+            f"model: the forward pass writes to its input (a tensor of shape {shape}), so the data are others at the "
+            "next evaluation. Write x = x - 0.5 instead of x.sub_(0.5), or hand the model a copy: "
+            "forward=lambda model, batch: model(batch[0].clone())"
+        )
 
 
 def _fault_of(module: nn.Module) -> str | None:
@@ -390,17 +590,6 @@ def _fault_of(module: nn.Module) -> str | None:
     return None
 
 
-@contextmanager
-def _deterministic_cudnn() -> Iterator[None]:
-    """Convolutions by algorithms that give the same bits each time."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
-
-
 def _uncompiled() -> AbstractContextManager[object]:
     """Compiled code runs as it was written: inside a compiled function neither uses nor second derivatives are seen."""
     if (
@@ -410,18 +599,10 @@ def _uncompiled() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager")
 
 
-def is_finite(t: Tensor) -> bool:
-    """Whether all entries are finite, without a temporary."""
-    if t.numel() == 0:
-        return True
-    t = t.detach()
-    # on CUDA one launch gives both extremes, and a dot product is limited to 2³¹ values
-    if not t.is_cuda and t.is_contiguous() and t.dtype in (torch.float32, torch.float64):
-        flat = t.view(-1)
-        if math.isfinite(torch.dot(flat, flat).item()):
-            return True  # else nan, inf, or an overflow of the squares
-    low, high = torch.aminmax(t)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+def _first(batch: Any) -> Any:
+    """What comes first in a batch: the inputs of a pair."""
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return next(iter(values), None) if isinstance(values, Iterable) else None
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:

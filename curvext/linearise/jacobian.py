@@ -11,6 +11,8 @@ from torch import Tensor
 
 from curvext.linearise.autograd_graph import Graph, saved_bytes
 from curvext.linearise.first_backward import FirstBackward
+from curvext.linearise.hooks import HAS_NO_SECOND_DERIVATIVE, check_adjoint, check_linear
+from curvext.linearise.rows import JacobianRows
 from curvext.linearise.tangents import Tangents
 from curvext.losses import LossPoint
 
@@ -123,6 +125,8 @@ class KeptGraph(Linearisation, SecondDerivatives):
         parameters: the leaves θ.
         first: index of the batch's first datum among all.
         checked: whether it is known already that all operations can be differentiated twice, as in a trace.
+        hooked: whether the forward pass put hooks on tensors. Tangents would go up past them, so J v is had from
+            backward passes, each product is checked, and second derivatives are refused.
     """
 
     def __init__(
@@ -133,8 +137,11 @@ class KeptGraph(Linearisation, SecondDerivatives):
         first: int,
         *,
         checked: bool = False,
+        hooked: bool = False,
     ) -> None:
         super().__init__(point, first)
+        self._hooked = hooked
+        self._rows: JacobianRows | None = None
         self.output = output
         self._parameters = list(parameters)
         self._curvature = _OutputCurvature(point)
@@ -148,8 +155,14 @@ class KeptGraph(Linearisation, SecondDerivatives):
             return
         self._graph = Graph(output, self._parameters)
         self.twice_differentiable = not any(
-            "ScaledDotProduct" in name for name in self._graph.names
+            "ScaledDotProduct" in name or name == "HardsigmoidBackward0"
+            for name in self._graph.names
         )
+        if hooked:
+            self.twice_differentiable = False
+            if not JacobianRows.fit(output, self._parameters):
+                self._keep_gradient()
+            return
         missing = Tangents.missing(self._graph)
         if not missing:
             self._tangents = Tangents(self._graph)
@@ -161,17 +174,37 @@ class KeptGraph(Linearisation, SecondDerivatives):
 
     def keep_gradient(self) -> None:
         """Keeps the first backward pass with its graph, which second derivatives need."""
+        if self._hooked and self.output.requires_grad:
+            raise RuntimeError(f"model: {HAS_NO_SECOND_DERIVATIVE}")
+        self._keep_gradient()
+
+    def _keep_gradient(self) -> None:
         if self._first_backward is not None or not self.output.requires_grad:
             return
         _refuse(self._once_differentiable)
         residual = _Residual.apply(self.output, self._curvature)
-        self._first_backward = FirstBackward(self._graph, self.output, residual, self._parameters)
+        self._first_backward = FirstBackward(
+            self._graph, self.output, residual, self._parameters, whole=self._hooked
+        )
 
     def jvp(self, v: Sequence[Tensor]) -> Tensor:
         _refuse(self._once_differentiable)
         product: Tensor | None = None
-        if self._tangents is not None:
-            product = self._tangents(v)
+        if self._tangents is not None and self._rows is None:
+            try:
+                product = self._tangents(v)
+            except (NotImplementedError, RuntimeError) as error:
+                if not _lacks_a_derivative(error):
+                    raise
+                if not JacobianRows.fit(self.output, self._parameters):
+                    raise _without_second_derivative(error) from error
+                self._rows = JacobianRows(self.output, self._parameters)
+        if self._hooked and self._first_backward is None and self.output.requires_grad:
+            self._rows = self._rows or JacobianRows(self.output, self._parameters)
+        if self._rows is not None:
+            product = self._rows.jvp(v)
+        elif self._tangents is not None:
+            pass
         elif self._first_backward is not None:
             values, cotangents = self._first_backward.paired_with(v, weights_move=False)
             if values:
@@ -182,19 +215,27 @@ class KeptGraph(Linearisation, SecondDerivatives):
                     retain_graph=True,
                     allow_unused=True,
                 )
-        return torch.zeros_like(self.output) if product is None else product
+        product = torch.zeros_like(self.output) if product is None else product
+        if self._hooked:
+            u = torch.cos(torch.arange(product.numel(), device=product.device)).to(product)
+            u = u.view_as(product)
+            check_adjoint(v, product, u, self.vjp(u))
+        return product
 
     def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
         if not self.output.requires_grad:
             return [torch.zeros_like(p) for p in self._parameters]
-        products = torch.autograd.grad(
-            self.output,
-            self._parameters,
-            u,
-            retain_graph=self.kept or not last,
-            allow_unused=True,
+        products = dense_or_zeros(
+            self._pulled(u, self.kept or not last or self._hooked), self._parameters
         )
-        return dense_or_zeros(products, self._parameters)
+        if self._hooked:
+            check_linear(lambda scaled: self._pulled(scaled, True), u, products)
+        return products
+
+    def _pulled(self, u: Tensor, retain: bool) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(
+            self.output, self._parameters, u, retain_graph=retain, allow_unused=True
+        )
 
     def hvp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
         return self._second(v, True, last)
@@ -209,19 +250,27 @@ class KeptGraph(Linearisation, SecondDerivatives):
         if not values:
             return [torch.zeros_like(p) for p in self._parameters]
         self._curvature.active = active
-        products = torch.autograd.grad(
-            values,
-            self._parameters,
-            cotangents,
-            retain_graph=self.kept or not last,
-            allow_unused=True,
-        )
+        try:
+            products = torch.autograd.grad(
+                values,
+                self._parameters,
+                cotangents,
+                retain_graph=self.kept or not last,
+                allow_unused=True,
+            )
+        except (NotImplementedError, RuntimeError) as error:
+            if _lacks_a_derivative(error):
+                raise _without_second_derivative(error) from error
+            raise
         return dense_or_zeros(products, self._parameters)
 
     def nbytes(self) -> int:
         held = [] if self._first_backward is None else self._first_backward.tensors
         roots = [t.grad_fn for t in (self.output, *held) if t.grad_fn is not None]
-        return saved_bytes(_reachable(roots)) + sum(t.numel() * t.element_size() for t in held)
+        rows = 0 if self._rows is None else self._rows.nbytes()
+        return (
+            rows + saved_bytes(_reachable(roots)) + sum(t.numel() * t.element_size() for t in held)
+        )
 
 
 def check_twice_differentiable(output: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -229,6 +278,22 @@ def check_twice_differentiable(output: Tensor, parameters: Sequence[Tensor]) -> 
     if output.requires_grad:
         graph = Graph(output, parameters)
         _refuse(graph.once_differentiable(among=Tangents.missing(graph)))
+
+
+def _lacks_a_derivative(error: Exception) -> bool:
+    """Whether it is PyTorch's error of an operation whose backward cannot be differentiated."""
+    text = str(error)
+    return isinstance(error, NotImplementedError) or (
+        "derivative for" in text and "not implemented" in text
+    )
+
+
+def _without_second_derivative(error: Exception) -> RuntimeError:
+    return RuntimeError(
+        f"an operation of the model has no second derivative in PyTorch ({error}). H needs one, and so does G where "
+        "outputs are too many to have J row by row. Write it in other operations, freeze what lies before it with "
+        "params=, or use smaller batches for G. (The gradient, F_emp and the diagonals of G and F work.)"
+    )
 
 
 def _refuse(once_differentiable: set[str]) -> None:

@@ -93,6 +93,10 @@ class Sketch:
 
     def __init__(self, gradient: Tensor) -> None:
         gradient = gradient.detach()
+        if (
+            gradient.is_complex()
+        ):  # an irregular sum of both parts: scales of powers of two stay exact
+            gradient = gradient.real + 0.6180339887 * gradient.imag
         if gradient.ndim < 2:
             self.reduced_dims: tuple[int | None, ...] = (None,)
         elif gradient.ndim == 2:
@@ -107,7 +111,7 @@ class Sketch:
     def largest(self) -> Tensor:
         """The largest entry; nan counts as one."""
         sums = self.sums[0]
-        return sums.abs().amax() if sums.numel() else torch.zeros(())
+        return sums.abs().amax() if sums.numel() else sums.new_zeros(())
 
 
 def _weighted_sum(x: Tensor, dim: int) -> Tensor:

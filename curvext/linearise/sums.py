@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvext.contents import gathered
+from curvext.finite import finite_answer, is_finite
 from curvext.linearise.selections import Arrangement
 from curvext.linearise.tape import Tape
 from curvext.linearise.uses import OuterUse, Use
@@ -136,6 +138,9 @@ class SquareSum:
         blocks = self._sum.blocks()
         group.sum_all(blocks)
         torch._foreach_mul_(blocks, scale)
+        if self._space.device.type == "cpu" and not all(is_finite(t) for t in gathered(blocks)):
+            for name, block in zip(self._space.names, blocks, strict=True):
+                finite_answer(block, f"diagonal: {name!r}")
         return dict(zip(self._space.names, (b.to(dtype) for b in blocks), strict=True))
 
 

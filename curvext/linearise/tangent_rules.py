@@ -5,8 +5,8 @@ Operations have a rule of three kinds:
 * **written**, for what a network spends its time on: products, convolutions, norms, attention;
 * **symmetric**: where ∂h/∂x is a symmetric matrix (anything elementwise of one input, softmax) the
   tangent is the node's own backward;
-* **transposed**, for all others: the backward u ↦ (∂h/∂x)ᵀu of one node is linear in u, so its own
-  backward is (∂h/∂x) ẋ. Exact wherever PyTorch has a second derivative.
+* **transposed**, for all others and wherever numbers are complex: the backward u ↦ (∂h/∂x)ᵀu of one node
+  is linear in u, so its own backward is (∂h/∂x) ẋ. Exact wherever PyTorch has a second derivative.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def transposed(node: Any, inputs: Sequence[Tensor | None]) -> Sequence[Tensor | 
     backward = backward if isinstance(backward, tuple) else (backward,)
     pairs = [
         # the engine sums a gradient over what was broadcast, and casts it: here the other way round
-        (b, t.to(b.dtype).expand(b.shape))
+        (b, _cast(t, b.dtype).expand(b.shape))
         for b, t in zip(backward, inputs, strict=False)
         if t is not None and b is not None and b.requires_grad
     ]
@@ -67,6 +67,11 @@ def transposed(node: Any, inputs: Sequence[Tensor | None]) -> Sequence[Tensor | 
     return torch.autograd.grad(
         [b for b, _ in pairs], cotangents, [t for _, t in pairs], allow_unused=True
     )
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another dtype; of a complex tensor the real part, where that is what is asked for."""
+    return (t.real if t.is_complex() and not dtype.is_complex else t).to(dtype)
 
 
 def _symmetric(node: Any, inputs: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:

@@ -33,9 +33,10 @@ class Tangents:
         order = _children_first(graph, [position for position, _ in wanted])
         #: (node, which of its outputs) → where its tangent is kept; the place after the last stays empty
         places: dict[tuple[int, int], int] = {}
+        complex_places: set[int] = set()
         self._steps: list[_Step] = []
         for position in order:
-            step = _step(graph, position, places)
+            step = _step(graph, position, places, complex_places)
             places |= {(position, which): place for which, place in enumerate(step.outputs)}
             self._steps.append(step)
         self._places = len(places)
@@ -88,17 +89,24 @@ class _Step:
     outputs: range
 
 
-def _step(graph: Graph, position: int, places: dict[tuple[int, int], int]) -> _Step:
-    """A node as a step; ``places`` tells of those before it."""
+def _step(
+    graph: Graph, position: int, places: dict[tuple[int, int], int], complex_places: set[int]
+) -> _Step:
+    """A node as a step; ``places`` tells of those before it, ``complex_places`` which of them are complex."""
     name, node, free = graph.names[position], graph.nodes[position], len(places)
     if name == LEAF:
         return _Step(_block_of(graph.parameter_at[position]), [], range(free, free + 1))
     inputs = [-1 if c is None else places.get((c, nr), -1) for c, nr in graph.edges[position]]
-    count = len(cast(Any, node)._input_metadata)
+    metadata = cast(Any, node)._input_metadata
+    count = len(metadata)
+    is_complex = any(m.dtype.is_complex for m in metadata)
+    if is_complex:
+        complex_places.update(range(free, free + count))
     carry: _Carry
     if is_selection(name):
         carry = _rearranged([selector(graph, position, which) for which in range(count)])
-    elif has_rule(name):
+    # a backward multiplies by conjugates, which written and symmetric rules know nothing of
+    elif has_rule(name) and not is_complex and complex_places.isdisjoint(inputs):
         carry = _by_rule(written_rule(graph, position))
     else:
         carry = _by_transposition(node)

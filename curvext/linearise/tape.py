@@ -49,6 +49,7 @@ class Tape:
         rerun: a batch → its output with a new graph; None if this graph is the only one.
         batch: the batch, for ``rerun``.
         first: index of its first datum among all.
+        hooked: whether the forward pass put hooks on tensors, which may mix samples: then all take the general path.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Tape:
         rerun: Callable[[Any], Tensor] | None,
         batch: Any = None,
         first: int = 0,
+        hooked: bool = False,
     ) -> None:
+        self._hooked = hooked
         self.first = first
         self.samples = int(output.shape[0])
         self._output = output
@@ -90,6 +93,10 @@ class Tape:
         """For each parameter the path its per-sample gradients take, and how its samples are known to lie apart."""
         if self._graph is None:
             return dict.fromkeys(range(len(self._parameters)), "unused")
+        if self._hooked:
+            return dict.fromkeys(
+                range(len(self._parameters)), "general, as there are hooks on tensors"
+            )
         finding = self._find()
         told: dict[int, str] = {}
         for i, route in enumerate(finding.plan.routes):
@@ -113,6 +120,8 @@ class Tape:
         """How many elements of per-sample gradients :meth:`play` will hand over written out."""
         if self._graph is None:
             return 0
+        if self._hooked:
+            return self.samples * sum(p.numel() for p in self._parameters)
         parted = {"fused", "tied", "unused", *(["overlapping"] if summands else [])}
         return self.samples * sum(
             p.numel()
@@ -134,6 +143,10 @@ class Tape:
         """
         graph = self._graph
         if graph is None:
+            return
+        if self._hooked:
+            every = range(len(self._parameters))
+            self._one_by_one.gradients(every, cotangent, visitor.gradient)
             return
         finding = self._find(assume=not keep)
         plan = finding.plan
@@ -322,6 +335,8 @@ class _Waiting:
                 self.declined |= self._plan.parameters_of(site)
 
     def _make_use(self, site: Site, gradient: Tensor) -> Use | None:
+        if gradient.is_complex():  # a backward multiplies by conjugates, rules do not
+            return None
         rule = rule_for(self._graph.names[site.node], site.edge)
         assert rule is not None
         shape = self._graph.shape(*site.derived)

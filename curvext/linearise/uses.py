@@ -6,6 +6,7 @@ that was used. Every class gives the same three things.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -335,10 +336,10 @@ def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
 def wide(t: Tensor) -> Tensor:
     """At least float32, the dtype in which squares are summed."""
-    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def alike(*tensors: Tensor) -> list[Tensor]:
     """In one dtype, the widest of theirs, and at least float32."""
-    dtype = torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     return [t.to(dtype) for t in tensors]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from curvext.losses.base import LossPoint, OutputLoss, computes
 from curvext.losses.bce import BinaryCrossEntropy
 from curvext.losses.cross_entropy import CausalLMLoss, SoftmaxCrossEntropy
 from curvext.losses.custom import CustomLoss
+from curvext.losses.dependence import check_independent
 from curvext.losses.mse import SquaredError
 
 __all__ = ["CausalLMLoss", "LossPoint", "OutputLoss", "output_loss"]
@@ -27,14 +29,21 @@ _MODULE_OF = {
 }
 
 
-def output_loss(loss: Any, reduction: str | None) -> OutputLoss:
+def output_loss(
+    loss: Any, reduction: str | None, parameters: Mapping[str, Tensor] | None = None
+) -> OutputLoss:
     """The output-space form of ``loss``: closed where there is one, by autograd otherwise.
 
     A subclass of a torch loss has its closed form unless it computes something of its own.
 
+    Args:
+        loss: a loss module, or any callable ``loss(output, target) -> scalar``.
+        reduction: of a callable that does not say.
+        parameters: those to be differentiated, by name; the loss may read them through the output alone.
+
     Raises:
         TypeError: ``loss`` is not callable.
-        ValueError: its reduction is unknown, or ``reduction`` contradicts it.
+        ValueError: its reduction is unknown, or ``reduction`` contradicts it; or its weights depend on ``parameters``.
     """
     if isinstance(loss, type) or not callable(loss):
         raise TypeError(f"loss: expected a loss module or a callable, got {loss!r}")
@@ -43,10 +52,15 @@ def output_loss(loss: Any, reduction: str | None) -> OutputLoss:
     own = getattr(loss, "reduction", None)
     if reduction is not None and own is not None and reduction != own:
         raise ValueError(f"reduction: {reduction!r} contradicts loss.reduction = {own!r}")
+    parameters = {} if parameters is None else parameters
+    for name in ("weight", "pos_weight"):
+        weight = getattr(loss, name, None)
+        if isinstance(weight, Tensor):
+            check_independent(weight, parameters, f"loss: its {name} is, or is made of,")
     if computes(loss, nn.CrossEntropyLoss) or computes(loss, CausalLMLoss):
         return SoftmaxCrossEntropy.from_module(loss)
     if computes(loss, nn.MSELoss):
         return SquaredError.from_module(loss)
     if computes(loss, nn.BCEWithLogitsLoss):
         return BinaryCrossEntropy.from_module(loss)
-    return CustomLoss(loss, reduction)
+    return CustomLoss(loss, reduction, parameters)

@@ -173,7 +173,10 @@ class SoftmaxCrossEntropy(OutputLoss):
     def _check(self, output: Tensor, target: Tensor, dim: int) -> None:
         name = "CausalLMLoss" if self.causal else "CrossEntropyLoss"
         if not isinstance(target, Tensor):
-            raise TypeError(f"{name}: expected a tensor as target, got {type(target).__name__}")
+            raise TypeError(
+                f"{name}: expected a tensor as target, got {type(target).__name__}; of a list of single samples make "
+                "batches: DataLoader(data, batch_size=...)"
+            )
         if self.causal and output.ndim != 3:
             raise ValueError(f"{name}: expected logits [N, T, V], got {list(output.shape)}")
         if output.ndim < 2:
@@ -190,9 +193,12 @@ class SoftmaxCrossEntropy(OutputLoss):
         hint = ""
         if not self.causal and output.ndim == 3 and target.shape == output.shape[:2]:
             hint = (
-                ". This looks like a language model's [N, T, V] with labels [N, T]; "
-                "use loss=curvext.CausalLMLoss(), or forward= to move the classes to dimension 1"
+                ". This looks like a language model's [N, T, V] with labels [N, T]; use loss=curvext.CausalLMLoss() "
+                "for a causal one, which shifts the labels by one. Where they are not shifted (token classifiers, T5, "
+                "BART), move the classes to dimension 1: forward=lambda m, batch: m(**inputs).logits.transpose(1, 2)"
             )
+        if target.ndim == 0 and output.ndim > 1:
+            hint = "; of a list of single samples make batches: DataLoader(data, batch_size=...)"
         raise ValueError(
             f"{name}: output {list(output.shape)} wants a target {list(per_position)} of class indices, "
             f"got {list(target.shape)} {target.dtype}{hint}"

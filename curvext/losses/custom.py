@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from curvext.losses.base import LossPoint, OutputLoss, check_reduction, computes
 from curvext.losses.cross_entropy import check_class_weight
+from curvext.losses.dependence import check_independent
 from curvext.randomness import drawing_nothing
 
 # Torch's own "mean" over elements: their count is the divisor, also when batches differ in length.
@@ -49,11 +51,20 @@ class CustomLoss(OutputLoss):
 
     no_likelihood = "a custom loss does not say of which distribution it is −log p"
 
-    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], reduction: str | None) -> None:
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        reduction: str | None,
+        parameters: Mapping[str, Tensor],
+    ) -> None:
         declared = getattr(loss, "reduction", None) if reduction is None else reduction
+        by_sample = declared == "batchmean" and computes(loss, nn.KLDivLoss)
+        declared = "mean" if by_sample else declared
         self.reduction = check_reduction(declared, getattr(loss, "__name__", type(loss).__name__))
         self._loss = loss
-        self._elementwise = any(computes(loss, kind) for kind in _ELEMENTWISE)
+        self._elementwise = not by_sample and any(computes(loss, kind) for kind in _ELEMENTWISE)
+        #: those to be differentiated, which the loss may read through the output alone
+        self._parameters = parameters
         #: the number of the batch that was met first, and samples of it
         self._first: tuple[int, Tensor, Tensor] | None = None
         #: the numbers of the batches that were joined to it without a difference
@@ -96,11 +107,23 @@ class CustomLoss(OutputLoss):
         leaf = output.detach().requires_grad_()
         if self.reduction == "mean" and divisor == 0:
             return leaf, leaf.new_zeros(()), divisor  # torch's mean is 0/0; the risk gets nothing
+        version = target._version if _is_versioned(target) else 0
         with drawing_nothing(leaf.device, _DREW):
-            value = self._loss(leaf, target)
+            value = self._loss(leaf.clone(), target)  # it may write to its input, as in training
+        if _is_versioned(target) and target._version != version:
+            raise ValueError(
+                "loss: it writes to its target, so that the data are others at its next call; let it work on a copy, "
+                "target.clone()"
+            )
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"loss: expected a scalar tensor, got {shape}")
+        check_independent(value, self._parameters, "loss: it reads")
+        if not value.requires_grad and float(value) != 0:
+            raise ValueError(
+                "loss: nothing leads from its value to the output, so that all derivatives would be zero: it goes by "
+                "argmax, a comparison or NumPy, or under no_grad or detach. Use a loss of differentiable operations"
+            )
         scale = divisor if self.reduction == "mean" else 1.0
         return leaf, value.reshape(()) * scale, divisor
 
@@ -193,15 +216,20 @@ class _CustomPoint(LossPoint):
         samples = len(self.residual)
         if samples == 1:
             return
-        generator = torch.Generator().manual_seed(0)
-        u = torch.randn(self.residual.shape, generator=generator, dtype=torch.float64)
+        generator = torch.Generator("cpu").manual_seed(0)
+        u = torch.randn(self.residual.shape, generator=generator, dtype=torch.float64, device="cpu")
         # powers of two change no rounding, so that samples which are apart give equal bits
-        powers = (torch.arange(samples) % 16 - 8)[torch.randperm(samples, generator=generator)]
+        order = torch.randperm(samples, generator=generator, device="cpu")
+        powers = (torch.arange(samples, device="cpu") % 16 - 8)[order]
         factors = (2.0**powers).to(self.residual).view([-1] + [1] * (self.residual.ndim - 1))
         u = u.to(self.residual)
         apart, together = self.hessian_mm(torch.stack([u, factors * u]))
         if _differ(together, factors * apart):
             raise _coupled(so)
+
+
+def _is_versioned(target: object) -> TypeGuard[Tensor]:
+    return isinstance(target, Tensor) and not target.is_inference()
 
 
 def _derivative(value: Tensor, leaf: Tensor, again: bool) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curvext.arguments import as_choice, as_integer, as_number
+from curvext.finite import finite_answer
 from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.records import Records
 from curvext.linearise.sums import SquaredNorms, SquareSum
@@ -455,7 +456,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
             return torch.cat(parts)
 
         mine = self._problem.together(self._saying(".gradient_norms"), measured)
-        return self.group.rows(mine, self._problem.shares)
+        rows = self.group.rows(mine, self._problem.shares)
+        return finite_answer(rows, "per-sample gradient norms")
 
     def _samples_only(self, method: str) -> None:
         if self._per == "token":

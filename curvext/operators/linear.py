@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from curvext.arguments import as_integer, check_dense, from_array
-from curvext.errors import NoClosedFormError
-from curvext.linearise.forward import is_finite
+from curvext.errors import DtypeError, NoClosedFormError
+from curvext.finite import finite_answer, is_finite
 from curvext.processes import ALONE, Group, collective
 from curvext.space import ParameterSpace
 
@@ -65,8 +65,9 @@ class LinearOperator(ABC):
             TypeError: ``v`` is no tensor or has another dtype.
             ValueError: its shape or device does not fit, or it contains nan or inf.
         """
-        self._check(v, f"{type(self).__name__} @ v", 1)
-        return self._columns([v.contiguous()])[0]
+        where = f"{type(self).__name__} @ v"
+        self._check(v, where, 1)
+        return finite_answer(self._columns([v.contiguous()])[0], where, self.check_finite)
 
     @collective
     def matmat(self, V: Tensor) -> Tensor:
@@ -75,11 +76,12 @@ class LinearOperator(ABC):
         The answer's columns are contiguous. Those of ``V`` are copied where they are not, when their
         turn comes.
         """
-        self._check(V, f"{type(self).__name__} @ V", 2)
+        where = f"{type(self).__name__} @ V"
+        self._check(V, where, 2)
         if V.shape[1] == 0:
             with self.group.call(f"{type(self).__name__} @ V", [V]):
                 return V.clone()
-        return self._columns(list(V.unbind(1))).T
+        return finite_answer(self._columns(list(V.unbind(1))), where, self.check_finite).T
 
     @collective
     def __matmul__(self, v: Vector) -> Vector:
@@ -237,7 +239,7 @@ class LinearOperator(ABC):
         """Whatever its shape: dense, of the operator's dtype and device, and finite where that is looked at."""
         check_dense(where, v)
         if self.dtype is not None and v.dtype != self.dtype:
-            raise TypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
+            raise DtypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
         if self.device is not None and v.device != self.device:
             raise ValueError(f"{where}: expected device {self.device}, got {v.device}")
         if (
@@ -271,11 +273,11 @@ class Identity(LinearOperator):
 
     def diagonal(self) -> Tensor:
         """Ones, ``[P]``."""
-        return torch.ones(self.size)
+        return torch.ones(self.size, device="cpu")
 
     def trace(self) -> Tensor:
         """P."""
-        return torch.tensor(float(self.size))
+        return torch.tensor(float(self.size), device="cpu")
 
 
 class WeightedSum(LinearOperator):

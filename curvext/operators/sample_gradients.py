@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvext.finite import finite_answer
 from curvext.linearise.jacobian import Linearisation
 from curvext.linearise.parcels import Parcel, packed, unpacked
 from curvext.linearise.records import Records
@@ -60,7 +61,7 @@ class SampleGradients:
         else:
             mine = problem.together(saying, self._all)
             gram = self._across(mine, mine)
-        return (gram + gram.T) / 2
+        return finite_answer((gram + gram.T) / 2, "gram")
 
     def gram_with(self, other: SampleGradients) -> Tensor:
         """R R'ᵀ with the gradients of another problem, ``[N, N']``.

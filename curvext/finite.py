@@ -1,0 +1,43 @@
+"""Nan and inf: found in what comes in, and in what would go out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def is_finite(t: Tensor) -> bool:
+    """Whether all entries are finite, without a temporary."""
+    if t.numel() == 0:
+        return True
+    t = torch.view_as_real(t.detach().resolve_conj()) if t.is_complex() else t.detach()
+    # on CUDA one launch gives both extremes, and a dot product is limited to 2³¹ values
+    if not t.is_cuda and t.is_contiguous() and t.dtype in (torch.float32, torch.float64):
+        flat = t.view(-1)
+        if math.isfinite(torch.dot(flat, flat).item()):
+            return True  # else nan, inf, or an overflow of the squares
+    low, high = torch.aminmax(t)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def finite_answer(answer: Tensor, where: str, always: bool = False) -> Tensor:
+    """An answer as it is, if it is finite: of finite input nan is a fault, and no answer.
+
+    Args:
+        answer: what would be given out.
+        where: names the quantity in the message.
+        always: whether to look on CUDA too, where that waits for the device.
+
+    Raises:
+        ValueError: it contains nan or inf.
+    """
+    looked_at = always or answer.device.type == "cpu"
+    if looked_at and answer.is_floating_point() and not is_finite(answer):
+        raise ValueError(
+            f"{where} contains nan or inf, though parameters, data and output are finite: the derivative of some "
+            "operation is infinite at these values (sqrt or norm at 0, log or pow at 0) or overflows. Add a small "
+            "constant inside of it, or work in float64"
+        )
+    return answer
