@@ -5,6 +5,7 @@ python -m benchmarks kernels [names]        kernels beside PyTorch, torch.compil
 python -m benchmarks models [names]         whole networks beside other libraries
 python -m benchmarks scaling                cost by N, S, I, O, P, K, C
 python -m benchmarks memory                 peak memory, each in a process of its own
+python -m benchmarks training               what curvext.backward adds to a training step
 python -m benchmarks proofs                 what it costs on each batch to know where samples lie
 python -m benchmarks report                 JSON to tables, pictures and docs/performance.md
 python -m benchmarks compare A.json B.json  what got slower by more than noise; exit status 1 if anything did
@@ -27,9 +28,9 @@ from benchmarks.compare import compare
 from benchmarks.machine import cores, environment, machine
 from benchmarks.record import QUICK_RESULTS, RESULTS, Record, Row, load
 from benchmarks.report import page
-from benchmarks.suites import kernels, memory, models, proofs, scaling
+from benchmarks.suites import kernels, memory, models, proofs, scaling, training
 
-SUITES = ("kernels", "models", "scaling", "memory", "proofs")
+SUITES = ("kernels", "models", "scaling", "memory", "proofs", "training")
 #: seconds between two writes of a suite that is not done
 SAVE_EVERY = 10.0
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -98,8 +99,11 @@ def measure(
             chosen = dataclasses.replace(chosen, networks=tuple(options.names))
         models.run(record, options.device, chosen, keep)
     else:
-        module = {"scaling": scaling, "memory": memory, "proofs": proofs}[name]
-        module.run(record, options.device, effort(module, options), keep)
+        modules = {"scaling": scaling, "memory": memory, "proofs": proofs, "training": training}
+        chosen = effort(modules[name], options)
+        if name == "training" and options.names:
+            chosen = dataclasses.replace(chosen, networks=tuple(options.names))
+        modules[name].run(record, options.device, chosen, keep)
 
 
 def folder(options: argparse.Namespace) -> Path:

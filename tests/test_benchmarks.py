@@ -15,11 +15,11 @@ from benchmarks.__main__ import main
 from benchmarks.compare import compare
 from benchmarks.kernels import Case
 from benchmarks.machine import commit, environment, machine
-from benchmarks.models.networks import LARGE, NETWORKS, build
+from benchmarks.models.networks import LARGE, NETWORKS, build, mlp
 from benchmarks.models.quantities import LIBRARIES, Truth, ask, missing
 from benchmarks.record import Record, load, reason
 from benchmarks.report import page, pictures, tables
-from benchmarks.suites import kernels, memory, models, proofs, scaling
+from benchmarks.suites import kernels, memory, models, proofs, scaling, training
 from benchmarks.timing import interleaved, summary
 
 
@@ -415,3 +415,13 @@ def test_the_networks_for_a_gpu_have_their_published_sizes(name, parameters, out
         network = LARGE[name]()
         assert network.size == parameters
         assert network.model(network.batch[0]).shape == output
+
+
+def test_a_training_step_is_measured_in_gradients(monkeypatch):
+    monkeypatch.setattr(training, "build", lambda name, device: mlp(8))
+    record = Record("training", {})
+    effort = training.Effort(("mlp",), rounds=2, budget=0.0, limit=None)
+    training.run(record, "cpu", effort, lambda _: None)
+    found = {row["quantity"]: row["gradients"] for row in record.rows}
+    assert {training.GRADIENT, *training.QUANTITIES} <= set(found)
+    assert found[training.GRADIENT] == 1 and all(value > 0 for value in found.values())

@@ -114,6 +114,14 @@ class Graph:
         """Dtype of the first tensor that the node made in the forward pass."""
         return cast(torch.dtype, cast(Any, self.nodes[position])._input_metadata[0].dtype)
 
+    def made(self, position: int) -> Tensor:
+        """An empty stand-in for the first tensor that the node made: its dtype and device."""
+        node = self.nodes[position]
+        if self.names[position] == LEAF:
+            return leaf_variable(node)
+        metadata = cast(Any, node)._input_metadata[0]
+        return torch.empty(0, dtype=metadata.dtype, device=metadata.device)
+
     def once_differentiable(self, among: Collection[str]) -> set[str]:
         """Those names of functions written in Python whose backward has no derivative by what it is given.
 

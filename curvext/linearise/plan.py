@@ -23,7 +23,7 @@ from torch import Tensor
 from curvext.linearise.autograd_graph import Graph
 from curvext.linearise.layout import Layout
 from curvext.linearise.rules import LEFT_FACTORS, LOOK_UPS, RIGHT_FACTORS, rule_for
-from curvext.linearise.selections import Arrangement, is_selection
+from curvext.linearise.selections import Arrangement, leads_on
 
 #: positions of nodes → the layouts of their gradients, each of which will do; none where samples are mixed
 LayoutsOf = Callable[[set[int]], Mapping[int, tuple[Layout, ...]]]
@@ -168,7 +168,7 @@ def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:
         while rearranged:
             child = rearranged.pop()
             for parent, edge in graph.consumers[child]:
-                if not is_selection(graph.names[parent]):
+                if not leads_on(graph, parent):
                     meetings.append((parent, edge, child))
                 elif parent not in visited:
                     visited.add(parent)

@@ -97,6 +97,24 @@ def is_selection(name: str) -> bool:
     return name in _SELECTIONS
 
 
+#: nodes that give their input in another dtype, as autocast does
+_CAST = "ToCopyBackward0"
+
+
+def leads_on(graph: Graph, position: int) -> bool:
+    """Whether a node only rearranges its input, or rounds it to another real dtype, which the derivative passes by."""
+    if graph.names[position] != _CAST:
+        return is_selection(graph.names[position])
+    child, _ = graph.edges[position][0]
+    if child is None:
+        return False
+    # a parameter on another device, or as a complex number, is no view of itself
+    before, after = graph.made(child), graph.made(position)
+    return (
+        before.is_floating_point() and after.is_floating_point() and before.device == after.device
+    )
+
+
 def is_reshape(name: str) -> bool:
     """Whether a node of this name keeps the order of the elements."""
     return _SELECTIONS.get(name) is _reshaped
@@ -129,9 +147,10 @@ class Arrangement:
         steps: list[tuple[int, int]] = []
         position, which = derived
         while graph.names[position] != LEAF:
-            if not is_selection(graph.names[position]):
+            if not leads_on(graph, position):
                 return None
-            steps.insert(0, (position, which))
+            if graph.names[position] != _CAST:
+                steps.insert(0, (position, which))
             child, which = graph.edges[position][0]
             if child is None:
                 return None
