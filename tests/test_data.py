@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+import curvext as cx
 from curvext.data import Batches, is_batch, sample, tensors
 
 Pair = namedtuple("Pair", "inputs labels")
@@ -92,3 +93,17 @@ def test_a_sample_is_one_row_of_every_tensor_of_the_batch():
 
 def test_tensors_are_found_in_nested_batches():
     assert len(tensors({"a": X, "b": [Y, {"c": X}], "n": 3})) == 3
+
+
+def test_a_batch_of_three_is_refused_with_the_two_lines_that_take_it():
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    batch = (x, y, torch.arange(4))
+    model, loss = torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss()
+    with pytest.raises(
+        ValueError, match=r"got 3 entries.*forward=lambda.*target=lambda batch: batch\[1\]"
+    ):
+        cx.EmpiricalRisk(model, loss, batch).value()
+    taken = cx.EmpiricalRisk(
+        model, loss, batch, forward=lambda m, b: m(b[0]), target=lambda b: b[1]
+    )
+    assert taken.value() == cx.EmpiricalRisk(model, loss, (x, y)).value()

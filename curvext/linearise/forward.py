@@ -609,7 +609,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         what = f"{len(batch)} entries" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(
-            f"data: a batch must be a pair (x, y) or a mapping with 'labels', got {what}; "
-            "or pass forward= and target="
+            f"data: a batch must be a pair (x, y) or a mapping with 'labels', got {what}; or say what of it is which: "
+            "forward=lambda model, batch: model(batch[0]), target=lambda batch: batch[1]"
         )
     return batch[0], batch[1]

@@ -178,9 +178,7 @@ class _Step:
             gradients = self._gradients(sums, given, linear=check is None)
         own = {name: dtype or dtype_of_sums(p.dtype) for name, p in self._reached.items()}
         named = self._squares(sums.squares(), own, dtype) if squares else None
-        # the leaves as roots: PyTorch accumulates, with its hooks
-        pairs = [(p, g) for p, g in zip(self._leaves, gradients, strict=True) if g is not None]
-        torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+        _accumulate(self._leaves, gradients)
         if found is not None:
             found = found.to(dtype or found.dtype)
         return BackwardResult(found, named, given, paths)
@@ -236,6 +234,22 @@ class _Step:
             else torch.zeros_like(p, dtype=dtype or dtype_of_sums(p.dtype), requires_grad=False)
             for name, p in self._trained.leaves.items()
         }
+
+
+def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Adds to ``.grad`` by a pass whose roots are the leaves: PyTorch accumulates, with all hooks there are.
+
+    It would copy each gradient for a leaf that has none yet. There the gradient is put in place first and zeros are
+    added, unless a hook on the leaf wants to see it.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for p, g in zip(leaves, gradients, strict=True):
+        if g is None:
+            continue
+        if p.grad is None and not p._backward_hooks and g.stride() == p.stride():
+            p.grad, g = g, torch.zeros((), dtype=g.dtype, device=g.device).expand(p.shape)
+        pairs.append((p, g))
+    torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
 
 
 @contextmanager
