@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 import curvext.contents
-from curvext.contents import _weights_for, contents, samples
+from curvext.contents import _weights_for, contents, fingerprint, samples
 
 DTYPES = [
     torch.float64,
@@ -129,3 +132,57 @@ def test_weights_that_were_outgrown_stay_where_another_stream_may_read_them(monk
     long = _weights_for(torch.ones(5000, dtype=torch.float64))
     assert [w.data_ptr() for w in curvext.contents._outgrown] == [short.data_ptr()]
     assert torch.equal(long[:10], short)  # the same for the same number of values
+
+
+# ---------------------------------------------------------------------- fingerprints
+
+
+def in_another_process(code):
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch, curvext.contents as c\n" + code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+def test_a_fingerprint_is_the_same_in_another_process_whatever_was_read_before():
+    several = [torch.arange(70_001.0), torch.arange(5).to(torch.int16)]
+    fingerprint([torch.zeros(40_000_000, dtype=torch.bool)])  # needs many weights
+    code = "print(c.fingerprint([torch.arange(70_001.0), torch.arange(5).to(torch.int16)]))"
+    assert in_another_process(code) == fingerprint(several)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.bool])
+@pytest.mark.parametrize("size", [1, 7, 1 << 14, (1 << 14) + 3, 150_001])
+def test_a_fingerprint_sees_any_entry_and_no_address(dtype, size):
+    t = torch.arange(size).to(dtype)
+    before = fingerprint([t])
+    shifted = torch.cat([t[:1], t])[1:]  # elsewhere in memory, and not aligned
+    assert fingerprint([shifted]) == before
+    for place in {0, size // 2, size - 1}:
+        changed = t.clone()
+        changed[place] = ~changed[place] if dtype is torch.bool else changed[place] + 1e6
+        assert fingerprint([changed]) != before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda t: -t,
+        lambda t: t.flip(0),
+        lambda t: t.view(2, -1),
+        lambda t: t.double(),
+        lambda t: torch.cat([t, t.new_zeros(1)]),
+        lambda t: t * 2,
+    ],
+)
+def test_a_fingerprint_sees_sign_order_shape_and_dtype(other):
+    t = torch.randn(40_000)
+    assert fingerprint([t]) != fingerprint([other(t)])
+
+
+def test_the_fingerprint_of_nothing_is_one_too():
+    assert fingerprint([]) != fingerprint([torch.zeros(0)]) != fingerprint([torch.zeros(0, 2)])

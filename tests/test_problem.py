@@ -561,7 +561,7 @@ def test_a_risk_that_has_made_products_can_be_copied_and_pickled(options, copied
     kept = risk.explain()
     twin, others = copied((risk, operators))
     assert others[0]._problem is twin and twin._model is not posed.model
-    assert "kept: 0 batches" in copied(risk).explain()
+    assert "kept: 0 linearisations" in copied(risk).explain()
     assert risk.explain() == kept  # what the first keeps stays there
     for A, product in zip(others, expected, strict=True):
         assert torch.equal(A @ v, product)

@@ -75,6 +75,11 @@ class LiveBlocks(BlockOperator):
         return operator
 
     def _begin(self, problem: Problem, **options: Any) -> None:
+        if not problem.group.alone:
+            raise NotImplementedError(
+                f"{type(self).__name__}: process_group: there are no factors of the data of several processes yet; "
+                "make one without process_group= on this process's data"
+            )
         self._problem = problem
         self._take_space(problem.space, problem.dtype)
         self.check_finite = problem.check_finite

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from collectives import counted
 from compare import assert_close
-from problems import pose
+from problems import pose, pose_language_model
 from shards import samples, shard, union
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -173,6 +173,73 @@ def test_what_belongs_to_other_processes_is_not_mixed(ranks):
         assert gram[0] == "ValueError" and "different process groups" in gram[1]
         assert pickled[0] == "TypeError" and "cannot be pickled" in pickled[1]
         assert copied is None
+
+
+REFUSED = {
+    "K-FAC": lambda r: r.kfac(),
+    "exact blocks of H": lambda r: r.block_diagonal(kind="hessian"),
+    "check": lambda r: r.check(),
+}
+
+
+def refused_by_a_rank(rank, world, name):
+    posed = posed_for(world)
+    risk = risk_of(posed, shard(posed, "uneven", rank, world), dist.group.WORLD)
+    return error_of(lambda: REFUSED[name](risk)), risk.value()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_rule_for_several_processes_says_so(ranks, name):
+    for (kind, message), _ in ranks.run(refused_by_a_rank, name):
+        assert kind == "NotImplementedError" and "without process_group=" in " ".join(
+            message.split()
+        )
+
+
+def of_rows(rank, world):
+    posed, other = posed_for(world), posed_for(world, "nothing on the first")
+    data = shard(posed, "uneven", rank, world)
+    E = risk_of(posed, data, dist.group.WORLD).empirical_fisher()
+    c = torch.arange(len(posed.y), dtype=torch.float64)
+    return {
+        "products": E.products(posed.vectors()),
+        "weighted": E.weighted(c),
+        "gram with other data": E.gram(shard(other, "nothing on the first", rank, world)),
+        "too few": error_of(lambda: E.weighted(c[1:])),
+    }
+
+
+def test_rows_by_product_are_those_of_the_union(ranks):
+    posed, other = posed_for(ranks.world), posed_for(ranks.world, "nothing on the first")
+    E = cx.EmpiricalFisherOperator(posed.model, posed.loss, union(posed))
+    c = torch.arange(len(posed.y), dtype=torch.float64)
+    for answers in ranks.run(of_rows):
+        assert_close(answers["products"], E.products(posed.vectors()))
+        assert_close(answers["weighted"], E.weighted(c))
+        assert_close(answers["gram with other data"], E.gram(union(other)))
+        name, message = answers["too few"]
+        assert name == "ValueError" and f"expected {len(c)} rows" in message
+
+
+def of_language(rank, world):
+    posed = pose_language_model(samples=3)
+    batches = posed.cut(1, 1, 1)
+    risk = risk_of(posed, batches[rank::world], dist.group.WORLD)
+    v = posed.vectors()
+    return [risk.hessian() @ v, risk.mc_fisher(seed=2).trace(), risk.empirical_fisher().trace()]
+
+
+def test_a_language_model_with_batches_of_different_weight(ranks):
+    posed = pose_language_model(samples=3)
+    order = [i for rank in range(ranks.world) for i in range(3)[rank :: ranks.world]]
+    batches = posed.cut(1, 1, 1)
+    risk = cx.EmpiricalRisk(posed.model, posed.loss, [batches[i] for i in order])
+    v = posed.vectors()
+    E, M = risk.empirical_fisher(), risk.mc_fisher(seed=2)
+    for product, drawn, trace in ranks.run(of_language):
+        assert_close(product, risk.hessian() @ v)
+        assert_close(drawn, M.trace())
+        assert_close(trace, E.trace())
 
 
 # ---------------------------------------------------------------------- wrappers
