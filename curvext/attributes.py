@@ -7,8 +7,10 @@ changed which a mark can see: not what lies deeper than a few levels, and not in
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -28,6 +30,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _GLOBAL_HOOKS = (_module._global_forward_hooks, _module._global_forward_pre_hooks)
 #: attributes that every module has: its parts are looked at as such, its hooks by identity
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+#: containers that are put back as they were
+_CONTAINERS = frozenset({list, deque, dict, OrderedDict, defaultdict, Counter, set})
 #: entries of a container, and levels of containers and objects, that are looked at
 _ENTRIES, _LEVELS = 256, 4
 
@@ -35,6 +39,26 @@ _ENTRIES, _LEVELS = 256, 4
 def version_of(t: Tensor) -> int:
     """How often a tensor was written to; 0 where, made in inference mode, it does not count."""
     return 0 if t.is_inference() else t._version
+
+
+class _Same:
+    """Equal if it is of the same object, which lives meanwhile, so that no other has its place in memory."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: object) -> None:
+        self._of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._of is other._of
+
+    def __hash__(self) -> int:
+        return id(self._of)
+
+
+def _key(key: object) -> object:
+    """A key of a dictionary, as it is compared."""
+    return key if type(key) in _SIMPLE else _Same(key)
 
 
 class Marks:
@@ -76,16 +100,17 @@ class Marks:
         if isinstance(value, (FunctionType, BuiltinFunctionType)):
             return self._of_function(value)
         if id(value) in self._seen or levels == 0:
-            return id(value)
+            return _Same(value)
         self._seen.add(id(value))
-        if kind in (list, tuple):
-            return (kind, len(value), *(self.of(v, levels - 1) for v in value[:_ENTRIES]))
+        if isinstance(value, (list, tuple, deque)):
+            some = islice(value, _ENTRIES)
+            return (kind, len(value), *(self.of(v, levels - 1) for v in some))
         if isinstance(value, dict):
             if len(value) > _ENTRIES:
-                return (kind, id(value), len(value))
-            return (kind, *((key, self.of(v, levels - 1)) for key, v in value.items()))
+                return (kind, _Same(value), len(value))
+            return (kind, *((_key(k), self.of(v, levels - 1)) for k, v in value.items()))
         if isinstance(value, (set, frozenset)):
-            return (kind, frozenset(value) if len(value) <= _ENTRIES else (id(value), len(value)))
+            return (kind, frozenset(value) if len(value) <= _ENTRIES else len(value))
         return self._of_object(value, levels)
 
     def _of_tensor(self, value: Tensor) -> object:
@@ -114,7 +139,7 @@ class Marks:
 
     def _of_object(self, value: Any, levels: int) -> object:
         if isinstance(value, MethodType):
-            return (value.__func__, id(value.__self__))
+            return (value.__func__, _Same(value.__self__))
         if isinstance(value, partial):
             return (
                 partial,
@@ -127,14 +152,14 @@ class Marks:
                 *value._modules.values(),
             ]
             parts += [v for name, v in vars(value).items() if name not in _OF_EVERY_MODULE]
-            return (id(value), value.training, *(self.of(v, levels - 1) for v in parts))
+            return (_Same(value), value.training, *(self.of(v, levels - 1) for v in parts))
         if type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
             few = value.nbytes <= 1 << 16
-            return (id(value), value.shape, hash(value.tobytes()) if few else 0)
+            return (_Same(value), value.shape, hash(value.tobytes()) if few else 0)
         own = getattr(value, "__dict__", None)
         if not isinstance(own, dict) or isinstance(value, type) or len(own) > _ENTRIES:
-            return id(value)
-        return (id(value), *((name, self.of(v, levels - 1)) for name, v in own.items()))
+            return _Same(value)
+        return (_Same(value), *((name, self.of(v, levels - 1)) for name, v in own.items()))
 
 
 class Attributes:
@@ -158,7 +183,7 @@ class Attributes:
             (value, value.copy())
             for held in self._held
             for name, value in held.items()
-            if name not in _OF_EVERY_MODULE and type(value) in (list, dict, set)
+            if name not in _OF_EVERY_MODULE and type(value) in _CONTAINERS
         ]
         #: tensors among the attributes
         self.tensors = marks.tensors
@@ -191,7 +216,7 @@ class Attributes:
                     now[name] = value
         for container, copy in self._containers:
             container.clear()
-            if isinstance(container, list):
+            if isinstance(container, (list, deque)):
                 container.extend(copy)
             else:
                 container.update(copy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections import deque
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -108,6 +109,26 @@ def tensor_in_a_list():
     return m, lambda: m.w[0].data.mul_(0.3)
 
 
+class Point(NamedTuple):
+    scale: float
+
+
+def named_tuple():
+    m = Net(scaled(lambda m: m.point.scale), point=Point(1.0))
+
+    def change():
+        del m.point  # the next one may have its place in memory
+        m.point = Point(0.3)
+
+    return m, change
+
+
+def keyed_by_objects():
+    key = torch.zeros(2)
+    m = Net(scaled(lambda m: m.scales[key]), scales={key: 1.0, torch.ones(2): 2.0})
+    return m, lambda: m.scales.update({key: 0.2})
+
+
 def array():
     m = Net(scaled(lambda m: float(m.w[0])), w=torch.ones(4).numpy())
     return m, lambda: m.w.__setitem__(0, 0.3)
@@ -182,6 +203,7 @@ def norm_of_a_layer():
 CHANGES = [
     *(leaky, number, flag, string, none, listed, mapped, configured),
     *(tensor_replaced, tensor_written, tensor_written_past_its_version, tensor_in_a_list, array),
+    *(named_tuple, keyed_by_objects),
     *(function, partial, hidden_module, forward_hook, forward_pre_hook, forward_hook_taken_away),
     *(own_forward, class_of_a_module, forward_of_the_class, dropped_bias, norm_of_a_layer),
 ]
@@ -406,6 +428,7 @@ STATES = {
     "tensor_with_graph": lambda: Hidden(None, lambda m, h: setattr(m, "h", h.mean(0))),
     "written": lambda: Hidden(torch.zeros(4), lambda m, h: m.h.copy_(h.detach().mean(0))),
     "number": lambda: Hidden(0.0, lambda m, h: setattr(m, "h", m.h + 0.5)),
+    "deque": lambda: Hidden(deque(maxlen=2), lambda m, h: m.h.append(h.detach().mean(0))),
     "list": lambda: Hidden([], lambda m, h: m.h.append(h.detach().mean(0))),
     "dict": lambda: Hidden({}, lambda m, h: m.h.update(h=h.detach().mean(0))),
 }
