@@ -9,4 +9,4 @@ class NoClosedFormError(NotImplementedError):
 
 
 class DtypeError(TypeError, ValueError):
-    """A vector has another dtype than the parameters, in the whole or in one of its entries."""
+    """An entry of a named vector has another dtype than the parameters: caught as either."""

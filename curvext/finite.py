@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+class NotFiniteError(ValueError):
+    """An answer contains nan or inf."""
+
+
 def is_finite(t: Tensor) -> bool:
     """Whether all entries are finite, without a temporary."""
     if t.numel() == 0:
@@ -31,11 +35,11 @@ def finite_answer(answer: Tensor, where: str, always: bool = False) -> Tensor:
         always: whether to look on CUDA too, where that waits for the device.
 
     Raises:
-        ValueError: it contains nan or inf.
+        NotFiniteError: it contains nan or inf.
     """
     looked_at = always or answer.device.type == "cpu"
     if looked_at and answer.is_floating_point() and not is_finite(answer):
-        raise ValueError(
+        raise NotFiniteError(
             f"{where} contains nan or inf, though parameters, data and output are finite: the derivative of some "
             "operation is infinite at these values (sqrt or norm at 0, log or pow at 0) or overflows. Add a small "
             "constant inside of it, or work in float64"

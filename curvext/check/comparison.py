@@ -12,6 +12,7 @@ from torch import Tensor
 from curvext.check.plain import Plain
 from curvext.check.quantities import Quantities, Quantity
 from curvext.check.result import CheckResult, CheckRow
+from curvext.finite import NotFiniteError
 
 if TYPE_CHECKING:
     from curvext.risk import EmpiricalRisk
@@ -79,8 +80,11 @@ class _Neither:
 def _answers(q: Quantity) -> _Both | _Neither:
     if q.left:
         return _Neither("unchecked", q.left)
+    ours: Tensor | None = None
     try:
         ours = q.ours()
+    except NotFiniteError:  # an answer all the same, which plain PyTorch has to share
+        pass
     except _REFUSALS as refusal:
         return _Neither("refused", str(refusal))
     except Exception as fault:  # whatever it is, the other quantities are worth knowing
@@ -89,7 +93,7 @@ def _answers(q: Quantity) -> _Both | _Neither:
         plain = q.plain()
     except _REFUSALS as lack:
         return _Neither("unchecked", f"plain PyTorch: {lack}")
-    ours = ours.double()
+    ours = torch.full_like(plain, math.nan) if ours is None else ours.double()
     return _Both(ours.view(len(ours), -1), plain.to(ours.device).view(len(plain), -1))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils import _pytree as pytree
 
 from curvext import data
 from curvext.attributes import Attributes, Marks, version_of
@@ -301,7 +302,7 @@ class Forward:
             output = self._recorded(batch, use, first)
             if first and self._reflagged:
                 self._check_flags(output, batch, use)
-            if first and not output.requires_grad:
+            if first and not output.requires_grad and output.is_floating_point() and output.ndim:
                 self._check_graph(batch, use)
         except BaseException:
             self._clean_in_mode = None  # what went wrong here is looked for, and undone, again
@@ -483,16 +484,17 @@ class Forward:
             raise ValueError(f"model: the output {list(output.shape)} contains nan or inf{hint}")
 
     def _check_graph(self, batch: Any, use: GraphUse) -> None:
-        """Raises if nothing leads from the output to any parameter, selected or not: then all answers were zeros."""
+        """Raises if the model reads parameters and yet nothing leads to any, selected or not: all answers were zeros."""
         rest = [p for p in self.members.parameters if not p.requires_grad and p.is_floating_point()]
         try:
             for p in rest:
                 p.requires_grad_()
-            reached = self._evaluate(batch, use).requires_grad
+            with _Readers({id(p) for p in self.members.parameters}) as readers:
+                reached = self._evaluate(batch, use).requires_grad
         finally:
             for p in rest:
                 p.requires_grad_(False)
-        if not reached:
+        if readers.found and not reached:
             raise RuntimeError(
                 "model: nothing leads from the output to any parameter, so that all derivatives would be zero: the "
                 "forward pass runs under no_grad or inference_mode, detaches, or goes through NumPy"
@@ -532,6 +534,23 @@ class Forward:
                 f"model: the forward pass writes to the buffer {changed[0]!r}, so two evaluations differ; {cure}"
             )
         self._clean_in_mode = mode
+
+
+class _Readers(torch.overrides.TorchFunctionMode):
+    """Sees whether any operation of a forward pass reads one of some tensors, told by their ids."""
+
+    def __init__(self, ids: set[int]) -> None:
+        super().__init__()
+        self._ids = ids
+        self.found = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        plain = getattr(func, "__name__", "") not in ("requires_grad_", "__get__", "__set__")
+        self.found = self.found or (plain and any(id(leaf) in self._ids for leaf in leaves))
+        return func(*args, **(kwargs or {}))
 
 
 class _Inputs:

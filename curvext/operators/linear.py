@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curvext.arguments import as_integer, check_dense, from_array
-from curvext.errors import DtypeError, NoClosedFormError
+from curvext.errors import NoClosedFormError
 from curvext.finite import finite_answer, is_finite
 from curvext.processes import ALONE, Group, collective
 from curvext.space import ParameterSpace
@@ -239,7 +239,7 @@ class LinearOperator(ABC):
         """Whatever its shape: dense, of the operator's dtype and device, and finite where that is looked at."""
         check_dense(where, v)
         if self.dtype is not None and v.dtype != self.dtype:
-            raise DtypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
+            raise TypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
         if self.device is not None and v.device != self.device:
             raise ValueError(f"{where}: expected device {self.device}, got {v.device}")
         if (
