@@ -484,7 +484,7 @@ class Forward:
             raise ValueError(f"model: the output {list(output.shape)} contains nan or inf{hint}")
 
     def _check_graph(self, batch: Any, use: GraphUse) -> None:
-        """Raises if the model reads parameters and yet nothing leads to any, selected or not: all answers were zeros."""
+        """Raises if the model reads parameters and yet nothing leads to any, selected or not."""
         rest = [p for p in self.members.parameters if not p.requires_grad and p.is_floating_point()]
         try:
             for p in rest:
