@@ -14,6 +14,11 @@ from workspaces import workspace
 from curvext.linearise import attention, convolution_use
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=160, help="random networks of test_fuzz.py")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="of the first of them")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(2)
     torch.backends.cudnn.allow_tf32 = False  # PyTorch lets cuDNN round, but no other product

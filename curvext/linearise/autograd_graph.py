@@ -30,6 +30,11 @@ def node_names(root: Node) -> set[str]:
     return {node.name() for node in _walk(root)}
 
 
+def names_in_python(root: Node) -> set[str]:
+    """The names of those nodes below ``root`` that are functions written in Python."""
+    return {node.name() for node in _walk(root) if isinstance(node, torch._C._FunctionBase)}
+
+
 def _walk(root: Node) -> dict[Node, tuple[tuple[Node | None, int], ...]]:
     """All nodes below ``root`` in depth-first order, the same for the same computation, each with its edges."""
     found: dict[Node, tuple[tuple[Node | None, int], ...]] = {}

@@ -193,12 +193,16 @@ def without_checkpointing() -> AbstractContextManager[None]:
     return _UNWRAPPED
 
 
+#: in place of a name: the attention of the CPU in a graph whose tangents are had by differentiating it twice
+ATTENTION_BESIDE_PYTHON = "ScaledDotProductFlashAttentionForCpuBackward0 beside a function written in Python"
+
 #: nodes of fused recurrent layers
 RECURRENT = {"MkldnnRnnLayerBackward0", "CudnnRnnBackward0"}
 
 _FORWARD_TOO: tuple[GraphUse, ...] = ("linearised", "twice")
 _ALL_ORDERS: tuple[GraphUse, ...] = (*_FORWARD_TOO, "traced")
 _TWICE: tuple[GraphUse, ...] = ("twice",)
+_LINEARISED: tuple[GraphUse, ...] = ("linearised",)
 
 DETOURS: dict[str, Detour] = {
     # unrolled, each step of a recurrent layer is an ordinary product with its weights
@@ -209,6 +213,7 @@ DETOURS: dict[str, Detour] = {
     "LogcumsumexpBackward0": Detour(_ComposedLogcumsumexp, _ALL_ORDERS),
     # fused attention has no second derivative; of its tangents only the CPU kernel's is known
     "ScaledDotProductFlashAttentionForCpuBackward0": Detour(_composed_attention, _TWICE),
+    ATTENTION_BESIDE_PYTHON: Detour(_composed_attention, _LINEARISED),
     "ScaledDotProductFlashAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
     "ScaledDotProductEfficientAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),
     "ScaledDotProductCudnnAttentionBackward0": Detour(_composed_attention, _FORWARD_TOO),

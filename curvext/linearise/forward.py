@@ -23,6 +23,7 @@ from curvext.contents import stored
 from curvext.finite import is_finite
 from curvext.linearise import autograd_graph
 from curvext.linearise.detours import (
+    ATTENTION_BESIDE_PYTHON,
     DETOURS,
     RECURRENT,
     GraphUse,
@@ -33,6 +34,7 @@ from curvext.linearise.detours import (
 )
 from curvext.linearise.hooks import Muted, made_so_far
 from curvext.linearise.switches import FOR_A_PASS
+from curvext.linearise.tangent_rules import has_rule
 from curvext.losses.dependence import check_independent
 from curvext.randomness import drawing_nothing
 from curvext.space import ParameterSpace
@@ -436,7 +438,12 @@ class Forward:
                 "nn.Embedding followed by sum or mean. (First-order quantities such as "
                 "fisher_diagonal(kind='empirical') work.)"
             )
-        return needed(names, use)
+        found = needed(names, use)
+        if use == "linearised" and "ScaledDotProductFlashAttentionForCpuBackward0" in names:
+            functions = autograd_graph.names_in_python(output.grad_fn)
+            if not all(has_rule(name) for name in functions):  # no tangents: J v by double backward
+                found.add(ATTENTION_BESIDE_PYTHON)
+        return found
 
     # ------------------------------------------------------------------ checks
 
