@@ -136,6 +136,61 @@ def attended_time_first(s: Step, h: Tensor, side: Side) -> Tensor:
     return s.att(z, z, z, need_weights=False)[0].transpose(0, 1)
 
 
+def kept(side: Side) -> Tensor:
+    return side["keep"][..., None]
+
+
+def energy_gradient(s: Step, h: Tensor, side: Side) -> Tensor:
+    """Forces: the output of a step is a derivative of what the step computes."""
+    z = h if h.requires_grad else h.detach().requires_grad_()
+    energy = s.b(torch.tanh(s.a(z))).square().sum()
+    return torch.autograd.grad(energy, z, create_graph=True)[0]
+
+
+def routed(s: Step, h: Tensor, side: Side) -> Tensor:
+    """The better of two experts for each position, weighted by its gate, as a mixture of experts does it."""
+    gate = s.g(h).softmax(-1)
+    weight, choice = gate[..., :2].max(-1)
+    out = torch.zeros_like(h)
+    for number, expert in enumerate((s.a, s.b)):
+        mine = choice == number
+        out[mine] = out[mine] + expert(h[mine]) * weight[mine][:, None]
+    return out
+
+
+def padded_attention(s: Step, h: Tensor, side: Side) -> Tensor:
+    seen = side["keep"].clone()
+    seen[:, 0] = True
+    return h + F.scaled_dot_product_attention(s.q(h), s.k(h), h, attn_mask=seen[:, None])
+
+
+def segment_softmax(s: Step, h: Tensor, side: Side) -> Tensor:
+    """Graph attention: weights of one segment add to 1."""
+    score = s.a(h).sum((1, 2)).exp()
+    total = score.new_zeros(4).scatter_add(0, side["segment"], score)
+    return h * (score / total[side["segment"]])[:, None, None]
+
+
+def parts_by_data(s: Step, h: Tensor, side: Side) -> Tensor:
+    first = int(side["mask"].sum())
+    return torch.cat([s.a(h[:first]), torch.tanh(s.b(h[first:]))])
+
+
+def branch_by_data(s: Step, h: Tensor, side: Side) -> Tensor:
+    return s.a(h).flip(0) if bool(side["mask"][0]) else s.a(h)
+
+
+def ragged_pool(s: Step, h: Tensor, side: Side) -> Tensor:
+    parts = [s.a(row[keep]).sum(0, True).expand(T, D) for row, keep in zip(h, side["keep"], strict=True)]
+    return h + torch.stack(parts)
+
+
+def batch_statistics(s: Step, h: Tensor, side: Side) -> Tensor:
+    if len(h) == 1:
+        return s.a(h)
+    return F.batch_norm(s.a(h).transpose(1, 2), None, None, training=True).transpose(1, 2)
+
+
 STEPS: dict[str, Callable[[], Step]] = {
     # layers and elementwise functions
     "linear": lambda: Step(lambda s, h, d: s.a(h), a=lin()),
@@ -212,7 +267,7 @@ STEPS: dict[str, Callable[[], Step]] = {
     "kept_positions": lambda: Step(tokens_kept, a=lin()),
     "where": lambda: Step(lambda s, h, d: torch.where(d["mask"][:, None, None], s.a(h), h), a=lin()),
     "masked_select": lambda: Step(
-        lambda s, h, d: h.masked_scatter(d["keep"][..., None], s.a(h).masked_select(d["keep"][..., None]).tanh()), a=lin()
+        lambda s, h, d: h.masked_scatter(kept(d), s.a(h).masked_select(kept(d)).tanh()), a=lin()
     ),
     "gather": lambda: Step(lambda s, h, d: s.a(h).gather(1, d["pick"][..., None].expand_as(h)), a=lin()),
     "gather_over_samples": lambda: Step(
@@ -246,7 +301,49 @@ STEPS: dict[str, Callable[[], Step]] = {
     "similarity": lambda: Step(
         lambda s, h, d: h + torch.einsum("nm,mtd->ntd", (s.a(h).flatten(1) @ h.flatten(1).T).softmax(1), h), a=lin()
     ),
+    "batch_statistics": lambda: Step(batch_statistics, a=lin()),
+    "first_to_all": lambda: Step(lambda s, h, d: h + s.a(h[:1]), a=lin()),
+    "looked_up_samples": lambda: Step(lambda s, h, d: s.a(h)[d["segment_of_few"]], a=lin()),
+    "segment_softmax": lambda: Step(segment_softmax, a=lin()),
+    "branch_by_data": lambda: Step(branch_by_data, a=lin()),
+    # the course depends on the data
+    "routed": lambda: Step(routed, g=lin(), a=lin(), b=lin()),
+    "parts_by_data": lambda: Step(parts_by_data, a=lin(), b=lin()),
+    "ragged_pool": lambda: Step(ragged_pool, a=lin()),
+    "padded_attention": lambda: Step(padded_attention, q=lin(), k=lin()),
     # the rest
+    "energy_gradient": lambda: Step(energy_gradient, a=lin(), b=lin()),
+    "vmap": lambda: Step(lambda s, h, d: torch.func.vmap(s.a)(h), a=lin()),
+    "solve": lambda: Step(
+        lambda s, h, d: torch.linalg.solve(torch.eye(D).to(h) + h.mT @ h, s.a(h).mT).mT, a=lin()
+    ),
+    "inverse_of_weight": lambda: Step(
+        lambda s, h, d: h @ torch.linalg.inv(torch.eye(D).to(h) + s.w @ s.w.T), w=par(D, D)
+    ),
+    "matrix_exp": lambda: Step(lambda s, h, d: h @ torch.matrix_exp(s.w - s.w.T), w=par(D, D)),
+    "cdist": lambda: Step(lambda s, h, d: h + torch.cdist(s.a(h), h + 1).sum(-1, True), a=lin()),
+    "conv2d": lambda: Step(lambda s, h, d: s.a(h[:, None])[:, 0], a=nn.Conv2d(1, 1, 3, padding=1)),
+    "transposed_conv": lambda: Step(lambda s, h, d: s.a(h.mT).mT, a=nn.ConvTranspose1d(D, D, 1)),
+    "conv_of_samples": lambda: Step(
+        lambda s, h, d: s.a(h.permute(2, 1, 0)).permute(2, 1, 0), a=nn.Conv1d(T, T, 3, padding=1)
+    ),
+    "batch_norm": lambda: Step(lambda s, h, d: s.a(h), a=nn.BatchNorm1d(T)),
+    "embedding_bag": lambda: Step(lambda s, h, d: h + s.a(d["tokens"])[:, None], a=nn.EmbeddingBag(5, D)),
+    "index_copy": lambda: Step(lambda s, h, d: h.index_copy(0, d["order"][:1], s.a(h)[:1]), a=lin()),
+    "index_fill": lambda: Step(lambda s, h, d: s.a(h).index_fill(0, d["order"][:1], 0.3), a=lin()),
+    "slice_scatter": lambda: Step(lambda s, h, d: h.slice_scatter(s.a(h)[:1], 0, 0, 1), a=lin()),
+    "scatter": lambda: Step(
+        lambda s, h, d: h.scatter(1, d["pick"][:, :1, None].expand(-1, 1, D), s.a(h)[:, :1]), a=lin()
+    ),
+    "triangle": lambda: Step(lambda s, h, d: torch.tril(s.a(h)) + 0.1 * h, a=lin()),
+    "kron": lambda: Step(lambda s, h, d: h @ torch.kron(s.u, s.v), u=par(1, D), v=par(D, 1)),
+    "minimum": lambda: Step(lambda s, h, d: torch.minimum(s.a(h), h + 0.2), a=lin()),
+    "atan2": lambda: Step(lambda s, h, d: torch.atan2(s.a(h), 2 + h.square()), a=lin()),
+    "lerp": lambda: Step(lambda s, h, d: torch.lerp(h, s.a(h), s.w), a=lin(), w=par(D)),
+    "addcmul": lambda: Step(lambda s, h, d: torch.addcmul(h, s.a(h), s.w, value=0.5), a=lin(), w=par(T, D)),
+    "prelu": lambda: Step(lambda s, h, d: F.prelu(s.a(h), s.w), a=lin(), w=par(T)),
+    "glu": lambda: Step(lambda s, h, d: F.glu(s.a(h), -1), a=nn.Linear(D, 2 * D)),
+    "log_softmax": lambda: Step(lambda s, h, d: F.log_softmax(s.a(h), -1), a=lin()),
     "roll_positions": lambda: Step(lambda s, h, d: s.a(h).roll(1, 1), a=lin()),
     "flip_features": lambda: Step(lambda s, h, d: s.a(h.flip(-1)), a=lin()),
     "cumsum": lambda: Step(lambda s, h, d: s.a(h).cumsum(1), a=lin()),
