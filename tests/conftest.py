@@ -15,7 +15,7 @@ from curvext.linearise import attention, convolution_use
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=int, default=160, help="random networks of test_fuzz.py")
+    parser.addoption("--fuzz", type=int, default=100, help="random networks of test_fuzz.py")
     parser.addoption("--fuzz-seed", type=int, default=0, help="of the first of them")
 
 

@@ -97,7 +97,9 @@ def masked(s: Step, h: Tensor, side: Side) -> Tensor:
 def tokens_kept(s: Step, h: Tensor, side: Side) -> Tensor:
     """Samples of different numbers of rows: only positions that are kept go through the layer."""
     keep = side["keep"]
-    return torch.zeros_like(h).masked_scatter(keep[..., None].expand_as(h), torch.tanh(s.a(h[keep])))
+    return torch.zeros_like(h).masked_scatter(
+        keep[..., None].expand_as(h), torch.tanh(s.a(h[keep]))
+    )
 
 
 def messages(s: Step, h: Tensor, side: Side) -> Tensor:
@@ -181,7 +183,9 @@ def branch_by_data(s: Step, h: Tensor, side: Side) -> Tensor:
 
 
 def ragged_pool(s: Step, h: Tensor, side: Side) -> Tensor:
-    parts = [s.a(row[keep]).sum(0, True).expand(T, D) for row, keep in zip(h, side["keep"], strict=True)]
+    parts = [
+        s.a(row[keep]).sum(0, True).expand(T, D) for row, keep in zip(h, side["keep"], strict=True)
+    ]
     return h + torch.stack(parts)
 
 

@@ -194,7 +194,9 @@ def without_checkpointing() -> AbstractContextManager[None]:
 
 
 #: in place of a name: the attention of the CPU in a graph whose tangents are had by differentiating it twice
-ATTENTION_BESIDE_PYTHON = "ScaledDotProductFlashAttentionForCpuBackward0 beside a function written in Python"
+ATTENTION_BESIDE_PYTHON = (
+    "ScaledDotProductFlashAttentionForCpuBackward0 beside a function written in Python"
+)
 
 #: nodes of fused recurrent layers
 RECURRENT = {"MkldnnRnnLayerBackward0", "CudnnRnnBackward0"}
