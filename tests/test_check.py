@@ -216,10 +216,11 @@ def test_a_wrong_output_hessian_is_reported(monkeypatch):
     assert differing(risk_of().check()) == {"H v", "G v", "F v"}
 
 
-def test_nan_is_a_disagreement(monkeypatch):
-    monkeypatch.setattr(OuterUse, "norm", lambda self: torch.full((len(self.a),), math.nan))
-    result = risk_of().check()
-    assert result["tr F_emp"].verdict == "differs" and math.isnan(result["tr F_emp"].error)
+def test_nan_is_a_disagreement():
+    column = torch.tensor([[1.0], [math.nan]], dtype=torch.float64)
+    quantity = Quantity("q", "", lambda: column, lambda: column, [("a", 1), ("b", 1)], "")
+    row = Judge(torch.finfo(torch.float64).eps).row(quantity, column, torch.ones_like(column), 0.0)
+    assert (row.verdict, row.worst) == ("differs", "b") and math.isnan(row.error)
 
 
 def test_a_crash_is_a_fault_and_the_rest_is_compared(monkeypatch):
