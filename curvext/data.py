@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
+from curvext.arguments import as_integer
 from curvext.contents import samples
 
 
@@ -23,13 +25,16 @@ class Batches:
     Args:
         data: the user's.
         may_be_empty: whether there may be no batch, as where other processes have some.
+        most: at most so many batches, the first, are read; None for all.
 
     Raises:
         TypeError: a one-shot iterator, a ``Dataset`` without a loader, or no data at all.
-        ValueError: the data is empty.
+        ValueError: the data is empty, or ``most`` is no integer of at least 1.
     """
 
-    def __init__(self, data: Any, may_be_empty: bool = False) -> None:
+    def __init__(self, data: Any, may_be_empty: bool = False, most: int | None = None) -> None:
+        #: at most so many batches, the first, are read; None for all
+        self._most = None if most is None else as_integer("max_batches", most, 1)
         self.single = is_batch(data)
         if self.single:
             data = [data]
@@ -56,22 +61,28 @@ class Batches:
     @property
     def count(self) -> int | None:
         """How many batches there are, where that is known."""
-        return len(self._data) if hasattr(self._data, "__len__") else None
+        there = len(self._data) if hasattr(self._data, "__len__") else None
+        return there if there is None or self._most is None else min(there, self._most)
 
     @property
     def likely_samples(self) -> int | None:
         """How many samples there are, by the first tensor of each batch or the length of a sampler; None if unknown."""
         if self.resident:
-            found = [tensors(batch) for batch in self._data]
+            found = [tensors(batch) for batch in self._data[: self._most]]
             return sum(int(t[0].shape[0]) if t and t[0].ndim else 1 for t in found)
+        if self._most is not None:
+            return None
         sampler = getattr(self._data, "sampler", None)
         return len(sampler) if isinstance(sampler, Sized) else None
 
     def __iter__(self) -> Iterator[Any]:
         """The batches, in order. A loader draws random numbers from copies of the global generator and of its own."""
         if self.resident:
-            yield from self._data
+            yield from self._data[: self._most]
             return
+        yield from islice(self._loaded(), self._most)
+
+    def _loaded(self) -> Iterator[Any]:
         generators = _generators(self._data)
         private = [g.get_state() for g in generators]
         iterator = None

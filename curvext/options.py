@@ -26,6 +26,7 @@ class _Shared(TypedDict, total=False):
     chunk_outputs: int | None
     compile: bool | str
     process_group: Any
+    max_batches: int | None
 
 
 class Options(_Shared, total=False):

@@ -116,6 +116,7 @@ class Problem:
         compile: bool | str = False,
         dtype: torch.dtype | None = None,
         process_group: Any = None,
+        max_batches: int | None = None,
     ) -> None:
         self.group = Group(process_group)
         with self.group.guarded():
@@ -142,7 +143,7 @@ class Problem:
             self._chunk_outputs = _checked_chunk(chunk_outputs)
             self._model = model
             self._given_loss = loss
-            self._batches = Batches(data, may_be_empty=not self.group.alone)
+            self._batches = Batches(data, not self.group.alone, max_batches)
             self._cache = Cache(cache, self.space.device)
             self._forward = Forward(model, self.space, forward, target)
             self._leaves = list(self.space.parameters.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from curvext.operators import (
     MCFisherOperator,
     ModelCurvatureOperator,
 )
+from curvext.operators.jacobian_products import jvp, vjp
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.processes import Saying, collective
@@ -48,8 +49,8 @@ class EmpiricalRisk(Problem):
             it must be a mean or sum over samples.
         data: one batch ``(x, y)``, a mapping with "labels" (called as ``model(**inputs)``), or a
             re-iterable of batches. The answer for many batches is that for their concatenation.
-        params: None for all parameters that require grad; names, glob patterns, or a predicate
-            ``(name, parameter) -> bool``.
+        params: None for all parameters that require grad; names of parameters or modules, glob patterns, modules of
+            the model, or a predicate ``(name, parameter) -> bool``.
         cache: "auto" keeps a batch's linearisation while it fits in half of the free memory; True
             keeps all, False none, a number is a budget in bytes. Before each product it is seen whether parameters,
             buffers, attributes of modules and of the loss, hooks or ``forward`` changed; what a closure of the model
@@ -67,6 +68,7 @@ class EmpiricalRisk(Problem):
             fp16, so that Lanczos and CG have their digits. The network still computes in its own.
         process_group: the ``torch.distributed`` group whose ranks hold a shard of the data each; every answer is
             that of the union, on every rank, and every call is made by all of them. None: this process alone.
+        max_batches: only the first so many batches of ``data`` are read, as if there were no others.
         check_finite: also check vectors on CUDA for nan and inf, at the cost of a synchronisation.
 
     Raises:
@@ -122,6 +124,54 @@ class EmpiricalRisk(Problem):
 
         self.visit(add)
         return total
+
+    def jvp(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """J v, J = ∂f/∂θ: how the outputs of all samples move with the parameters, to first order.
+
+        Args:
+            v: flat ``[P]`` or ``[P, K]``, or ``{name: tensor}``, in the dtype of vectors.
+
+        Returns:
+            ``[N, ...]`` in the shape of the outputs and the order of the data, or ``[N, ..., K]``; no graph.
+
+        Raises:
+            TypeError, ValueError: ``v`` does not fit, or contains nan or inf where an operator looks.
+            ValueError: batches differ in the shape of a sample's output, or the data is sharded over processes.
+
+        Cost: up to one forward pass on the kept graph for each column.
+
+        Example:
+            >>> import torch, curvext as cx
+            >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+            >>> risk = cx.EmpiricalRisk(model, loss, (torch.eye(2), torch.zeros(2, 1)))
+            >>> risk.jvp(torch.tensor([3.0, 4.0]))
+            tensor([[3.],
+                    [4.]])
+        """
+        return jvp(self, v)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀ u, J = ∂f/∂θ: the gradient by the parameters of Σ_n ⟨u_n, f(x_n)⟩.
+
+        Args:
+            u: ``[N, ...]`` in the shape of the outputs and the order of the data, in the dtype of vectors.
+
+        Returns:
+            Flat ``[P]``, no graph; ``G.split`` of an operator of this risk names its parts.
+
+        Raises:
+            TypeError, ValueError: ``u`` does not fit, or contains nan or inf where an operator looks.
+
+        Cost: one backward pass on the kept graph.
+
+        Example:
+            >>> import torch, curvext as cx
+            >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+            >>> risk = cx.EmpiricalRisk(model, loss, (torch.eye(2), torch.zeros(2, 1)))
+            >>> risk.vjp(torch.tensor([[3.0], [4.0]]))
+            tensor([3., 4.])
+        """
+        return vjp(self, u)
 
     def hessian(self) -> HessianOperator:
         """H = ∂²L/∂θ²."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,15 @@ from torch import Tensor, nn
 from curvext.arguments import check_dense
 from curvext.errors import DtypeError
 
-Selection = None | str | Iterable[str] | Callable[[str, nn.Parameter], bool]
+Selection = (
+    None
+    | str
+    | nn.Module
+    | Iterable[str]
+    | Iterable[nn.Module]
+    | Iterable[str | nn.Module]
+    | Callable[[str, nn.Parameter], bool]
+)
 
 
 class ParameterSpace:
@@ -23,8 +30,9 @@ class ParameterSpace:
 
     Args:
         model: the module that owns the parameters.
-        params: None for all that require grad; or a name, a glob pattern, an iterable of those;
-            or a predicate ``(name, parameter) -> bool``.
+        params: None for all that require grad; or the name of a parameter or of a module, whose parameters all are
+            meant, a glob pattern, a module of the model, an iterable of those; or a predicate
+            ``(name, parameter) -> bool``.
 
     Raises:
         TypeError: ``model`` is no ``nn.Module``, ``params`` is of no accepted form, or the
@@ -38,9 +46,7 @@ class ParameterSpace:
                 f"model: expected a torch.nn.Module, got {type(model).__name__}. "
                 "Pass the module itself, not model.forward: its parameters are what is differentiated."
             )
-        # an iterator of patterns can be read once only
-        several = isinstance(params, Iterable) and not isinstance(params, str)
-        self._selection: Selection = list(cast(Iterable[str], params)) if several else params
+        self._selection: Selection = _by_name(model, params)
         chosen = _select(model, self._selection)
         self.parameters: dict[str, nn.Parameter] = chosen
         self.names: tuple[str, ...] = tuple(chosen)
@@ -180,6 +186,27 @@ class ParameterSpace:
                 raise error(f"flatten: {name!r}: expected {what} {wanted}, got {came[name]}")
 
 
+def _by_name(model: nn.Module, params: Selection) -> Selection:
+    """The selection with names in place of modules, and a list in place of an iterator, which can be read once."""
+    if isinstance(params, nn.Module):
+        return [_name_of(model, params)]
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        return params
+    return [_name_of(model, p) if isinstance(p, nn.Module) else p for p in params]
+
+
+def _name_of(model: nn.Module, module: nn.Module) -> str:
+    """A pattern for all parameters of a module of the model."""
+    if next(module.parameters(), None) is None:
+        raise ValueError(f"params: the module {type(module).__name__} has no parameters")
+    for name, m in model.named_modules():
+        if m is module:
+            return name or "*"
+    raise ValueError(
+        f"params: the module {type(module).__name__} is no part of the model; pass one of model.modules()"
+    )
+
+
 def _select(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
     first_name: dict[int, str] = {}
     aliases: list[tuple[str, nn.Parameter]] = []
@@ -208,26 +235,30 @@ def _select(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
 def _predicate(params: Selection, names: list[str]) -> Callable[[str, nn.Parameter], bool]:
     if params is None:
         return lambda name, p: p.requires_grad
-    if callable(params):
+    if callable(params) and not isinstance(params, nn.Module):
         return params
     patterns = [params] if isinstance(params, str) else params
     if not isinstance(patterns, Iterable):
         raise TypeError(
             f"params: expected None, a name, glob patterns or a predicate, got {type(params).__name__}"
         )
-    patterns = list(patterns)
+    found: list[str] = []
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(
                 f"params: expected names or glob patterns, got {type(pattern).__name__}"
             )
-        if not any(pattern == n or fnmatchcase(n, pattern) for n in names):
+        if not any(_matches(n, pattern) for n in names):
             raise ValueError(
                 f"params: {pattern!r} matches no parameter; the model has {names[:8]} ..."
             )
-    return lambda name, p: any(
-        pattern == name or fnmatchcase(name, pattern) for pattern in patterns
-    )
+        found.append(pattern)
+    return lambda name, p: any(_matches(name, pattern) for pattern in found)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a parameter is the one named, fits the pattern, or belongs to the module named."""
+    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
 
 
 def dtype_of_sums(dtype: torch.dtype) -> torch.dtype:

@@ -60,6 +60,23 @@ def test_a_subclass_of_the_users_is_named():
         Mine(nn.Linear(2, 1), nn.MSELoss(), DATA, zzz=1)
 
 
+def test_max_batches_is_the_risk_of_the_first_batches():
+    model, loss = nn.Linear(2, 1), nn.MSELoss()
+    batches = [(torch.randn(n, 2), torch.randn(n, 1)) for n in (3, 2, 4)]
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.randn(9, 2), torch.randn(9, 1)), batch_size=4
+    )
+    for data, first in ((batches, batches[:2]), (loader, list(loader)[:2])):
+        some = cx.EmpiricalRisk(model, loss, data, max_batches=2)
+        assert some.value() == cx.EmpiricalRisk(model, loss, first).value()
+        norms = cx.per_sample_gradient_norms(model, loss, data, max_batches=2)
+        assert len(norms) == sum(len(x) for x, _ in first)
+    more = cx.EmpiricalRisk(model, loss, batches, max_batches=7)
+    assert more.value() == cx.EmpiricalRisk(model, loss, batches).value()
+    with pytest.raises(ValueError, match="max_batches: expected an integer of at least 1, got 0"):
+        cx.EmpiricalRisk(model, loss, batches, max_batches=0)
+
+
 def test_the_plain_functions_take_a_cache():
     found = cx.ggn_diagonal(nn.Linear(2, 1), nn.MSELoss(), DATA, cache="auto")
     assert set(found) == {"weight", "bias"}

@@ -146,3 +146,23 @@ def test_lazy_parameters_are_refused_until_the_model_has_run():
 def test_what_is_no_module_is_refused(model):
     with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got"):
         ParameterSpace(model)
+
+
+def test_a_module_or_its_name_selects_all_of_its_parameters():
+    model = nn.ModuleDict(
+        {
+            "body": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)),
+            "body_norm": nn.LayerNorm(3),
+            "head": nn.Linear(3, 1),
+        }
+    )
+    body = [n for n, _ in model.named_parameters() if n.startswith("body.")]
+    for params in ("body", model["body"], [model["body"]], iter(["body"]), "body.*"):
+        assert list(ParameterSpace(model, params).names) == body
+    both = ParameterSpace(model, [model["head"], "body.0"]).names
+    assert both == ("body.0.weight", "body.0.bias", "head.weight", "head.bias")
+    assert ParameterSpace(model, model).names == tuple(n for n, _ in model.named_parameters())
+    with pytest.raises(ValueError, match="params: the module Linear is no part of the model"):
+        ParameterSpace(model, nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="params: the module Tanh has no parameters"):
+        ParameterSpace(model, [nn.Tanh()])
