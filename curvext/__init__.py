@@ -50,6 +50,18 @@ from curvext.operators import (
     ggn_diagonal,
     per_sample_gradient_norms,
 )
+from curvext.plotting import plot_shares
+from curvext.results import (
+    CGResult,
+    Comparison,
+    ConditionNumber,
+    CriticalPoint,
+    Density,
+    EigenResult,
+    Equality,
+    Estimate,
+    Step,
+)
 from curvext.risk import EmpiricalRisk
 from curvext.storage import load_diagonal, save_diagonal
 from curvext.training import backward
@@ -59,12 +71,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockDiagonalOperator",
+    "CGResult",
     "CausalLMLoss",
     "CheckResult",
     "CheckRow",
+    "Comparison",
+    "ConditionNumber",
+    "CriticalPoint",
+    "Density",
     "EKFACOperator",
+    "EigenResult",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
+    "Equality",
+    "Estimate",
     "FisherOperator",
     "GGNOperator",
     "HessianOperator",
@@ -74,6 +94,7 @@ __all__ = [
     "MCFisherOperator",
     "ModelCurvatureOperator",
     "ShampooOperator",
+    "Step",
     "__version__",
     "backward",
     "cg",
@@ -93,6 +114,7 @@ __all__ = [
     "null_space_dimension",
     "objective",
     "per_sample_gradient_norms",
+    "plot_shares",
     "save_diagonal",
     "save_factors",
     "spectral_density",

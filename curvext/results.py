@@ -4,14 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, inf, log10, pi, sqrt
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from curvext.arguments import as_number
+from curvext.plotting import axes_of
+from curvext.student import two_sided_quantile
 
-@dataclass(frozen=True)
-class EigenResult:
+#: a tensor, or ``{name: tensor}``
+Vector = TypeVar("Vector", bound=Tensor | dict[str, Tensor])
+
+#: tensors and lists of more entries are shown by their shape
+_SHOWN = 6
+
+
+class _Result:
+    """A frozen dataclass with a short repr; ``str`` is the long one, in words."""
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={_short(value)}" for name, value in vars(self).items()]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _short(value: object) -> str:
+    """A value on part of a line: tensors of some entries by these, longer ones by their shape."""
+    if isinstance(value, Tensor):
+        if value.ndim < 2 and value.numel() <= _SHOWN:
+            numbers = [f"{x:.5g}" for x in value.detach().reshape(-1).tolist()]
+            return numbers[0] if value.ndim == 0 else f"[{', '.join(numbers)}]"
+        return f"<{str(value.dtype).removeprefix('torch.')} {list(value.shape)}>"
+    if isinstance(value, tuple) or (isinstance(value, dict) and len(value) > _SHOWN):
+        return f"<{len(value)}>"
+    if isinstance(value, dict):
+        return f"{{{', '.join(map(str, value))}}}"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, str) and len(value) > 40:
+        return repr(value[:37] + "...")
+    return repr(value)
+
+
+@dataclass(frozen=True, repr=False)
+class EigenResult(_Result):
     """Some eigenpairs of a symmetric operator A.
 
     Attributes:
@@ -28,6 +65,28 @@ class EigenResult:
     converged: bool
     products: int
 
+    def plot(self, axes: Any = None) -> Any:
+        """The eigenvalues, each with a bar as long as its residual, from the largest down.
+
+        Args:
+            axes: matplotlib axes to draw on; None for a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        axes = axes_of("EigenResult.plot", axes)
+        values, residuals = (
+            t.detach().cpu().double().flip(0).numpy() for t in (self.values, self.residuals)
+        )
+        axes.errorbar(range(1, len(values) + 1), values, yerr=residuals, fmt="o", capsize=3)
+        axes.axhline(0, linewidth=0.8, color="gray")
+        axes.set_xlabel("number")
+        axes.set_ylabel("eigenvalue")
+        return axes
+
     def __str__(self) -> str:
         state = "converged" if self.converged else "NOT converged"
         lines = [f"{len(self.values)} eigenpairs, {state}, {self.products} products"]
@@ -38,8 +97,8 @@ class EigenResult:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class CGResult:
+@dataclass(frozen=True, repr=False)
+class CGResult(_Result, Generic[Vector]):
     """The solution of (A + λI) x = b, or how far conjugate gradients came.
 
     For a block ``b`` ``[P, K]`` each number is a tensor ``[K]``.
@@ -55,16 +114,16 @@ class CGResult:
         products: how many products with A it took, K for each block.
     """
 
-    x: Tensor
+    x: Vector
     residual_norm: float | Tensor
     iterations: int | Tensor
     converged: bool | Tensor
-    negative_curvature: Tensor | None
+    negative_curvature: Vector | None
     curvature: float | Tensor
     products: int
 
     def __str__(self) -> str:
-        if self.x.ndim == 1:
+        if not isinstance(self.x, Tensor) or self.x.ndim == 1:
             return f"{self._state()}, {self.products} products"
         columns = [
             CGResult(
@@ -100,8 +159,8 @@ class CGResult:
         return words
 
 
-@dataclass(frozen=True)
-class CriticalPoint:
+@dataclass(frozen=True, repr=False)
+class CriticalPoint(_Result):
     """What kind of point the parameters are at.
 
     Attributes:
@@ -156,8 +215,8 @@ class CriticalPoint:
         return "\n".join(lines + ([] if self.converged else ["  Lanczos has NOT converged"]))
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(_Result):
     """A second-order step s, and what its quadratic model promises.
 
     Attributes:
@@ -172,7 +231,7 @@ class Step:
     damping: float
     predicted_reduction: float
     value: float
-    cg: CGResult | None
+    cg: CGResult[Tensor] | None
 
     def ratio(self, new_value: float) -> float:
         """The reduction of the loss over the one predicted: 1 where the model is right."""
@@ -204,20 +263,53 @@ class Step:
         )
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(_Result):
     """A quantity estimated from products with random vectors.
 
     Attributes:
         value: the estimate, a scalar tensor or one of the quantity's shape.
         standard_error: the standard deviation of ``value`` over seeds, as estimated from this one; same shape.
-            About two in three values lie within one of it, and nineteen in twenty within two.
+            With many probes about two in three values lie within one of it and nineteen in twenty within two.
+            With few it is itself uncertain, and less lies within: see :meth:`interval`.
         products: how many products with A it took.
+        degrees_of_freedom: of ``standard_error``: independent samples that it was estimated from, less one;
+            inf where the value is exact.
     """
 
     value: Tensor
     standard_error: Tensor
     products: int
+    degrees_of_freedom: float = inf
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Ends between which the quantity lies with probability ``level``, by Student's t for few probes.
+
+        Exact for samples from a normal distribution, of which few probes' are nearly ones; four probes give
+        ± 3.2 standard errors at 95 %, two ± 12.7, one says nothing: from −inf to inf.
+
+        Args:
+            level: between 0 and 1, neither included.
+
+        Returns:
+            The lower and the upper end, each of the quantity's shape.
+
+        Raises:
+            ValueError: ``level`` is not between 0 and 1.
+
+        Source: Student (1908), The probable error of a mean.
+
+        Example:
+            >>> import torch, curvext as cx
+            >>> few = cx.Estimate(torch.tensor(10.0), torch.tensor(1.0), products=4, degrees_of_freedom=3)
+            >>> [round(float(end), 2) for end in few.interval()]
+            [6.82, 13.18]
+        """
+        level = as_number("interval: level", level, "a number between 0 and 1", lambda x: 0 < x < 1)
+        if not self.degrees_of_freedom > 0:
+            return self.value - inf, self.value + inf
+        half = two_sided_quantile(level, self.degrees_of_freedom) * self.standard_error
+        return self.value - half, self.value + half
 
     def __str__(self) -> str:
         if self.value.ndim == 0:
@@ -240,8 +332,8 @@ def with_error(value: Tensor | float, error: Tensor | float) -> str:
     return f"{value:.{digits}g} ± {error:.2g}"
 
 
-@dataclass(frozen=True)
-class Density:
+@dataclass(frozen=True, repr=False)
+class Density(_Result):
     """The density of the eigenvalues of an operator, broadened by a kernel, and the quadrature it is made of.
 
     Attributes:
@@ -268,6 +360,35 @@ class Density:
     size: int
     products: int
 
+    def plot(self, axes: Any = None) -> Any:
+        """The density over the eigenvalues on a logarithmic axis, with a band of two standard errors.
+
+        The axis ends at a quarter of the height of a single eigenvalue, so that each of them shows.
+
+        Args:
+            axes: matplotlib axes to draw on; None for a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        axes = axes_of("Density.plot", axes)
+        grid, density, error = (
+            t.cpu().numpy() for t in (self.grid, self.density, self.standard_error)
+        )
+        (line,) = axes.plot(grid, density)
+        low = 1 / (4 * self.size * self.width * sqrt(2 * pi))
+        if bool(self.standard_error.isfinite().all()):
+            lower = (density - 2 * error).clip(min=low / 10)
+            axes.fill_between(grid, lower, density + 2 * error, alpha=0.25, color=line.get_color())
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=min(low, float(self.density.max()) / 10))
+        axes.set_xlabel("eigenvalue")
+        axes.set_ylabel("density")
+        return axes
+
     def __str__(self) -> str:
         first = with_error(self.moments[1], self.moment_errors[1])
         second = with_error(self.moments[2], self.moment_errors[2])
@@ -280,8 +401,8 @@ class Density:
         )
 
 
-@dataclass(frozen=True)
-class ConditionNumber:
+@dataclass(frozen=True, repr=False)
+class ConditionNumber(_Result):
     """max|λ| / min|λ| of a symmetric operator, and what it rests on.
 
     Attributes:
@@ -319,8 +440,8 @@ class ConditionNumber:
         )
 
 
-@dataclass(frozen=True)
-class Equality:
+@dataclass(frozen=True, repr=False)
+class Equality(_Result):
     """A claim that two curvature matrices are equal, and what was found of it at one point.
 
     Attributes:
@@ -344,8 +465,8 @@ class Equality:
         return f"{self.claim} {state}: {self.why}"
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(_Result):
     """The curvature matrices of one risk at one point: H, G, F, F_mc and F_emp, those that there are.
 
     Attributes:

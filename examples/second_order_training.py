@@ -81,7 +81,7 @@ def with_curvature(risk: cx.EmpiricalRisk, step_of: Callable[..., Step], damping
         step = step_of(risk, damping, tol=0.1, maxiter=10, x0=last)
         work += 1 + PRODUCT * (step.cg.products + 1)
         yield work, step.value
-        cx.take_step(risk, step.step)
+        cx.take_step(risk, step)
         value = risk.value()
         work += VALUE
         damping = step.next_damping(value)

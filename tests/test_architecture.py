@@ -16,8 +16,9 @@ PACKAGE = ROOT / "curvext"
 LEVELS = [
     {"arguments", "attributes", "contents", "errors", "finite", "memory", "randomness"}
     | {"_C", "_compile", "_version"},
-    {"_extension", "reference", "space", "data", "cache", "results", "storage", "processes"},
-    {"kernels", "_build"},
+    {"_extension", "reference", "space", "data", "cache", "storage", "processes", "plotting"}
+    | {"student"},
+    {"kernels", "_build", "results"},
     {"losses"},
     {"linearise"},
     {"problem", "training"},

@@ -65,7 +65,7 @@ def without_a_page(names: list[str], package: str) -> list[str]:
     return [
         name
         for name in names
-        if f"{package}.{name}" not in documented
+        if not {f"{package}.{name}", f"{package}.results.{name}"} & documented
         and not (package == "curvext.kernels" and name in sections)
     ]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -19,20 +20,49 @@ from curvext.results import CGResult
 #: by device, after how many iterations the host looks at who is still iterating: on CUDA it has to wait to see
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
-Preconditioner = Tensor | SymmetricOperator | Callable[[Tensor], Tensor]
+#: a vector by the names of parameters
+Named = Mapping[str, Tensor]
+
+Preconditioner = Tensor | Named | SymmetricOperator | Callable[[Tensor], Tensor]
+
+
+@overload
+def cg(
+    A: SymmetricOperator,
+    b: Tensor,
+    damping: float = ...,
+    tol: float | None = ...,
+    maxiter: int | None = ...,
+    x0: Tensor | Named | None = ...,
+    preconditioner: Preconditioner | None = ...,
+    progress: bool = ...,
+) -> CGResult[Tensor]: ...
+
+
+@overload
+def cg(
+    A: SymmetricOperator,
+    b: Named,
+    damping: float = ...,
+    tol: float | None = ...,
+    maxiter: int | None = ...,
+    x0: Tensor | Named | None = ...,
+    preconditioner: Preconditioner | None = ...,
+    progress: bool = ...,
+) -> CGResult[dict[str, Tensor]]: ...
 
 
 @together
 def cg(
     A: SymmetricOperator,
-    b: Tensor,
+    b: Tensor | Named,
     damping: float = 0.0,
     tol: float | None = None,
     maxiter: int | None = None,
-    x0: Tensor | None = None,
+    x0: Tensor | Named | None = None,
     preconditioner: Preconditioner | None = None,
     progress: bool = False,
-) -> CGResult:
+) -> CGResult[Tensor] | CGResult[dict[str, Tensor]]:
     """Solves (A + λI) x = b for a symmetric A, by products alone.
 
     Where a search direction d has dᵀ(A + λI) d ≤ 0 (to rounding: eps · ‖A + λI‖ · dᵀd) the matrix is not
@@ -41,15 +71,16 @@ def cg(
     Args:
         A: any curvext operator, or an object with ``shape`` (P, P), ``dtype``, ``device`` and ``matvec``.
         b: ``[P]``, or ``[P, K]`` for K systems that share the passes over the data; a column that has
-            converged, or met negative curvature, is frozen.
+            converged, or met negative curvature, is frozen. Or ``{name: tensor}`` for an operator on a model's
+            parameters, and ``x`` and ``negative_curvature`` are such too.
         damping: λ ≥ 0, in units of A. For a shift the other way pass ``A - s * Identity(P)``.
         tol: converged when ‖b − (A + λI) x‖ ≤ tol ‖b‖; None for eps^⅔ of A's dtype (4e-11 in float64,
             2e-5 in float32, 4e-2 in bfloat16).
         maxiter: iterations at most; None for 10 P, but no more than 1000.
-        x0: where to start, shaped like ``b``; None for zero, which saves a product.
-        preconditioner: a tensor ``[P]``, the positive diagonal of a matrix like A + λI, by which residuals
-            are divided; or an operator, or a function of a vector ``[P]``, that applies an approximate
-            inverse. It must be symmetric and positive definite.
+        x0: where to start, shaped like ``b``, or named; None for zero, which saves a product.
+        preconditioner: a tensor ``[P]`` or ``{name: tensor}``, the positive diagonal of a matrix like A + λI, by
+            which residuals are divided; or an operator, or a function of a vector ``[P]``, that applies an
+            approximate inverse. It must be symmetric and positive definite.
         progress: show a bar (needs tqdm).
 
     Returns:
@@ -73,6 +104,22 @@ def cg(
         >>> print(cx.cg(2 * cx.Identity(3), torch.tensor([2.0, 4.0, 6.0])))
         converged: residual 0.0e+00, 1 iterations, 2 products
     """
+    if isinstance(b, Mapping):
+        flat = cg(A, _flat(A, "b", b), damping, tol, maxiter, x0, preconditioner, progress)
+        split: Callable[[Tensor], dict[str, Tensor]] = A.split  # type: ignore[attr-defined]
+        bent = flat.negative_curvature
+        return CGResult(
+            split(flat.x),
+            flat.residual_norm,
+            flat.iterations,
+            flat.converged,
+            None if bent is None else split(bent),
+            flat.curvature,
+            flat.products,
+        )
+    x0 = _flat(A, "x0", x0) if isinstance(x0, Mapping) else x0
+    if isinstance(preconditioner, Mapping):
+        preconditioner = _flat(A, "preconditioner", preconditioner)
     products = Products(A, "cg", like=b if isinstance(b, Tensor) else None)
     _check(products, b, x0)
     damping = as_number(
@@ -93,6 +140,17 @@ def cg(
     with Progress(progress, maxiter, "cg") as bar:
         solution.solve(bar)
     return solution.result(single=b.ndim == 1)
+
+
+def _flat(A: SymmetricOperator, name: str, named: Named) -> Tensor:
+    """``{name: tensor}`` as the flat vector of an operator that knows the names."""
+    flatten = getattr(A, "flatten", None)
+    if flatten is None or not hasattr(A, "split"):
+        raise TypeError(
+            f"cg: {name}: expected a tensor, as {type(A).__name__} has no flatten and split for named ones"
+        )
+    vector: Tensor = flatten(named)
+    return vector
 
 
 def _check(products: Products, b: Tensor, x0: Tensor | None) -> None:
@@ -287,7 +345,7 @@ class _Solution:
         self.curvature[at] = curvature
         self.negative[at] = True
 
-    def result(self, single: bool) -> CGResult:
+    def result(self, single: bool) -> CGResult[Tensor]:
         """What has been found, as numbers for a single right-hand side."""
         converged = self.residual <= self.target
         count = self.system.products.count

@@ -14,6 +14,7 @@ from curvext.algorithms.eigsh import eigsh
 from curvext.algorithms.probes import Probes, representable
 from curvext.algorithms.products import Products
 from curvext.algorithms.progress import Progress
+from curvext.algorithms.risks import HasMatrices
 from curvext.algorithms.spectral_density import spectral_density
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_risk
@@ -29,7 +30,7 @@ _HELD = 4
 
 @together
 def compare(
-    risk: Any,
+    risk: HasMatrices,
     leading: int = 5,
     probes: int = 16,
     samples: int = 1,
@@ -131,15 +132,24 @@ def compare(
     sums.products = sum(d.count for d in doors.values())
     overlaps = {(a, b): _overlap(pairs[a], pairs[b]) for a, b in permutations(doors, 2)}
     distances = {pair: sums.distance(*pair) for pair in overlaps}
+    exact_traces = _exact_traces(doors)
     ratio = None
     if "F" in doors and "F_emp" in doors:
-        ratio = sums.estimate(lambda s: s["trace", "F_emp"] / s["trace", "F"])
+        known = exact_traces.get("F_emp")
+        ratio = sums.estimate(
+            lambda s: (s["trace", "F_emp"] if known is None else known) / s["trace", "F"]
+        )
     rounding = torch.finfo(next(iter(doors.values())).dtype).eps ** (2 / 3)
     return Comparison(
         size=size,
         value=float(risk.value()),
         gradient_norm=float(gradient.double().norm()),
-        traces={n: sums.trace(n) for n in doors},
+        traces={
+            n: Estimate(exact_traces[n], torch.zeros_like(exact_traces[n]), sums.products)
+            if n in exact_traces
+            else sums.trace(n)
+            for n in doors
+        },
         norms={n: sums.norm(n) for n in doors},
         eigenvalues={n: values for n, (values, _, _) in pairs.items()},
         eigenvalue_errors={n: errors for n, (_, _, errors) in pairs.items()},
@@ -169,7 +179,7 @@ _MATRICES = {
 
 
 def _doors(
-    risk: Any, wanted: list[str], gradient: Tensor, samples: int, seed: int
+    risk: HasMatrices, wanted: list[str], gradient: Tensor, samples: int, seed: int
 ) -> tuple[dict[str, Products], dict[str, str]]:
     """The operators that this loss and model have, and why they do not have the others."""
     doors: dict[str, Products] = {}
@@ -189,6 +199,13 @@ def _doors(
     if not any(name in doors for name in ("G", "F_emp")):
         raise ValueError(f"compare: neither G nor F_emp can be had: {refused}")
     return doors, refused
+
+
+def _exact_traces(doors: dict[str, Products]) -> dict[str, Tensor]:
+    """tr F_emp, where the operator has it: the mean squared gradient norm, at the cost of a gradient."""
+    operator = doors["F_emp"].operator if "F_emp" in doors else None
+    trace = getattr(operator, "trace", None)
+    return {} if trace is None else {"F_emp": trace().double()}
 
 
 #: eigenvalues, vectors and residuals, the largest in magnitude first
@@ -280,7 +297,7 @@ class _Sums:
         value = g({key: exact[key] + v.mean() for key, v in random.items()})
         left_out = g({key: exact[key] + (v.sum() - v) / (count - 1) for key, v in random.items()})
         spread = (left_out - left_out.mean()).square().sum() * (count - 1) / count
-        return Estimate(value, spread.sqrt(), self.products)
+        return Estimate(value, spread.sqrt(), self.products, count - 1)
 
 
 def _own_labels_share(risk: Any) -> float | None:

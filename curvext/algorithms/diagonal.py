@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -69,17 +70,19 @@ def diagonal(
         >>> cx.diagonal(H).value
         tensor([1., 1.])
     """
-    least, estimate = _METHODS[as_choice("diagonal: method", method, _METHODS)]
+    least, estimate, samples = _METHODS[as_choice("diagonal: method", method, _METHODS)]
     products = Products(A, "diagonal")
     probes = as_integer("diagonal: probes", probes, least, why=f"for method={method!r}")
     stream = Probes(products, seed)
     with Progress(progress, min(probes, products.size), "diagonal") as bar:
         if products.size <= probes:
             value, error = _by_basis(products, bar)
+            degrees = math.inf
         else:
             value, error = estimate(products, probes, stream, bar)
+            degrees = samples(probes) - 1
     check_finite("diagonal", value)
-    return Estimate(value.to(products.working), error.to(products.working), products.count)
+    return Estimate(value.to(products.working), error.to(products.working), products.count, degrees)
 
 
 Answer = tuple[Tensor, Tensor]  # values and standard errors, float64, [P]
@@ -149,7 +152,10 @@ class Spread:
         return (self._squares / (self._count * (self._count - 1))).sqrt()
 
 
-_METHODS: dict[str, tuple[int, Callable[[Products, int, Probes, Progress], Answer]]] = {
-    "hutchinson": (1, _hutchinson),
-    "xdiag": (2, _xdiag),
+#: the least budget, the estimator, and of how many samples its error is made within a budget
+_METHODS: dict[
+    str, tuple[int, Callable[[Products, int, Probes, Progress], Answer], Callable[[int], int]]
+] = {
+    "hutchinson": (1, _hutchinson, lambda m: m),
+    "xdiag": (2, _xdiag, lambda m: m // 2),
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from curvext.algorithms.risks import Movable
 from curvext.algorithms.together import together
 from curvext.arguments import as_choice, from_array
 
@@ -19,7 +20,7 @@ _CURVATURES = ("hessian", "ggn", "fisher", "empirical_fisher")
 
 
 @together
-def objective(risk: Any, curvature: str = "hessian") -> Objective:
+def objective(risk: Movable, curvature: str = "hessian") -> Objective:
     """A risk as functions of a NumPy vector: ``fun``, ``jac``, ``hessp``, ``hess`` and ``x0``.
 
     **They move the model.** Each writes its argument into the parameters, in place, and leaves it there; an
@@ -70,7 +71,7 @@ class Objective:
         x0: the parameters at the start, a float64 array ``[P]``.
     """
 
-    risk: Any
+    risk: Movable
     curvature: str
     x0: Any
 
@@ -136,7 +137,7 @@ class Objective:
         self.restore()
 
 
-def _parameters(risk: Any) -> Tensor:
+def _parameters(risk: Movable) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in risk.space.parameters.values()])
 
 

@@ -12,9 +12,20 @@ from torch import Tensor
 class SymmetricOperator(Protocol):
     """What an algorithm needs of A: a curvext operator has it, and so may any object of a user's."""
 
-    shape: Any
-    dtype: torch.dtype
-    device: torch.device
+    @property
+    def shape(self) -> Any:
+        """(P, P)."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of vectors; None for an operator that takes any."""
+        ...
+
+    @property
+    def device(self) -> torch.device | str | None:
+        """Of vectors, likewise."""
+        ...
 
     def matvec(self, v: Tensor) -> Tensor:
         """A v for a vector ``[P]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -71,7 +72,7 @@ def effective_rank(
     ]
     rank = _KINDS[kind]
     value, error = rule.jackknife(torch.stack(sums, 1), lambda mean: rank(mean, rule.size))
-    return _estimate(value, error, products)
+    return _estimate(value, error, products, len(sums[0]))
 
 
 #: from the means over eigenvalues of x, −x ln x and x² of x = |λ| / max|λ|, and P
@@ -136,13 +137,17 @@ def null_space_dimension(
     undecided = torch.where(unsettled, rule.weights, 0.0).sum(1).mean()
     value, error = rule.jackknife(inside, lambda mean: mean)
     return _estimate(
-        rule.size * value, rule.size * (error.square() + undecided.square()).sqrt(), products
+        rule.size * value,
+        rule.size * (error.square() + undecided.square()).sqrt(),
+        products,
+        len(inside),
     )
 
 
-def _estimate(value: Tensor, error: Tensor, products: Products) -> Estimate:
+def _estimate(value: Tensor, error: Tensor, products: Products, probes: int) -> Estimate:
     return Estimate(
         value.to(products.device, products.working),
         error.to(products.device, products.working),
         products.count,
+        math.inf if float(error) == 0 else probes - 1,
     )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms.cg import Preconditioner, cg
-from curvext.algorithms.products import Products
+from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.risks import HasFisher, HasGGN, HasGradient, HasHessian, HasSpace
 from curvext.algorithms.together import together
 from curvext.arguments import as_choice, as_number, check_dense, check_risk
 from curvext.results import CGResult, Step
@@ -16,7 +17,7 @@ from curvext.results import CGResult, Step
 
 @together
 def newton_step(
-    risk: Any,
+    risk: HasHessian,
     damping: float = 0.0,
     tol: float | None = None,
     maxiter: int | None = None,
@@ -47,7 +48,7 @@ def newton_step(
         >>> import torch, curvext as cx
         >>> model, loss = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
         >>> risk = cx.EmpiricalRisk(model, loss, (torch.eye(2), torch.ones(2, 1)))
-        >>> cx.take_step(risk, cx.newton_step(risk).step)  # a quadratic: one step is enough
+        >>> cx.take_step(risk, cx.newton_step(risk))  # a quadratic: one step is enough
         >>> torch.allclose(model.weight, torch.ones(1, 2), atol=1e-4)
         True
     """
@@ -58,7 +59,7 @@ def newton_step(
 
 @together
 def gauss_newton_step(
-    risk: Any,
+    risk: HasGGN,
     damping: float = 1e-3,
     tol: float | None = None,
     maxiter: int | None = None,
@@ -72,7 +73,7 @@ def gauss_newton_step(
     quadratic model is trusted: after the step ``next_damping`` compares its promise with the new loss.
 
         step = cx.gauss_newton_step(risk, damping, maxiter=30)
-        cx.take_step(risk, step.step)
+        cx.take_step(risk, step)
         damping = step.next_damping(risk.value())
 
     Args:
@@ -92,7 +93,7 @@ def gauss_newton_step(
         >>> model, loss = torch.nn.Linear(2, 2), torch.nn.CrossEntropyLoss()
         >>> risk = cx.EmpiricalRisk(model, loss, (torch.eye(2), torch.arange(2)))
         >>> before, step = risk.value(), cx.gauss_newton_step(risk, damping=0.1)
-        >>> cx.take_step(risk, step.step)
+        >>> cx.take_step(risk, step)
         >>> risk.value() < before
         True
     """
@@ -103,7 +104,7 @@ def gauss_newton_step(
 
 @together
 def natural_gradient_step(
-    risk: Any,
+    risk: HasFisher,
     damping: float = 1e-3,
     kind: str = "exact",
     samples: int = 1,
@@ -161,16 +162,16 @@ def natural_gradient_step(
 
 
 @together
-def take_step(risk: Any, step: Tensor, length: float = 1.0) -> None:
+def take_step(risk: HasSpace, step: Tensor | Step, length: float = 1.0) -> None:
     """Moves the model's parameters in place: θ ← θ + length · step.
 
     Args:
         risk: a :class:`curvext.EmpiricalRisk`, whose selected parameters these are.
-        step: ``[P]``.
+        step: a :class:`curvext.Step`, as the step functions return it, or ``[P]``.
         length: a factor.
 
     Raises:
-        TypeError: ``step`` is no tensor.
+        TypeError: ``step`` is neither.
         ValueError: ``step`` has another shape or device, or is not finite, or ``length`` is not.
 
     Example:
@@ -184,6 +185,7 @@ def take_step(risk: Any, step: Tensor, length: float = 1.0) -> None:
     """
     check_risk("take_step", risk, ("space",))
     space = risk.space
+    step = step.step if isinstance(step, Step) else step
     check_dense("take_step: step", step)
     length = as_number("take_step: length", length, "a finite number")
     if step.shape != (space.size,):
@@ -197,15 +199,17 @@ def take_step(risk: Any, step: Tensor, length: float = 1.0) -> None:
             p.add_(s, alpha=length)
 
 
-def _by_cg(risk: Any, operator: Any, damping: float, progress: bool, **options: Any) -> Step:
+def _by_cg(
+    risk: HasGradient, operator: SymmetricOperator, damping: float, progress: bool, **options: Any
+) -> Step:
     gradient = risk.gradient()
     found = cg(operator, -gradient, damping, progress=progress, **options)
     return _step(risk, operator, gradient, found.x, damping, found)
 
 
 def _step(
-    risk: Any,
-    operator: Any,
+    risk: HasGradient,
+    operator: SymmetricOperator,
     gradient: Tensor,
     step: Tensor,
     damping: float,

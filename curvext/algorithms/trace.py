@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -76,17 +77,19 @@ def trace(
         2 exactly (2 products)
     """
     method = as_choice("trace: method", method, _METHODS)
-    least, estimate = _METHODS[method]
+    least, estimate, samples = _METHODS[method]
     products = Products(A, "trace")
     probes = as_integer("trace: probes", probes, least, why=f"for method={method!r}")
     stream = Probes(products, seed)
     with Progress(progress, min(probes, products.size), "trace") as bar:
         if products.size <= probes:
             value, error = _by_basis(products, bar)
+            degrees = math.inf
         else:
             value, error = estimate(products, probes, stream, bar)
+            degrees = samples(probes) - 1
     check_finite("trace", value)
-    return Estimate(value.to(products.working), error.to(products.working), products.count)
+    return Estimate(value.to(products.working), error.to(products.working), products.count, degrees)
 
 
 Answer = tuple[Tensor, Tensor]  # value and standard error, float64
@@ -150,10 +153,13 @@ def _xtrace(products: Products, count: int, probes: Probes, bar: Progress) -> An
     return mean_of_left_out(samples, torch.cat(shared).mean() if shared else 0.0)
 
 
-_METHODS: dict[str, tuple[int, Callable[[Products, int, Probes, Progress], Answer]]] = {
-    "hutchinson": (1, _hutchinson),
-    "hutch++": (3, _hutchpp),
-    "xtrace": (2, _xtrace),
+#: the least budget, the estimator, and of how many samples its error is made within a budget
+_METHODS: dict[
+    str, tuple[int, Callable[[Products, int, Probes, Progress], Answer], Callable[[int], int]]
+] = {
+    "hutchinson": (1, _hutchinson, lambda m: m),
+    "hutch++": (3, _hutchpp, lambda m: m - 2 * (m // 3)),
+    "xtrace": (2, _xtrace, lambda m: m // 2),
 }
 
 

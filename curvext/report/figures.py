@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -224,7 +225,8 @@ def _jackknife(samples: Tensor, g: Callable[[Tensor], Tensor], products: int) ->
     if count > 1:
         left_out = g((samples.sum(1, keepdim=True) - samples) / (count - 1))
         error = (left_out.var(1) * (count - 1) ** 2 / count).sqrt()
-    return [Estimate(v, e, products) for v, e in zip(value, error, strict=True)]
+    degrees = count - 1 if count > 1 else math.inf
+    return [Estimate(v, e, products, degrees) for v, e in zip(value, error, strict=True)]
 
 
 def _costs(risk: EmpiricalRisk, comparison: Comparison, rounds: int, seed: int) -> tuple[Cost, ...]:

@@ -402,3 +402,31 @@ def test_nan_on_cuda_comes_back_visibly():
     b = torch.full((5,), torch.nan, dtype=torch.float64, device="cuda")
     result = cx.cg(with_spectrum(torch.ones(5), device="cuda"), b)
     assert not result.converged
+
+
+def test_named_vectors_go_in_and_come_out():
+    model = torch.nn.Linear(3, 2).double()
+    data = (torch.randn(6, 3).double(), torch.randint(2, (6,)))
+    G = cx.GGNOperator(model, torch.nn.CrossEntropyLoss(), data)
+    b = torch.randn(8).double()
+    floor = {name: torch.full_like(p, 2.0) for name, p in model.named_parameters()}
+    flat = cx.cg(G, b, damping=0.1, preconditioner=G.flatten(floor), tol=1e-10)
+    named = cx.cg(G, G.split(b), damping=0.1, x0=G.split(0 * b), preconditioner=floor, tol=1e-10)
+    assert set(named.x) == {"weight", "bias"}
+    torch.testing.assert_close(G.flatten(named.x), flat.x, rtol=0, atol=1e-9)
+    assert named.converged and str(named).startswith("converged")
+    bent = cx.cg(-1 * G, G.split(b))
+    assert bent.negative_curvature["weight"].shape == (2, 3)
+    with pytest.raises(ValueError, match="the names do not fit: missing"):
+        cx.cg(G, {"weight": b})
+
+
+def test_named_vectors_need_an_operator_that_knows_the_names():
+    class Plain:
+        shape, dtype, device = (2, 2), torch.float64, torch.device("cpu")
+
+        def matvec(self, v):
+            return v
+
+    with pytest.raises(TypeError, match="cg: b: expected a tensor, as Plain has no flatten"):
+        cx.cg(Plain(), {"weight": torch.ones(2).double()})

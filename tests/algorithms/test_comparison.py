@@ -230,3 +230,16 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=f"compare: {message}"):
             cx.compare(classification(), **arguments)
+
+
+def test_the_trace_of_the_empirical_fisher_is_exact_also_where_the_others_are_estimated():
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3)
+    ).double()
+    data = (torch.randn(20, 4).double(), torch.randint(3, (20,)))
+    risk = cx.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), data)
+    found = cx.compare(risk, leading=2, probes=4, dense_limit=10)
+    exact = float(risk.empirical_fisher().to_dense().trace())
+    assert abs(float(found.traces["F_emp"].value) - exact) <= 1e-10 * exact
+    assert float(found.traces["F_emp"].standard_error) == 0
+    assert float(found.traces["G"].standard_error) > 0 and found.traces["G"].degrees_of_freedom == 3

@@ -162,3 +162,12 @@ def test_a_step_moves_the_selected_parameters_alone(device):
 def test_a_bad_call_says_what_is_wrong(call, error, words):
     with pytest.raises(error, match=words):
         call(classifier())
+
+
+def test_a_step_is_taken_as_the_step_functions_give_it():
+    model, loss = torch.nn.Linear(2, 1, bias=False).double(), torch.nn.MSELoss()
+    risk = cx.EmpiricalRisk(model, loss, (torch.eye(2).double(), torch.ones(2, 1).double()))
+    step, before = cx.newton_step(risk), model.weight.detach().clone()
+    cx.take_step(risk, step, length=0.5)
+    moved = (model.weight.detach() - before).reshape(-1)
+    torch.testing.assert_close(moved, step.step / 2, rtol=0, atol=1e-14)

@@ -1,0 +1,78 @@
+"""What algorithms ask of a risk: :class:`curvext.EmpiricalRisk` has all of it, and so may an object of a user's."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from curvext.algorithms.products import SymmetricOperator
+
+
+class HasGradient(Protocol):
+    """L and its gradient."""
+
+    def value(self) -> float:
+        """L."""
+        ...
+
+    def gradient(self) -> Tensor:
+        """∇L, ``[P]``."""
+        ...
+
+
+class HasHessian(HasGradient, Protocol):
+    """And its Hessian."""
+
+    def hessian(self) -> SymmetricOperator:
+        """H."""
+        ...
+
+
+class HasGGN(HasGradient, Protocol):
+    """And its Gauss-Newton matrix."""
+
+    def ggn(self) -> SymmetricOperator:
+        """G."""
+        ...
+
+
+class Solvable(SymmetricOperator, Protocol):
+    """An operator that solves damped systems by itself."""
+
+    def solve(self, b: Tensor, damping: float = ...) -> Tensor:
+        """(A + λI)⁻¹ b."""
+        ...
+
+
+class HasFisher(HasGradient, Protocol):
+    """And the three Fisher matrices."""
+
+    def fisher(self) -> SymmetricOperator:
+        """F."""
+        ...
+
+    def mc_fisher(self, samples: int = ..., seed: int = ...) -> SymmetricOperator:
+        """F with drawn labels."""
+        ...
+
+    def empirical_fisher(self) -> Solvable:
+        """F_emp."""
+        ...
+
+
+class HasMatrices(HasHessian, HasGGN, HasFisher, Protocol):
+    """All matrices."""
+
+
+class HasSpace(Protocol):
+    """The parameters: ``parameters`` ``{name: parameter}``, ``size``, ``device`` and ``blocks`` of a flat vector."""
+
+    @property
+    def space(self) -> Any:
+        """The parameters and their order."""
+        ...
+
+
+class Movable(HasGradient, HasSpace, Protocol):
+    """Value and gradient wherever the parameters are moved to."""
