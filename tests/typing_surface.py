@@ -45,6 +45,8 @@ def operators(risk: cx.EmpiricalRisk, v: Tensor) -> None:
     also_moved: Tensor = risk.jvp({"0.weight": v})
     pulled: Tensor = risk.vjp(moved)
     words: str = risk.explain()
+    checked: cx.CheckResult = risk.check(samples=2, vectors=1, seed=0)
+    rows: tuple[cx.CheckRow, ...] = checked.rows
     H: cx.HessianOperator = risk.hessian()
     G: cx.GGNOperator = risk.ggn()
     R: cx.ModelCurvatureOperator = risk.model_curvature()
@@ -132,6 +134,7 @@ def steps(risk: cx.EmpiricalRisk) -> None:
     cx.take_step(risk, step, length=0.5)
     cx.take_step(risk, step.step)
     damping: float = step.next_damping(risk.value())
+    updates: cx.DFP = cx.DFP(init_scale="auto")
     with cx.objective(risk, curvature="ggn") as functions_of_x:
         value: float = functions_of_x.fun(functions_of_x.x0)
 
