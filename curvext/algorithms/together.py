@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
+from curvext.results import Step
+
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
 
@@ -46,6 +48,8 @@ def _said(name: str, bound: inspect.BoundArguments) -> tuple[str, list[Tensor]]:
     for key, value in list(bound.arguments.items())[1:]:
         if key in _FREE:
             continue
+        if isinstance(value, Step):
+            vectors.append(value.step.detach())
         if isinstance(value, Tensor):
             vectors.append(value.detach())
         plain = value is None or isinstance(value, (Number, str))
