@@ -47,8 +47,8 @@ def jvp(problem: Problem, v: Tensor | Mapping[str, Tensor]) -> Tensor:
 def _alone(method: str, problem: Problem) -> None:
     if not problem.group.alone:
         raise ValueError(
-            f"{method}: process_group: the outputs of other ranks are not gathered; make a risk of this rank's data with "
-            "process_group=None, and add up vjp over the ranks"
+            f"{method}: process_group: the outputs of other ranks are not gathered; make a risk of this rank's data "
+            "with process_group=None, and add up vjp over the ranks"
         )
 
 
