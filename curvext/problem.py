@@ -649,6 +649,9 @@ class Problem:
             f"products: {self.products_by()}",
             f"kept: {len(self._cache)} linearisations, records and factors, {self._cache.nbytes / 2**20:.1f} MiB",
         ]
+        hooked = self._forward.with_backward_hooks()
+        if hooked:
+            lines.append(f"set aside in all passes: backward hooks of {', '.join(hooked)}")
         paths = self.paths()
         lines += self._processes()
         lines.append(

@@ -165,8 +165,32 @@ def test_backward_hooks_of_modules_are_set_aside_and_put_back(register):
     assert_close(risk.ggn() @ V, oracle.ggn() @ V)
     assert_close(risk.gradient(), oracle.gradient())
     assert not called
+    assert "set aside in all passes: backward hooks of b" in risk.explain()
     nn.functional.cross_entropy(model(x), y).backward()
     assert called
+
+
+def test_a_wrapper_that_records_for_another_library_is_left_as_found():
+    """As one for per-sample gradients: inputs are kept in the forward pass, and taken in the backward one."""
+    model, (x, y) = Hooked(lambda h: None), data()
+    oracle = Oracle(model, nn.CrossEntropyLoss(), x, y)
+
+    def keep(module, inputs, output):
+        if not hasattr(module, "activations"):
+            module.activations = []
+        module.activations.append(inputs[0].detach())
+
+    def take(module, *gradients):
+        module.activations.pop()
+
+    for layer in (model.a, model.b):
+        layer.register_forward_hook(keep)
+        layer.register_full_backward_hook(take)
+    risk = cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), (x, y), cache=False)
+    V = torch.randn(oracle.size, 2)
+    assert_close(risk.hessian() @ V, oracle.hvp(V))
+    assert_close(risk.empirical_fisher() @ V, oracle.empirical_fisher() @ V)
+    assert not hasattr(model.a, "activations") and not hasattr(model.b, "activations")
 
 
 def test_hooks_on_tensors_are_refused_where_products_would_go_past_them():

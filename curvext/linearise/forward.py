@@ -122,6 +122,15 @@ class Forward:
         self._records.clear()
         self._clean_in_mode = None
 
+    def with_backward_hooks(self) -> list[str]:
+        """The names of modules and parameters whose backward hooks :meth:`borrowed` sets aside."""
+        modules = [
+            name or type(m).__name__
+            for name, m in self._model.named_modules()
+            if m._backward_hooks or m._backward_pre_hooks
+        ]
+        return modules + [name for name, p in self._model.named_parameters() if p._backward_hooks]
+
     def attributes(self, marks: Marks) -> list[object]:
         """Marks of all that the model goes by beside parameters and buffers, and of ``forward=`` and ``target=``."""
         return [
