@@ -323,15 +323,18 @@ class Forward:
     def _recorded(self, batch: Any, use: GraphUse, first: bool) -> Tensor:
         inputs = _Inputs(data.tensors(batch), first)
         attributes = self._held_attributes(first or bool(self._records))
+        as_found = False
         try:
             output = self._evaluate(batch, use)
             inputs.check()
             changed = attributes.changed(self._name)
+            as_found = not changed
             if changed and not self._records.issuperset(changed):
                 self._check_unread(changed, output, batch, use)
                 self._records.update(changed)
         finally:
-            attributes.put_back()
+            if not as_found:
+                attributes.put_back()
         self._check_remembered(attributes, output)
         return output
 
