@@ -12,6 +12,7 @@ namespace {
 
 // The same names for every device; `where` is the namespace that implements them.
 #define CURVEXT_BIND_KERNELS(m, where)                                                                              \
+  m.def("outer_cov", &where::outer_cov, py::arg("x"), py::arg("w"), unlocked);                                      \
   m.def("outer_dot", &where::outer_dot, py::arg("a"), py::arg("g"), py::arg("W"), unlocked);                        \
   m.def("outer_gram", &where::outer_gram, py::arg("a"), py::arg("g"), py::arg("a2"), py::arg("g2"), unlocked);      \
   m.def("outer_norm", &where::outer_norm, py::arg("a"), py::arg("g"), unlocked);                                    \

@@ -69,6 +69,16 @@ inline void check_same_or_accumulation_dtype(const char* function, const char* a
       other_argument, " or ", accumulation_type(other.scalar_type()));
 }
 
+// x [M,D] and a weight w [M] for each of its rows.
+inline void check_outer_cov(const char* function, const at::Tensor& x, const at::Tensor& w) {
+  TORCH_CHECK_VALUE(x.dim() == 2, function, ": x has shape ", x.sizes(), ", expected [M, D]");
+  TORCH_CHECK_VALUE(w.dim() == 1 && w.size(0) == x.size(0), function, ": w has shape ", w.sizes(), ", expected [",
+                    x.size(0), "], a weight for each row of x");
+  check_dtype(function, "x", x);
+  check_same_or_accumulation_dtype(function, "w", w, "x", x);
+  check_same_device(function, "w", w, "x", x);
+}
+
 // The pair, and K matrices W [K,O,I] of the shape of its gradients.
 inline void check_outer_dot(const char* function, const at::Tensor& a, const at::Tensor& g, const at::Tensor& W) {
   check_outer_pair(function, a, g);

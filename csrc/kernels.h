@@ -15,6 +15,10 @@
 // Types: float64, float32, bfloat16, float16. Products are accumulated in float32, for float64 inputs in float64;
 // sums over data have that accumulation type. Every sum has a fixed order for a given number of threads.
 #define CURVEXT_DECLARE_KERNELS                                                                                     \
+  /* outer_cov: [D,D] = sum_m w[m] x[m,:] x[m,:]^T for x [M,D], symmetric to the last bit.                          \
+     Cost: M D (D + t) flops with tiles of t columns, half of a plain product, and M D for the weights.             \
+     Source: Kronecker factors, Martens, Grosse, "Optimizing neural networks with K-FAC", 2015. */                  \
+  at::Tensor outer_cov(const at::Tensor& x, const at::Tensor& w);                                                   \
   /* outer_dot: [V,N,K] = <G_vn, W_k> = sum_s g[v,n,s,:]^T W_k a[n,s,:], W [K,O,I].                                 \
      Cost: the cheaper of 2 K N S O (I + V) flops and, with G formed, 2 V N (S + K) O I.                            \
      Source: first half of F v; Schraudolph, "Fast curvature matrix-vector products", 2002. */                      \

@@ -10,6 +10,7 @@
 
 #include "../checks.h"
 #include "../kernels.h"
+#include "../outer_cov.h"
 #include "../outer_dot.h"
 #include "../outer_gram.h"
 #include "../outer_norm.h"
@@ -59,6 +60,8 @@ int64_t piece_bytes() { return workspace_bytes(int64_t(32) << 20); }
 
 // The partial results of outer_square.
 constexpr int64_t kPartsBytes = int64_t(64) << 20;
+// Columns of a strip of outer_cov: few enough to leave half out, wide enough to fill the device.
+constexpr int64_t kCovTile = 512;
 
 // One row as long as the two tensors allow: positions that follow each other in both become features.
 DotsLaunch dots(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
@@ -151,6 +154,15 @@ at::Tensor outer_dot(const at::Tensor& a, const at::Tensor& g, const at::Tensor&
   const c10::cuda::CUDAGuard guard(a.device());
   return outer_dot_by(a, g, W, piece_bytes(), [](const at::Tensor& x, const at::Tensor& y, const at::Tensor& out) {
     C10_CUDA_CHECK(outer_dot(dots(unit_columns(x), unit_columns(y), out), c10::cuda::getCurrentCUDAStream()));
+  });
+}
+
+at::Tensor outer_cov(const at::Tensor& x, const at::Tensor& w) {
+  check_outer_cov("outer_cov", x, w);
+  const c10::cuda::CUDAGuard guard(x.device());
+  return outer_cov_by(x, w, cov_bytes(x, int64_t(32) << 20), kCovTile, [](const at::Tensor& out) {
+    const MirrorLaunch launch{out.data_ptr(), out.size(0), type_of(out)};
+    C10_CUDA_CHECK(outer_cov(launch, c10::cuda::getCurrentCUDAStream()));
   });
 }
 

@@ -32,6 +32,15 @@ int64_t outer_square_splits(int64_t V, int64_t N, int64_t S, int64_t I, int64_t 
                             int processors);
 cudaError_t outer_square(const OuterSquareLaunch& launch, cudaStream_t stream);
 
+// out[i,j] = out[j,i] for j < i, of the accumulation type
+struct MirrorLaunch {
+  void* out;  // [D,D], contiguous
+  int64_t D;
+  Type type;
+};
+
+cudaError_t outer_cov(const MirrorLaunch& launch, cudaStream_t stream);
+
 // out[r] += sum_sc x[r,s,c] y[r,s,c]
 struct DotsLaunch {
   const void* x;  // [rows, positions, features] of the accumulation type, unit stride over features

@@ -4,6 +4,7 @@ from .._extension import ReferenceFallbackWarning
 from ._registry import use_reference
 from .mse_hessian_mm import mse_hessian_mm
 from .mse_sample import mse_sample
+from .outer_cov import outer_cov
 from .outer_dot import outer_dot
 from .outer_gram import outer_gram
 from .outer_norm import outer_norm
@@ -21,6 +22,7 @@ __all__ = [
     "ReferenceFallbackWarning",
     "mse_hessian_mm",
     "mse_sample",
+    "outer_cov",
     "outer_dot",
     "outer_gram",
     "outer_norm",

@@ -83,6 +83,18 @@ def check_alike_or_accumulated(
     check_device(function, argument, tensor, other_argument, other)
 
 
+def check_outer_cov(function: str, x: Tensor, w: Tensor) -> None:
+    """x [M,D] and a weight w [M] for each of its rows."""
+    if x.dim() != 2:
+        raise ValueError(f"{function}: x has shape {list(x.shape)}, expected [M, D]")
+    if w.dim() != 1 or w.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"{function}: w has shape {list(w.shape)}, expected [{x.shape[0]}], a weight for each row of x"
+        )
+    check_dtype(function, "x", x)
+    check_alike_or_accumulated(function, "w", w, "x", x)
+
+
 def check_outer_dot(function: str, a: Tensor, g: Tensor, W: Tensor) -> None:
     """The pair, and K matrices W [K,O,I] of the shape of its gradients."""
     check_outer_pair(function, a, g)

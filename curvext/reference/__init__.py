@@ -2,6 +2,7 @@
 
 from .mse_hessian_mm import mse_hessian_mm
 from .mse_sample import mse_sample
+from .outer_cov import outer_cov
 from .outer_dot import outer_dot
 from .outer_gram import outer_gram
 from .outer_norm import outer_norm
@@ -18,6 +19,7 @@ from .softmax_sample import softmax_sample
 __all__ = [
     "mse_hessian_mm",
     "mse_sample",
+    "outer_cov",
     "outer_dot",
     "outer_gram",
     "outer_norm",
