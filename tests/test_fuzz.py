@@ -47,6 +47,8 @@ def test_each_step_by_itself_is_right_or_refused(name: str) -> None:
         # J v by double backward, for want of a tangent, through attention that has no second derivative
         ("fused_attention", "custom_function"),
         ("custom_function", "multi_head_attention"),
+        # a value of one sample that all others use, derived through what other samples pass
+        ("loop_over_samples", "first_to_all"),
         # where samples lie in a complex gradient
         ("complex_filter", "linear"),
     ],

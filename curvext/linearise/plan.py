@@ -154,6 +154,22 @@ class Schedule:
             if i in self.owner or i in self.shared:
                 self.at_node.setdefault(site.node, []).append(i)
         self.lowest = graph.bottom(set(self.at_node))
+        #: whether what shared values are derived by is passed on the way to other sites, so that it is needed twice
+        self.entangled = bool(
+            _below(graph, {plan.sites[i].derived[0] for i in self.shared}) & set(self.at_node)
+        )
+
+
+def _below(graph: Graph, positions: set[int]) -> set[int]:
+    """The nodes at and below some positions."""
+    found: set[int] = set()
+    stack = list(positions)
+    while stack:
+        i = stack.pop()
+        if i not in found:
+            found.add(i)
+            stack += [c for c, _ in graph.edges[i] if c is not None]
+    return found
 
 
 def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:

@@ -169,7 +169,7 @@ class Tape:
         nodes, lowest = schedule.at_node.keys(), schedule.lowest
         # until every rule has been seen to take its use, the only graph may be needed once more
         unsettled = self._only_graph and (not plan.settled or bool(finding.assumed))
-        retain = keep or unsettled
+        retain = keep or unsettled or schedule.entangled
         with _repeatable(graph) if finding.assumed else nullcontext():
             _gradients_at(graph, self._output, cotangent, nodes, lowest, arrived, retain)
         waiting.finish()
