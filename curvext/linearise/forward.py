@@ -32,7 +32,7 @@ from curvext.linearise.detours import (
     twice_differentiable,
     without_checkpointing,
 )
-from curvext.linearise.hooks import Muted, made_so_far
+from curvext.linearise.hooks import Muted, made_so_far, without_trackers
 from curvext.linearise.switches import FOR_A_PASS
 from curvext.linearise.tangent_rules import has_rule
 from curvext.losses.dependence import check_independent
@@ -344,6 +344,7 @@ class Forward:
             stack.enter_context(drawing_nothing(self._space.device, _DREW))
             stack.enter_context(_uncompiled())
             stack.enter_context(without_checkpointing())
+            stack.enter_context(without_trackers())
             for detour in sorted(needed(self._detours, use)):
                 stack.enter_context(DETOURS[detour].taken())
             with self._unwritten_buffers():

@@ -6,17 +6,42 @@ handles are numbered, so the number shows whether a forward pass made one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules import module as _module
 from torch.utils.hooks import RemovableHandle
+from torch.utils.module_tracker import ModuleTracker
 
 
 def made_so_far() -> int:
     """How many hooks were ever put on anything."""
     return RemovableHandle.next_id
+
+
+@contextmanager
+def without_trackers() -> Iterator[None]:
+    """Leaves out the global hooks by which a FlopCounterMode tells modules apart: they watch every tensor by hooks."""
+    tables: list[dict[int, Any]] = [
+        _module._global_forward_pre_hooks,
+        _module._global_forward_hooks,
+    ]
+    aside = [
+        (table, key, hook)
+        for table in tables
+        for key, hook in table.items()
+        if isinstance(getattr(hook, "__self__", None), ModuleTracker)
+    ]
+    for table, key, _ in aside:
+        del table[key]
+    try:
+        yield
+    finally:
+        for table, key, hook in aside:
+            table[key] = hook
 
 
 class Muted(torch.overrides.TorchFunctionMode):
