@@ -138,7 +138,7 @@ class _Curvext(CurvatureInterface):
             problem = Problem(self.model, self.lossfunc, data, self._is_chosen(self.params))
             operator = self._operator(problem, {})
             pairs = min(self.low_rank, operator.size)
-            found = eigsh(operator, pairs, which="LA")  # type: ignore[arg-type]  # its shape is read-only
+            found = eigsh(operator, pairs, which="LA")
         largest = float(found.values.abs().max())
         kept = found.values > largest * torch.finfo(found.values.dtype).eps ** 0.5
         values, vectors = found.values[kept] * self.factor, found.vectors[:, kept]
