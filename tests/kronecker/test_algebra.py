@@ -132,6 +132,14 @@ def test_pi_damps_both_sides_and_a_zero_block_gives_one_over_lambda():
         K.inverse(0.1, method="cholesky")
 
 
+def test_pi_of_a_zero_gamma_beside_inputs_that_are_not_is_one_over_lambda():
+    p = pose("mlp_dead")
+    K = cx.EmpiricalRisk(p.model, p.loss, p.data).kfac(kind="exact", positions="all")
+    assert float(K.factors["0.weight"].a.abs().max()) > 0
+    block = K.inverse(0.04, method="pi").blocks["0.weight"]
+    assert_close(block.to_dense(), torch.eye(block.size, dtype=torch.float64) / 0.04)
+
+
 def test_pi_of_a_grouped_convolution_is_damped_group_by_group():
     K = operator_of("kfac", "conv2d_groups")
     factors = K.factors["0.weight"]

@@ -299,3 +299,20 @@ def test_an_argument_that_does_not_fit_is_named(option, value, words):
     data = (torch.randn(5, 4), torch.randint(3, (5,)))
     with pytest.raises(ValueError, match=f"KFACOperator: {words}"):
         cx.KFACOperator(nn.Linear(4, 3), nn.CrossEntropyLoss(), data, **{option: value})
+
+
+def test_a_bias_that_stands_before_its_weight_is_the_first_of_the_block():
+    class BiasFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(3, dtype=torch.float64))
+            self.weight = nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight, self.bias)
+
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    risk = cx.EmpiricalRisk(BiasFirst(), nn.MSELoss(), (x, y))
+    K = risk.kfac(kind="exact")
+    assert K.blocks["bias"].params == ("bias", "weight")
+    assert_close(K.to_dense(), risk.ggn().to_dense())
