@@ -36,6 +36,36 @@ def test_errors_are_as_large_as_the_standard_errors_say(method, spectrum):
     assert float(bias.abs().max()) < 4.5, "an entry is biased"
 
 
+class Recorded(BlockMatrix):
+    """One that keeps what it is asked for."""
+
+    def matmat(self, V):
+        self.asked = torch.cat([getattr(self, "asked", V[:, :0]), V], 1)
+        return super().matmat(V)
+
+
+def test_the_error_of_xdiag_is_that_of_estimates_that_leave_out_one_and_two_probes():
+    dense = with_spectrum(1 / torch.arange(1, 13.0)).dense
+    A = Recorded(dense)
+    answer = cx.diagonal(A, "xdiag", 6, seed=3)
+    Z, k = A.asked[:, :3], 3
+
+    def estimate(i, *left_out):
+        others = [m for m in range(k) if m not in (i, *left_out)]
+        Q = torch.linalg.qr(dense @ Z[:, others]).Q
+        outside = dense @ Z[:, i] - Q @ (Q.T @ (dense @ Z[:, i]))
+        return (Q @ Q.T @ dense).diagonal() + Z[:, i] * outside
+
+    one = [estimate(i) for i in range(k)]
+    pairs = [(i, j) for i in range(k) for j in range(k) if i < j]
+    shared = [(one[i] - estimate(i, j)) * (one[j] - estimate(j, i)) for i, j in pairs]
+    covariance = torch.stack(shared).mean(0).clamp(min=0)
+    error = (torch.stack(one).var(0) / k + covariance).sqrt()
+    assert bool((covariance > 0).any())
+    torch.testing.assert_close(answer.value, torch.stack(one).mean(0), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(answer.standard_error, error, rtol=1e-9, atol=1e-12)
+
+
 def test_xdiag_is_better_where_eigenvalues_fall_off():
     A = with_spectrum(1 / torch.arange(1, SIZE + 1.0) ** 2, kind=BlockMatrix)
     off = [(cx.diagonal(A, m, 30).value - A.dense.diagonal()).norm() for m in METHODS]

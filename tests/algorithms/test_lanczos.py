@@ -66,6 +66,13 @@ def test_reorthogonalisation_is_what_keeps_copies_away():
     assert abs(float(largest[False]) - 100) < 1e-9  # a copy of the largest
 
 
+def test_a_basis_is_orthogonal_where_eigenvalues_lie_close_beside_their_size():
+    # one pass against the newest vector would leave ε ‖A‖ / β, some 1e-9
+    A = with_spectrum(1e6 + torch.linspace(0, 1, 40, dtype=torch.float64))
+    _, _, basis = tridiagonalise(Products(A, "test"), vector(40), 12)
+    assert float((basis @ basis.T - torch.eye(12)).abs().max()) < 1e-12
+
+
 def test_a_krylov_space_that_ends_decouples(device):
     A = Matrix(torch.diag(torch.linspace(1, 9, 30, dtype=torch.float64)).to(device))
     start = torch.zeros(30, dtype=torch.float64, device=device)

@@ -1,0 +1,191 @@
+"""Plants errors one by one in a copy of the tree, and says which of them the tests do not see.
+
+``python tools/mutate.py [--list FILE] [NAME ...]`` reads a list of errors (``tools/mutations.toml``): a text of a file,
+what takes its place, and the tests that should fail. It works in a copy of the tree under ``build``; an error in C++ is
+compiled there, the objects that depend on its file alone. The tree itself is never touched. The exit status is 1 if an
+error survives, or if its tests fail without it. Needs Python 3.11, which reads TOML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+#: kept between runs, so that only what changed is compiled; errors in Python alone need no compiler
+COPIES = {False: ROOT / "build" / "mutations_python", True: ROOT / "build" / "mutations"}
+LIST = ROOT / "tools" / "mutations.toml"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One error.
+
+    Args:
+        name: what is wrong, in a few words.
+        file: from the root of the tree.
+        text: what stands there, once.
+        planted: what takes its place.
+        tests: arguments of pytest, relative to the root.
+    """
+
+    name: str
+    file: str
+    text: str
+    planted: str
+    tests: list[str]
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.file.startswith("csrc/")
+
+
+def read(path: Path) -> list[Mutation]:
+    with path.open("rb") as file:
+        return [Mutation(**entry) for entry in tomllib.load(file)["mutation"]]
+
+
+def planted(mutation: Mutation, text: str) -> str:
+    """The file's text with the error."""
+    count = text.count(mutation.text)
+    if count != 1:
+        raise ValueError(
+            f"mutate: {mutation.name!r}: {mutation.file} has its text {count} times, expected once: {mutation.text!r}"
+        )
+    return text.replace(mutation.text, mutation.planted)
+
+
+def synchronise(copy: Path) -> None:
+    """Makes the copy what the tree is; what did not change keeps its time, so that its object stays new."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        source, target = ROOT / name, copy / name
+        if not source.is_file():
+            target.unlink(missing_ok=True)
+        elif not target.exists() or source.read_bytes() != target.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def environment(copy: Path) -> dict[str, str]:
+    scripts = str(Path(sys.executable).parent)  # ninja may lie there
+    return os.environ | {
+        "PYTHONPATH": str(copy),
+        "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
+        "CURVEXT_REQUIRE_EXTENSION": "1",
+    }
+
+
+def build(copy: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    return subprocess.run(
+        command, cwd=copy, env=environment(copy), capture_output=True, text=True, check=False
+    )
+
+
+def give_extension(copy: Path, compiles: bool) -> None:
+    """Compiles the copy's extension, or takes the tree's own."""
+    if not compiles:
+        for library in ROOT.glob("curvext/_C*.so"):
+            shutil.copyfile(library, copy / "curvext" / library.name)
+        return
+    done = build(copy)
+    if done.returncode:
+        sys.exit(f"mutate: the copy does not compile\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+
+
+def run(tests: list[str], copy: Path) -> tuple[bool, str]:
+    """Whether the tests pass, and the first that fails, or pytest's last line."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *tests],
+        cwd=copy,
+        env=environment(copy),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
+    if done.returncode not in (0, 1, 2):
+        sys.exit(f"mutate: pytest {' '.join(tests)} did not run: {lines[-1]}")
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode == 0, (failed or lines)[-1]
+
+
+def judge(mutation: Mutation, copy: Path) -> tuple[str, str]:
+    """ "seen", "SURVIVES" or "DOES NOT COMPILE", and what told so."""
+    path = copy / mutation.file
+    clean = path.read_text()
+    path.write_text(planted(mutation, clean))
+    try:
+        if mutation.is_compiled:
+            done = build(copy)
+            if done.returncode:
+                return "DOES NOT COMPILE", done.stdout[-2000:]
+        passes, line = run(mutation.tests, copy)
+        return ("SURVIVES" if passes else "seen"), line
+    finally:
+        path.write_text(clean)
+
+
+def clean_tests_pass(mutations: list[Mutation], copy: Path) -> bool:
+    """Whether the tests that are asked pass as the tree is: a test that fails anyway sees nothing."""
+    every = sorted({tuple(m.tests) for m in mutations})
+    failed = [
+        (tests, line) for tests in every for passes, line in [run(list(tests), copy)] if not passes
+    ]
+    for tests, line in failed:
+        print(f"mutate: fails without an error: {' '.join(tests)}: {line}")
+    return not failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "names", nargs="*", help="plant only errors whose name or file has one of these"
+    )
+    parser.add_argument("--list", type=Path, default=LIST, help="the list of errors")
+    parser.add_argument("--trust", action="store_true", help="do not run the tests without errors")
+    options = parser.parse_args()
+    mutations = read(options.list)
+    if options.names:
+        mutations = [m for m in mutations if any(n in m.name or n in m.file for n in options.names)]
+    compiles = any(m.is_compiled for m in mutations)
+    copy = COPIES[compiles]
+    synchronise(copy)
+    for mutation in mutations:  # before anything is built
+        planted(mutation, (copy / mutation.file).read_text())
+    # one file after the other: what was planted in it before is compiled away with what comes next
+    mutations.sort(key=lambda m: (m.is_compiled, m.file))
+    give_extension(copy, compiles)
+    if not options.trust and not clean_tests_pass(mutations, copy):
+        sys.exit(1)
+    survivors = 0
+    for mutation in mutations:
+        begin = time.monotonic()
+        verdict, line = judge(mutation, copy)
+        survivors += verdict != "seen"
+        print(
+            f"{verdict:9} {time.monotonic() - begin:5.0f} s  {mutation.file}: {mutation.name}\n          {line}",
+            flush=True,
+        )
+    print(f"{len(mutations) - survivors} of {len(mutations)} errors are seen")
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
