@@ -37,6 +37,7 @@ def inputs(dtype: torch.dtype, device: str) -> Iterator[tuple[str, tuple[Any, ..
     yield "outer_dot", (a, g, draw(K, O, I))
     yield "outer_sum", (a, g, draw(K, V, N))
     yield "outer_gram", (a, g[0], a[:2, :3], g[1, :2, :3])
+    yield "outer_cov", (z, w)
     yield "softmax_hessian_mm", (z, u, w, 1)
     yield "softmax_hessian_mm", (inner, u_inner, inner[:, 0].abs(), 1)
     yield "softmax_root_mm", (z, u, w, 1)

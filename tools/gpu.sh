@@ -58,15 +58,15 @@ bounded() {
 
 #: files whose tests run in one process each, as most of their time is Python's
 SHARDS=(
-    "tests/kernels/test_outer_[dg]*.py"
+    "tests/kernels/test_outer_[cdg]*.py"
     "tests/kernels/test_outer_[ns]*.py"
     "tests/kernels/test_softmax_[hs]*.py"
     "tests/kernels/test_softmax_r*.py"
     "tests/kernels/test_mse_*.py tests/kernels/test_sigmoid_*.py"
     "tests/test_empirical_fisher.py"
-    "tests/test_hessian.py tests/test_ggn.py"
-    "tests/test_[fl]*.py"
-    "tests/test_[cdoprstu]*.py tests/test_head.py tests/algorithms --deselect tests/test_compiled.py"
+    "tests/test_hessian.py tests/test_ggn.py tests/test_h[ao]*.py tests/kronecker"
+    "tests/test_[fjl]*.py"
+    "tests/test_[bcdoprstu]*.py tests/test_head.py tests/algorithms --deselect tests/test_compiled.py"
 )
 
 # The tests of CUDA, shard beside shard. Warnings that only CUDA gives are counted, and no errors: each process's first
