@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from compare import assert_close
 from models import CASES, make
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -503,3 +504,39 @@ def test_tangents_have_the_dtype_of_what_moves(device):
         assert tangent.dtype is output.dtype
         expected = by_double_backward(output, leaves, v)
         torch.testing.assert_close(tangent, expected, rtol=0.05, atol=0.2)
+
+
+def test_distances_beside_a_function_of_ones_own_have_g_v():
+    """Neither has a tangent, and distances no second derivative in PyTorch: J v goes by the rows of J."""
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(2, 3)
+            self.points = nn.Parameter(torch.randn(2, 4, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.b(Doubled.apply(torch.cdist(self.a(x), self.points)))
+
+    torch.manual_seed(0)
+    model = Net().double()
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.arange(5) % 3
+    named = dict(model.named_parameters())
+    jacobian = torch.autograd.functional.jacobian(
+        lambda *p: torch.func.functional_call(model, dict(zip(named, p, strict=True)), (x,)),
+        tuple(named.values()),
+    )
+    J = torch.cat([j.reshape(5, 3, -1) for j in jacobian], 2)
+    p = model(x).softmax(1).detach()
+    H = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    expected = sum(j.T @ h @ j for j, h in zip(J, H, strict=True)) / 5
+    assert_close(cx.GGNOperator(model, nn.CrossEntropyLoss(), (x, y)).to_dense(), expected)

@@ -190,37 +190,39 @@ class KeptGraph(Linearisation, SecondDerivatives):
     def jvp(self, v: Sequence[Tensor]) -> Tensor:
         _refuse(self._once_differentiable)
         product: Tensor | None = None
-        if self._tangents is not None and self._rows is None:
+        if self._hooked and self._first_backward is None and self.output.requires_grad:
+            self._rows = self._rows or JacobianRows(self.output, self._parameters)
+        if self._rows is None:
             try:
-                product = self._tangents(v)
+                product = self._directional(v)
             except (NotImplementedError, RuntimeError) as error:
                 if not _lacks_a_derivative(error):
                     raise
                 if not JacobianRows.fit(self.output, self._parameters):
                     raise _without_second_derivative(error) from error
                 self._rows = JacobianRows(self.output, self._parameters)
-        if self._hooked and self._first_backward is None and self.output.requires_grad:
-            self._rows = self._rows or JacobianRows(self.output, self._parameters)
         if self._rows is not None:
             product = self._rows.jvp(v)
-        elif self._tangents is not None:
-            pass
-        elif self._first_backward is not None:
-            values, cotangents = self._first_backward.paired_with(v, weights_move=False)
-            if values:
-                (product,) = torch.autograd.grad(
-                    values,
-                    self._first_backward.residual,
-                    cotangents,
-                    retain_graph=True,
-                    allow_unused=True,
-                )
         product = torch.zeros_like(self.output) if product is None else product
         if self._hooked:
             u = torch.cos(torch.arange(product.numel(), device=product.device)).to(product)
             u = u.view_as(product)
             check_adjoint(v, product, u, self.vjp(u))
         return product
+
+    def _directional(self, v: Sequence[Tensor]) -> Tensor | None:
+        """J v by tangents, or as the derivative of w = Jᵀ r by r; None where nothing depends on the parameters."""
+        if self._tangents is not None:
+            return self._tangents(v)
+        if self._first_backward is None:
+            return None
+        first = self._first_backward
+        values, cotangents = first.paired_with(v, weights_move=False)
+        if not values:
+            return None
+        return torch.autograd.grad(
+            values, first.residual, cotangents, retain_graph=True, allow_unused=True
+        )[0]
 
     def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
         if not self.output.requires_grad:
