@@ -46,7 +46,7 @@ def plot_shares(named: Mapping[str, Tensor], axes: Any = None) -> Any:
         >>> import matplotlib, torch, curvext as cx
         >>> matplotlib.use("agg")
         >>> axes = cx.plot_shares({"weight": torch.tensor([1.0, 2.0]), "bias": torch.tensor([1.0])})
-        >>> [bar.get_width() for bar in axes.patches]
+        >>> [float(bar.get_width()) for bar in axes.patches]
         [0.75, 0.25]
     """
     if not isinstance(named, Mapping):

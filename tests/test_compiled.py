@@ -114,7 +114,7 @@ def test_nothing_is_kept_where_nothing_may_be(device, interpreted):
     posed = pose("mlp", "ce", device=device)
     compiled, eager = risks(posed, cache=False)
     assert_same(compiled, eager, posed.vectors(), "mlp")
-    assert "kept: 0 batches" in compiled.explain()
+    assert "kept: 0 linearisations" in compiled.explain()
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])

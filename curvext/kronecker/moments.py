@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from curvext.kernels.outer_cov import outer_cov
 from curvext.linearise.uses import wide
+
+#: from this width on one triangle takes less time than the whole product
+_TRIANGLE = 256
 
 
 def second_moment(x: Tensor, w: Tensor | None, dense: bool) -> Tensor:
@@ -14,5 +19,8 @@ def second_moment(x: Tensor, w: Tensor | None, dense: bool) -> Tensor:
         ``[G, D, D]``, or its diagonal ``[G, D]`` where not ``dense``, in at least float32.
     """
     x = wide(x)
+    if dense and x.shape[2] >= _TRIANGLE:
+        ones = x.new_ones(x.shape[:2]) if w is None else w.to(x.dtype)
+        return torch.stack([outer_cov(rows, some) for rows, some in zip(x, ones, strict=True)])
     weighted = x if w is None else x * w.to(x.dtype).unsqueeze(2)
     return x.mT @ weighted if dense else (x * weighted).sum(1)

@@ -1,0 +1,22 @@
+"""Second moments of rows, whichever way they are summed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compare import assert_close
+
+from curvext.kronecker.moments import _TRIANGLE, second_moment
+
+
+@pytest.mark.parametrize("width", [3, _TRIANGLE - 1, _TRIANGLE, _TRIANGLE + 45])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_second_moment_is_its_definition_at_every_width(width, weighted):
+    torch.manual_seed(0)
+    x = torch.randn(2, 30, width, dtype=torch.float64)
+    w = torch.randn(2, 30, dtype=torch.float64)
+    expected = torch.einsum("gm,gmi,gmj->gij", w if weighted else torch.ones_like(w), x, x)
+    found = second_moment(x, w if weighted else None, dense=True)
+    assert_close(found, expected)
+    diagonal = second_moment(x, w if weighted else None, dense=False)
+    assert_close(diagonal, expected.diagonal(dim1=1, dim2=2))
