@@ -245,7 +245,7 @@ def test_a_missing_library_is_said_and_not_left_out(monkeypatch):
 def test_proofs_are_measured_in_gradients_of_the_plain_network():
     record = Record("proofs", {})
     proofs.run(
-        record, "cpu", proofs.Effort(width=8, samples=6, rounds=2, budget=0.0), lambda _: None
+        record, "cpu", proofs.Effort(width=8, samples=(6,), rounds=2, budget=0.0), lambda _: None
     )
     assert {(row["quantity"], row["form"]) for row in record.rows} == {
         (quantity, form) for quantity in ("gradient", *proofs.QUANTITIES) for form in proofs.FORMS

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import curvext as cx
+from curvext.linearise.layout import Layout
+from curvext.linearise.probe import Probe, Sketch
 from curvext.linearise.tape import _gradients_at
 
 CE = nn.CrossEntropyLoss()
@@ -402,3 +404,13 @@ def test_a_network_that_loops_over_its_samples():
     model = Net(call, **two_layers())
     for n in (3, 5):
         check(model, ((torch.randn(n, 3),), labels(n)))
+
+
+def test_a_gradient_that_is_scaled_but_for_its_last_bit_proves_nothing():
+    plain = torch.tensor([1.5, -1.9999999, 0.0, 3.0], dtype=torch.float32)
+    probe = Probe(plain)
+    sketches = [Sketch(c) for c in probe.cotangents]
+    assert probe.layouts(plain.shape, sketches) == (Layout(0, True),)
+    scaled = probe.cotangents[1].clone()
+    scaled[1] = torch.nextafter(scaled[1], torch.tensor(torch.inf, dtype=torch.float32))
+    assert probe.layouts(plain.shape, [Sketch(plain), Sketch(scaled)]) == ()

@@ -27,13 +27,14 @@ class Effort:
     """How long a run may take."""
 
     width: int = 1024
-    samples: int = 512
+    #: with so many one scaled pass tells all samples apart in float32, or two do
+    samples: tuple[int, ...] = (128, 512)
     rounds: int = 15
     budget: float = 30.0
 
 
 FULL = Effort()
-QUICK = Effort(width=64, samples=32, rounds=3, budget=0.3)
+QUICK = Effort(width=64, samples=(32,), rounds=3, budget=0.3)
 
 
 class _Unknown(torch.autograd.Function):
@@ -67,14 +68,30 @@ class _Network(nn.Module):
 
 
 def run(record: Record, device: str, effort: Effort, keep: Callable[[Row], None]) -> None:
-    """Every quantity of every form, a new order for each call, beside a gradient of that form and of the plain one."""
+    """Every quantity of every form, a new order for each call, in gradients of the plain network in the same run."""
     torch.manual_seed(0)
-    loss, samples = nn.CrossEntropyLoss(), effort.samples
+    for samples in effort.samples:
+        timings = interleaved(
+            _calls(device, effort.width, samples), effort.rounds, device, effort.budget, again=True
+        )
+        plain = timings[f"gradient {FORMS[0]}"].median
+        for name, timing in timings.items():
+            quantity, _, form = name.partition(" ")
+            row: Row = {"N": samples, "quantity": quantity, "form": form}
+            row |= {"gradients": timing.median / plain, "rounds": timing.rounds}
+            row |= {"lower": timing.lower / plain, "upper": timing.upper / plain}
+            record.rows.append(row)
+            keep(row)
+
+
+def _calls(device: str, width: int, samples: int) -> dict[str, Callable[[], object]]:
+    """What is timed, by quantity and form."""
+    loss = nn.CrossEntropyLoss()
     x = torch.randn(samples, 784, device=device)
     y = torch.randint(10, (samples,), device=device)
     calls: dict[str, Callable[[], object]] = {}
     for form in FORMS:
-        model = _Network(effort.width, form).to(device)
+        model = _Network(width, form).to(device)
 
         def gradient(model: nn.Module = model) -> object:
             output = model(x, torch.randperm(samples, device=device))
@@ -89,15 +106,7 @@ def run(record: Record, device: str, effort: Effort, keep: Callable[[Row], None]
                 return getattr(E, quantity)()
 
             calls[f"{quantity} {form}"] = call
-    timings = interleaved(calls, effort.rounds, device, effort.budget, again=True)
-    plain = timings[f"gradient {FORMS[0]}"].median
-    for name, timing in timings.items():
-        quantity, _, form = name.partition(" ")
-        row: Row = {"quantity": quantity, "form": form, "gradients": timing.median / plain}
-        row |= {"lower": timing.lower / plain, "upper": timing.upper / plain}
-        row["rounds"] = timing.rounds
-        record.rows.append(row)
-        keep(row)
+    return calls
 
 
 def _forward(model: nn.Module, batch: Any) -> Tensor:

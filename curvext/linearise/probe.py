@@ -1,6 +1,6 @@
 """Asking the backward pass which samples an element of a gradient belongs to, for the batch at hand.
 
-Backpropagation is linear, and exact under powers of two: scale the cotangent of sample n by s_n = 2^k and every
+Backpropagation is linear, and exact under powers of two: scale the cotangent of sample n by s_n = ±2^k and every
 element that belongs to sample n alone is scaled by s_n to the last bit. Two passes, plain and scaled, therefore tell
 how samples lie in a tensor, or that they are mixed there. It holds for the batch that was asked and no other: indices,
 masks and parameters decide what flows. With a cotangent drawn at random it holds for every cotangent of that batch,
@@ -19,9 +19,9 @@ from torch import Tensor
 from curvext.linearise.flow.owners import NOBODY, Owners, compressed
 from curvext.linearise.layout import Layout, layouts_of
 
-#: how many powers of two are told apart in one pass: a float16 overflows soon
-_LEVELS = {torch.float16: 8, torch.float64: 512}
-_LEVELS_OTHERWISE = 64
+#: how many powers of two are told apart in one pass, with either sign: a float16 overflows soon
+_POWERS = {torch.float16: 8, torch.float64: 512}
+_POWERS_OTHERWISE = 96
 
 
 class Probe:
@@ -33,15 +33,16 @@ class Probe:
 
     def __init__(self, plain: Tensor) -> None:
         self.samples = len(plain)
-        self._levels = _LEVELS.get(plain.dtype, _LEVELS_OTHERWISE)
+        self._codes = 2 * _POWERS.get(plain.dtype, _POWERS_OTHERWISE)
         number = torch.arange(self.samples, device=plain.device)
         #: one for each pass, the first without scales, the others by the digits of the sample's number
         self.cotangents = [plain]
         reached = 1
         while reached < self.samples or len(self.cotangents) == 1:
-            scale = (2.0 ** (number // reached % self._levels).double()).to(plain.dtype)
+            code = number // reached % self._codes
+            scale = (2.0 ** (code // 2).double() * (1 - 2 * (code % 2))).to(plain.dtype)
             self.cotangents.append(plain * scale.view([-1] + [1] * (plain.ndim - 1)))
-            reached *= self._levels
+            reached *= self._codes
 
     def layouts(
         self, shape: Sequence[int], sketches: Sequence[Sketch]
@@ -69,10 +70,13 @@ class Probe:
         reached = 1
         for after in scaled:
             half, exponent = torch.frexp(torch.where(nothing, 1, after / plain))
-            exact = exact & (after[nothing] == 0).all() & (half == 0.5).all()
-            found += (exponent.long() - 1) * reached
-            exact = exact & (exponent >= 1).all() & (exponent <= self._levels).all()
-            reached *= self._levels
+            # the quotient is rounded: what it says must turn the one into the other exactly
+            turned = torch.ldexp(plain, exponent - 1) * half.sign()
+            exact = exact & (after == turned.masked_fill(nothing, 0)).all()
+            code = 2 * (exponent.long() - 1) + (half < 0)
+            exact = exact & (code >= 0).all() & (code < self._codes).all()
+            found += code * reached
+            reached *= self._codes
         if not bool(exact & (found < self.samples).all()):
             return None
         return found.masked_fill(nothing, NOBODY).cpu().numpy()
