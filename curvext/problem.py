@@ -84,8 +84,7 @@ class _Seat:
 #: what :meth:`Problem.explain` says of what its words cost
 _COSTS = {
     "by indices": "read from the indices of each batch, without a pass",
-    "by backward passes": "asked on each batch by backward passes without weight gradients, mostly two: about 0.7 "
-    "gradients",
+    "by backward passes": "asked on each batch by backward passes without weight gradients: about half a gradient",
     "general": "one backward pass for each sample",
 }
 #: per-sample gradients that have to be written out are kept up to this many elements for each batch
