@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import curvext as cx
 from curvext.linearise.layout import Layout
+from curvext.linearise.plan_book import book_of
 from curvext.linearise.probe import Probe, Sketch
 from curvext.linearise.tape import _gradients_at
 
@@ -414,3 +415,21 @@ def test_a_gradient_that_is_scaled_but_for_its_last_bit_proves_nothing():
     scaled = probe.cotangents[1].clone()
     scaled[1] = torch.nextafter(scaled[1], torch.tensor(torch.inf, dtype=torch.float32))
     assert probe.layouts(plain.shape, [Sketch(plain), Sketch(scaled)]) == ()
+
+
+def test_structures_that_come_once_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr("curvext.linearise.plan_book._STRUCTURES", 3)
+
+    def deep(s, x, steps):
+        h = s.a(x)
+        for _ in range(int(steps)):
+            h = torch.tanh(h)
+        return s.b(h)
+
+    model = Net(deep, **two_layers())
+    x, y = torch.randn(4, 3), labels(4)
+    expected = {}
+    for steps in (1, 2, 3, 4, 5, 1, 5):
+        check(model, ((x, torch.tensor(steps)), y))
+        expected[steps] = len(book_of(model)._known)
+    assert max(expected.values()) == 3

@@ -15,6 +15,8 @@ from curvext.linearise.plan import Plan
 
 #: proofs that are kept for one structure, for batches of other sizes or indices
 _KEPT = 4
+#: structures that are kept of one model: a graph that follows its data may have another each time
+_STRUCTURES = 256
 
 #: asks the backward pass of the batch at hand: positions → their layouts, None where it tells nothing
 Ask = Callable[[set[int]], Mapping[int, tuple[Layout, ...] | None]]
@@ -138,7 +140,10 @@ class PlanBook:
                 the pass then looks there.
         """
         # with one sample nothing is ever mixed, so nothing is learnt for others
-        known = self._known.setdefault((samples == 1, graph.signature), [])
+        key = (samples == 1, graph.signature)
+        known = self._known[key] = self._known.pop(key, [])  # the latest comes last
+        if len(self._known) > _STRUCTURES:
+            del self._known[next(iter(self._known))]
         for candidate in known:
             if candidate.samples == samples and candidate.proof.holds(graph):
                 found = candidate
