@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvext.kronecker.blocks import Factors, ungrouped
 from curvext.kronecker.pairs import Pairs, TablePairs
-from curvext.kronecker.spectral import Spectral, symmetric
+from curvext.kronecker.spectral import Spectral
 
 
 class LayerSum(ABC):
@@ -68,10 +68,11 @@ class KFACSum(LayerSum):
         self._positions = None
 
     def factors(self, scale: float) -> Factors:
-        """A and Γ, which carries the scale of M."""
-        assert self._a is not None and self._g is not None and self._count is not None
-        count = self._count.clamp(min=1).view(-1, *[1] * (self._a.ndim - 1))
-        return _factors(self._a / count, self._g * scale, self._sides)
+        """A and Γ, which carries the scale of M; ends the summation."""
+        a, g, self._a, self._g = self._a, self._g, None, None
+        assert a is not None and g is not None and self._count is not None
+        count = self._count.clamp(min=1).view(-1, *[1] * (a.ndim - 1))
+        return Factors(ungrouped(a.div_(count)), ungrouped(g.mul_(scale)))
 
 
 class ShampooSum(LayerSum):
@@ -88,9 +89,10 @@ class ShampooSum(LayerSum):
         self._left, self._right = _added(self._left, left), _added(self._right, right)
 
     def factors(self, scale: float) -> Factors:
-        """R and L, both of which carry the scale of M."""
-        assert self._left is not None and self._right is not None
-        return _factors(self._right * scale, self._left * scale, self._sides)
+        """R and L, both of which carry the scale of M; ends the summation."""
+        left, right, self._left, self._right = self._left, self._right, None, None
+        assert left is not None and right is not None
+        return Factors(ungrouped(right.mul_(scale)), ungrouped(left.mul_(scale)))
 
 
 class EigenvalueSum(LayerSum):
@@ -124,9 +126,3 @@ def sides_of(pairs: Pairs, fan_out: int, fan_in: int, max_dim: int, one_hot: boo
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
-
-
-def _factors(a: Tensor, g: Tensor, sides: Sides) -> Factors:
-    a = symmetric(a) if sides.inner else a
-    g = symmetric(g) if sides.out else g
-    return Factors(ungrouped(a), ungrouped(g))

@@ -20,3 +20,11 @@ def test_a_second_moment_is_its_definition_at_every_width(width, weighted):
     assert_close(found, expected)
     diagonal = second_moment(x, w if weighted else None, dense=False)
     assert_close(diagonal, expected.diagonal(dim1=1, dim2=2))
+
+
+@pytest.mark.parametrize("width", [5, _TRIANGLE + 3])
+def test_a_second_moment_is_symmetric_to_the_last_bit(width):
+    torch.manual_seed(0)
+    x = torch.randn(1, 70, width)
+    found = second_moment(x, torch.rand(1, 70), dense=True)
+    assert torch.equal(found, found.mT)
