@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def drawing_nothing(device: torch.device, complaint: str) -> Iterator[None]:
+def forbid_rng(device: torch.device, complaint: str) -> Iterator[None]:
     """Puts the global generators back, also after an error, and raises if they were drawn from.
 
     Args:

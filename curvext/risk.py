@@ -18,7 +18,6 @@ from curvext.kronecker import (
     KFACOperator,
     ShampooOperator,
 )
-from curvext.linearise.jacobian import Linearisation
 from curvext.operators import (
     EmpiricalFisherOperator,
     FisherOperator,
@@ -31,6 +30,7 @@ from curvext.operators.jacobian_products import jvp, vjp
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.processes import Saying, collective
+from curvext.products.kept_graph import Linearisation
 from curvext.space import Selection, dtype_of_sums
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from workspaces import workspace
 
-from curvext.linearise import attention, convolution_use
+from curvext.gradients import convolution
+from curvext.operations import attention
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,7 +50,7 @@ def small_workspace(monkeypatch: pytest.MonkeyPatch) -> int:
     """4 KiB for whatever takes its work in pieces, so that what a test can afford comes in several."""
     size = 4096
     for device in ("cpu", "cuda"):
-        monkeypatch.setitem(convolution_use._CHUNK_BYTES, device, size)
+        monkeypatch.setitem(convolution._CHUNK_BYTES, device, size)
         monkeypatch.setitem(attention._CHUNK, device, size // 8)  # elements
     with workspace(size):
         yield size

@@ -20,9 +20,9 @@ from curvext.check import quantities
 from curvext.check.comparison import Judge
 from curvext.check.plain_loss import PlainLoss
 from curvext.check.quantities import Quantity
-from curvext.linearise import tangent_rules
-from curvext.linearise.uses import OuterUse
+from curvext.gradients.structured import OuterGradient
 from curvext.losses import cross_entropy
+from curvext.operations import tangent_rules
 from curvext.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,12 +173,12 @@ def test_a_wrong_tangent_rule_is_reported_with_its_parameter(monkeypatch):
 
 
 def test_a_wrong_rule_of_squares_is_reported_with_its_parameter(monkeypatch):
-    right = OuterUse.square
+    right = OuterGradient.square
 
     def wrong(self):
         return right(self) * (1.01 if self.a.shape[-1] == 3 else 1)  # the first weight alone
 
-    monkeypatch.setattr(OuterUse, "square", wrong)
+    monkeypatch.setattr(OuterGradient, "square", wrong)
     for samples in (8, 40):
         row = risk_of(samples).check()["diag F_emp"]
         assert (row.verdict, row.worst) == ("differs", "0.weight"), row
@@ -186,12 +186,12 @@ def test_a_wrong_rule_of_squares_is_reported_with_its_parameter(monkeypatch):
 
 
 def test_a_wrong_rule_of_norms_is_reported_with_its_parameter(monkeypatch):
-    right = OuterUse.norm
+    right = OuterGradient.norm
 
     def wrong(self):
         return right(self) * (1.01 if self.a.shape[-1] == 4 else 1)  # the last weight alone
 
-    monkeypatch.setattr(OuterUse, "norm", wrong)
+    monkeypatch.setattr(OuterGradient, "norm", wrong)
     result = risk_of(40).check()
     assert differing(result) == {"‖g_n‖"}, "of many samples the trace is compared with the norms"
     assert result["‖g_n‖"].worst == "2.weight"
@@ -227,7 +227,7 @@ def test_a_crash_is_a_fault_and_the_rest_is_compared(monkeypatch):
     def broken(self):
         raise KeyError("nowhere")
 
-    monkeypatch.setattr(OuterUse, "square", broken)
+    monkeypatch.setattr(OuterGradient, "square", broken)
     result = risk_of().check()
     assert not result.ok and result["diag F_emp"].verdict == "failed"
     assert result["diag F_emp"].words == "KeyError: 'nowhere'"

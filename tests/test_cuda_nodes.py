@@ -11,7 +11,7 @@ from models import Model
 from torch import nn
 
 import curvext as cx
-from curvext.linearise.autograd_graph import node_names
+from curvext.graph.autograd_graph import node_names
 
 aten = torch.ops.aten
 

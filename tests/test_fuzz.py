@@ -9,7 +9,7 @@ from fuzzed_steps import STEPS
 from torch import nn
 
 import curvext as cx
-from curvext.linearise.uses import OuterUse
+from curvext.gradients.structured import OuterGradient
 from curvext.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,8 +63,8 @@ def test_what_was_found_stays_mended(steps: tuple[str, ...]) -> None:
 
 
 def test_a_planted_fault_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = OuterUse.square
-    monkeypatch.setattr(OuterUse, "square", lambda self: right(self) * 1.001)
+    right = OuterGradient.square
+    monkeypatch.setattr(OuterGradient, "square", lambda self: right(self) * 1.001)
     spec = Spec(0, ((0, "silu"), (1, "linear"), (2, "softplus")), "flat", "ce", "sum", (2, 3), "*")
     assert ("at first", "diag F_emp") in {(when, name) for when, name, _ in tried(spec).faults}
     small = shrunk(spec)

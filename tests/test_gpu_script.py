@@ -47,7 +47,7 @@ def test_every_file_with_tests_of_a_device_runs_once():
 
 def test_the_compiled_tests_have_a_step_of_their_own():
     text = SCRIPT.read_text()
-    assert "--deselect tests/test_compiled.py" in text and "--ignore" not in text
+    assert "--deselect tests/products/test_compiled.py" in text and "--ignore" not in text
 
 
 def test_the_script_is_well_formed():

@@ -63,10 +63,10 @@ SHARDS=(
     "tests/kernels/test_softmax_[hs]*.py"
     "tests/kernels/test_softmax_r*.py"
     "tests/kernels/test_mse_*.py tests/kernels/test_sigmoid_*.py"
-    "tests/test_empirical_fisher.py"
-    "tests/test_hessian.py tests/test_ggn.py tests/test_h[ao]*.py tests/kronecker"
+    "tests/operators/test_empirical_fisher.py"
+    "tests/operators/test_hessian.py tests/operators/test_ggn.py tests/test_h[ao]*.py tests/kronecker"
     "tests/test_[fjl]*.py"
-    "tests/test_[bcdoprstu]*.py tests/test_head.py tests/algorithms --deselect tests/test_compiled.py"
+    "tests/test_[bcdoprstu]*.py tests/products/test_lm_head.py tests/algorithms --deselect tests/products/test_compiled.py"
 )
 
 # The tests of CUDA, shard beside shard. Warnings that only CUDA gives are counted, and no errors: each process's first
@@ -118,7 +118,7 @@ run() {
         benchtf32) bench benchtf32 75 float32 high "$OUT/tf32" ;;
         compiled)
             step compiled 280 "$PYTHON" -m pytest -q --tb=short --maxfail=10 -p no:cacheprovider \
-                -k cuda tests/test_compiled.py
+                -k cuda tests/products/test_compiled.py
             ;;
         resnet50 | gpt2) step "$1" 290 "$PYTHON" -m benchmarks models "$1" --device cuda --out "$OUT/$1" ;;
         bench16) bench bench16 50 bfloat16 highest "$OUT/bfloat16" ;;

@@ -302,7 +302,7 @@ class _Sums:
 
 def _own_labels_share(risk: Any) -> float | None:
     """What tr F_emp / tr F would be for labels of the network's own, where the risk knows."""
-    share = getattr(risk, "own_labels_share", None)
+    share = getattr(risk, "own_labels_ratio", None)
     return None if share is None else share()
 
 

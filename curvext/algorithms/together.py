@@ -16,7 +16,7 @@ Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
 
 #: arguments that ranks may differ in
-_FREE = ("progress",)
+_VIEWS = ("progress",)
 
 
 def together(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
@@ -46,7 +46,7 @@ def _said(name: str, bound: inspect.BoundArguments) -> tuple[str, list[Tensor]]:
     bound.apply_defaults()
     words, vectors = [], []
     for key, value in list(bound.arguments.items())[1:]:
-        if key in _FREE:
+        if key in _VIEWS:
             continue
         if isinstance(value, Step):
             vectors.append(value.step.detach())

@@ -1,7 +1,7 @@
 """The quantities of a risk by plain PyTorch: double backward, and one backward pass for a sample.
 
 Nothing of the library's own derivatives is used here: no rule, kernel, record or kept graph, and no closed form
-of a loss. What is shared is how the model is called and left as found (:class:`curvext.linearise.forward.Forward`).
+of a loss. What is shared is how the model is called and left as found (:class:`curvext.evaluation.evaluation.Forward`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from curvext.check.plain_loss import PlainLoss
 from curvext.check.point import Point
 from curvext.data import Batches, mapped
-from curvext.linearise.forward import Forward
+from curvext.evaluation.evaluation import Forward
 from curvext.losses import OutputLoss
 
 
@@ -170,7 +170,7 @@ class Plain:
         """Calls ``visitor`` with each batch that has samples, inside the borrowed model."""
         first = 0
         for batch in self._batches:
-            with self._forward.borrowed():
+            with self._forward.isolated():
                 evaluated = self._forward.plain(mapped(batch, self._usable))
                 if evaluated is None:
                     continue

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from curvext.check.plain import Plain
-from curvext.linearise.selections import Arrangement
-from curvext.linearise.sums import SquaredNorms
-from curvext.linearise.tape import Tape
-from curvext.linearise.uses import Use
+from curvext.gradients.structured import StructuredGradient
+from curvext.graph.views import ViewChain
 from curvext.losses import LossPoint
+from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.reductions import SquaredNorms
 from curvext.problem import Problem
 from curvext.space import ParameterSpace
 
@@ -71,7 +71,7 @@ class _ByParameter:
     def __init__(self, samples: int, space: ParameterSpace) -> None:
         self.norms = [SquaredNorms(samples, space) for _ in space.names]
 
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         self.norms[parameter].use(parameter, use, arrange)
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from curvext.gradients.structured import StructuredGradient
+from curvext.graph.views import ViewChain
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock
 from curvext.kronecker.collect import exact_block, place_of
 from curvext.kronecker.exact import ExactSum
 from curvext.kronecker.live import MAX_DIM, LiveBlocks, as_max_dim
 from curvext.kronecker.spectral import symmetric
 from curvext.kronecker.target import FISHERS, Target
-from curvext.linearise.selections import Arrangement
-from curvext.linearise.uses import Use
 from curvext.operators.hessian import HessianOperator
 from curvext.options import Options, spelled_out
 from curvext.space import ParameterSpace, Selection, dtype_of_sums
@@ -155,7 +155,7 @@ class _Exact:
     def begin(self, samples: int, sign: float, last: bool) -> None:
         self._exact.begin(samples, sign)
 
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         self._exact.use(parameter, use, arrange)
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:

@@ -8,6 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from curvext.gradients.structured import StructuredGradient
+from curvext.graph.views import ViewChain
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock, Factors, Place
 from curvext.kronecker.exact import ExactSum
 from curvext.kronecker.forms import Form
@@ -15,9 +17,7 @@ from curvext.kronecker.pairs import Pairs, pairs_of
 from curvext.kronecker.roles import Revised, Roles
 from curvext.kronecker.sums import EigenvalueSum, KFACSum, ShampooSum
 from curvext.kronecker.target import Target
-from curvext.linearise.selections import Arrangement
-from curvext.linearise.tape import Tape
-from curvext.linearise.uses import Use
+from curvext.per_sample.backward_pass import Tape
 from curvext.problem import Problem
 from curvext.space import ParameterSpace, dtype_of_sums
 
@@ -66,7 +66,7 @@ class _Collector:
         self._last = last
         self._exact.begin(samples, sign)
 
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         if self._roles.joined(parameter):
             return
         if not self._roles.is_factored(parameter, use, arrange):
@@ -164,7 +164,7 @@ class _Rotator:
     def begin(self, samples: int, sign: float, last: bool) -> None:
         pass
 
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         if parameter in self._sums:
             self._sums[parameter].add(pairs_of(use, self._biased[parameter]), False)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvext.gradients.structured import StructuredGradient, wide
+from curvext.graph.views import ViewChain
 from curvext.kronecker.forms import is_whole
 from curvext.kronecker.moments import second_moment
 from curvext.kronecker.spectral import symmetric
-from curvext.linearise.selections import Arrangement
-from curvext.linearise.sums import BlockSum
-from curvext.linearise.uses import Use, wide
+from curvext.per_sample.reductions import BlockSum
 from curvext.space import ParameterSpace, dtype_of_sums
 
 
@@ -52,7 +52,7 @@ class ExactSum:
         self._samples = samples
         self._sign = sign
 
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         """Takes a use."""
         block = self._block_of[parameter]
         if not self.is_dense(block):

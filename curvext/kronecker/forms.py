@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from curvext.linearise.selections import Arrangement
+from curvext.graph.views import ViewChain
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Form:
 
 
 def form_of_matrix(
-    arrange: Arrangement, shape: torch.Size, fan_out: int, fan_in: int, transposed: bool
+    arrange: ViewChain, shape: torch.Size, fan_out: int, fan_in: int, transposed: bool
 ) -> Form | None:
     """The form of a parameter of which a use sees the whole, as a matrix or its transpose; else None."""
     seen = arrange(torch.empty(shape, device="meta"))
@@ -104,7 +104,7 @@ def form_of_matrix(
 
 
 def form_of_convolution(
-    arrange: Arrangement, shape: torch.Size, groups: int, transposed: bool
+    arrange: ViewChain, shape: torch.Size, groups: int, transposed: bool
 ) -> Form | None:
     """The form of a convolution's weight, which is used as it lies; else None."""
     if not is_whole(arrange, shape):
@@ -115,7 +115,7 @@ def form_of_convolution(
     return Form((groups, shape[0] // groups, shape[1], window), (0, 2, 1, 3))
 
 
-def is_whole(arrange: Arrangement, shape: torch.Size) -> bool:
+def is_whole(arrange: ViewChain, shape: torch.Size) -> bool:
     """Whether a use sees all elements of the parameter, in their order."""
     seen = arrange(torch.empty(shape, device="meta"))
     return seen.numel() == shape.numel() and seen.is_contiguous()

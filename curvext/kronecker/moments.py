@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvext.gradients.structured import wide
 from curvext.kernels.outer_cov import outer_cov
 from curvext.kronecker.spectral import symmetric
-from curvext.linearise.uses import wide
 
 #: from this width on one triangle takes less time than the whole product
 _TRIANGLE = 256

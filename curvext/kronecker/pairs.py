@@ -14,10 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from curvext.gradients.convolution import ConvolutionGradient
+from curvext.gradients.structured import (
+    OuterGradient,
+    RowsGradient,
+    StructuredGradient,
+    alike,
+    wide,
+)
 from curvext.kernels.outer_square import outer_square
 from curvext.kronecker.moments import second_moment
-from curvext.linearise.convolution_use import ConvolutionUse
-from curvext.linearise.uses import OuterUse, RowsUse, Use, alike, wide
 
 #: elements of per-sample gradients, or of unfolded patches, that are in memory at a time
 _CHUNK = 2 << 20
@@ -144,7 +150,7 @@ class PatchPairs(Pairs):
 class MatrixPairs(PatchPairs):
     """The pairs of a matrix, as they come."""
 
-    def __init__(self, use: OuterUse, bias: bool) -> None:
+    def __init__(self, use: OuterGradient, bias: bool) -> None:
         super().__init__(use.g.unsqueeze(0), bias)
         self._a = use.a.unsqueeze(0)
 
@@ -161,7 +167,7 @@ class ConvolutionPairs(PatchPairs):
     A transposed convolution is one over its input with zeros between the pixels, the window turned round.
     """
 
-    def __init__(self, use: ConvolutionUse, bias: bool) -> None:
+    def __init__(self, use: ConvolutionGradient, bias: bool) -> None:
         gradient = use.gradient
         split = gradient.flatten(3).unflatten(2, (use.groups, -1))  # [N, R, G, O, S]
         super().__init__(split.permute(2, 0, 1, 4, 3).flatten(2, 3), bias)
@@ -219,7 +225,7 @@ class ConvolutionPairs(PatchPairs):
 class TablePairs(Pairs):
     """The pairs of a look-up table, ``[rows, F]``: a is one-hot, I = rows and O = F."""
 
-    def __init__(self, use: RowsUse) -> None:
+    def __init__(self, use: RowsGradient) -> None:
         self.g = use.g.unsqueeze(0)
         self._use = use
         self._rows = use.shape[0]
@@ -264,7 +270,7 @@ class TablePairs(Pairs):
         g = wide(self._use.g)
         g = g if out is None else g @ out[0]
         if inner is None:
-            return RowsUse(self._use.index, g, self._use.shape).square().mT.unsqueeze(0)
+            return RowsGradient(self._use.index, g, self._use.shape).square().mT.unsqueeze(0)
         return outer_square(inner[0][self._use.index], g.unsqueeze(0)).unsqueeze(0)
 
     def sides(self, dense_out: bool, dense_in: bool) -> tuple[Tensor, Tensor]:
@@ -277,13 +283,13 @@ class TablePairs(Pairs):
         return out.unsqueeze(0), inner
 
 
-def pairs_of(use: Use, bias: bool) -> Pairs:
+def pairs_of(use: StructuredGradient, bias: bool) -> Pairs:
     """The pairs of a use that has them."""
-    if isinstance(use, OuterUse):
+    if isinstance(use, OuterGradient):
         return MatrixPairs(use, bias)
-    if isinstance(use, ConvolutionUse):
+    if isinstance(use, ConvolutionGradient):
         return ConvolutionPairs(use, bias)
-    assert isinstance(use, RowsUse)
+    assert isinstance(use, RowsGradient)
     return TablePairs(use)
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from curvext.gradients.convolution import ConvolutionGradient
+from curvext.gradients.structured import (
+    DenseGradient,
+    OuterGradient,
+    RowsGradient,
+    StructuredGradient,
+    TiedGradient,
+)
+from curvext.graph.views import ViewChain
 from curvext.kronecker.forms import Form, form_of_convolution, form_of_matrix
-from curvext.linearise.convolution_use import ConvolutionUse
-from curvext.linearise.selections import Arrangement
-from curvext.linearise.tape import Tape
-from curvext.linearise.uses import DirectUse, OuterUse, RowsUse, TiedUse, Use
+from curvext.per_sample.backward_pass import Tape
 from curvext.space import ParameterSpace
 
 
@@ -73,7 +79,7 @@ class Roles:
         bias = self.bias_of.get(weight)
         return (weight,) if bias is None else tuple(sorted((weight, bias)))
 
-    def is_factored(self, parameter: int, use: Use, arrange: Arrangement) -> bool:
+    def is_factored(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> bool:
         """Whether a use is one of a weight by pairs; from now on the parameter is a weight, or exact."""
         if parameter in self.exact:
             return False
@@ -107,20 +113,20 @@ class Roles:
             raise Revised
 
 
-def _form(use: Use, arrange: Arrangement, shape: torch.Size) -> Form | None:
-    if isinstance(use, OuterUse):
+def _form(use: StructuredGradient, arrange: ViewChain, shape: torch.Size) -> Form | None:
+    if isinstance(use, OuterGradient):
         return form_of_matrix(arrange, shape, use.g.shape[2], use.a.shape[2], use.transposed)
-    if isinstance(use, RowsUse):
+    if isinstance(use, RowsGradient):
         rows, width = use.shape
         return form_of_matrix(arrange, shape, width, rows, True)
-    if isinstance(use, ConvolutionUse):
+    if isinstance(use, ConvolutionGradient):
         return form_of_convolution(arrange, shape, use.groups, use.transposed)
     return None
 
 
-def _why(use: Use) -> str:
-    if isinstance(use, DirectUse):
+def _why(use: StructuredGradient) -> str:
+    if isinstance(use, DenseGradient):
         return "exact: a bias of its own, a scale or another parameter that is no matrix"
-    if isinstance(use, TiedUse):
+    if isinstance(use, TiedGradient):
         return "exact: used in two roles, as a table and as a matrix"
     return "exact: not used as one whole matrix"

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvext.linearise.jacobian import Linearisation
-from curvext.linearise.records import Records
 from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.linear import LinearOperator
+from curvext.per_sample.recorded import Records
 from curvext.problem import Problem
+from curvext.products.kept_graph import Linearisation
 from curvext.space import ParameterSpace
 
 #: elements of queries' gradients that are in memory at a time

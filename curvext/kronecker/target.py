@@ -10,11 +10,11 @@ from typing import Protocol
 from torch import Tensor
 
 from curvext.arguments import as_choice, as_integer
-from curvext.linearise.selections import Arrangement
-from curvext.linearise.tape import Tape
-from curvext.linearise.uses import Use
+from curvext.gradients.structured import StructuredGradient
+from curvext.graph.views import ViewChain
 from curvext.losses import LossPoint
 from curvext.operators.fisher import LABELS
+from curvext.per_sample.backward_pass import Tape
 from curvext.problem import Problem
 
 #: of which matrices there are Kronecker factors
@@ -27,8 +27,8 @@ class ColumnVisitor(Protocol):
     def begin(self, samples: int, sign: float, last: bool) -> None:
         """A vector of a batch begins, which adds or, for sign −1, subtracts; whether it is the batch's last."""
 
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
-        """See :class:`curvext.linearise.tape.Visitor`."""
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
+        """See :class:`curvext.per_sample.backward_pass.Visitor`."""
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
         """Likewise."""

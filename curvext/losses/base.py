@@ -121,7 +121,7 @@ class OutputLoss(ABC):
     #: the number of the batch in its pass, which a pass writes here before it asks for :meth:`at`
     batch_number: int = 0
 
-    def own_labels_share(self, per_sample: float) -> float | None:
+    def own_labels_ratio(self, per_sample: float) -> float | None:
         """c with E[F_emp] = c F for labels of the network's own, or None where there is no such number.
 
         Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from curvext.losses.base import LossPoint, OutputLoss, check_reduction, computes
 from curvext.losses.cross_entropy import check_class_weight
 from curvext.losses.dependence import check_independent
-from curvext.randomness import drawing_nothing
+from curvext.randomness import forbid_rng
 
 # Torch's own "mean" over elements: their count is the divisor, also when batches differ in length.
 _ELEMENTWISE = (
@@ -108,7 +108,7 @@ class CustomLoss(OutputLoss):
         if self.reduction == "mean" and divisor == 0:
             return leaf, leaf.new_zeros(()), divisor  # torch's mean is 0/0; the risk gets nothing
         version = target._version if _is_versioned(target) else 0
-        with drawing_nothing(leaf.device, _DREW):
+        with forbid_rng(leaf.device, _DREW):
             value = self._loss(leaf.clone(), target)  # it may write to its input, as in training
         if _is_versioned(target) and target._version != version:
             raise ValueError(

@@ -27,7 +27,7 @@ class SquaredError(OutputLoss):
         """The closed form of ``nn.MSELoss``."""
         return cls(check_reduction(loss.reduction, "MSELoss"))
 
-    def own_labels_share(self, per_sample: float) -> float:
+    def own_labels_ratio(self, per_sample: float) -> float:
         return 1.0  # the likelihood is that of L's units: a Gaussian of variance C/2 for a mean over C outputs
 
     def at(self, output: Tensor, target: Tensor) -> LossPoint:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from curvext.linearise.jacobian import Linearisation
 from curvext.operators.linear import LinearOperator
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.processes import Group, Saying
+from curvext.products.kept_graph import Linearisation
 from curvext.space import Selection, dtype_of_sums
 
 if TYPE_CHECKING:

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from curvext.arguments import as_choice, as_integer, as_number
 from curvext.finite import finite_answer
-from curvext.linearise.jacobian import Linearisation
-from curvext.linearise.records import Records
-from curvext.linearise.sums import SquaredNorms, SquareSum
-from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.operators.linear import LinearOperator, Vector
 from curvext.operators.sample_gradients import SampleGradients, narrowed_blocks
 from curvext.options import Options, spelled_out
+from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.recorded import Records
+from curvext.per_sample.reductions import SquaredNorms, SquareSum
 from curvext.problem import Problem
 from curvext.processes import Group, Saying, collective
+from curvext.products.kept_graph import Linearisation
 from curvext.results import EigenResult
 from curvext.space import Selection
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from curvext.arguments import as_integer
-from curvext.linearise.jacobian import Linearisation
-from curvext.linearise.sums import SquareSum
-from curvext.linearise.tape import Tape
 from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator, pulled_back
 from curvext.operators.ggn import GGNOperator
 from curvext.options import Options, spelled_out
+from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.reductions import SquareSum
 from curvext.problem import Problem
 from curvext.processes import Group, collective
+from curvext.products.kept_graph import Linearisation
 from curvext.space import Selection
 
 if TYPE_CHECKING:

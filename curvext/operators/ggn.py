@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvext.linearise.jacobian import Linearised
-from curvext.linearise.sums import SquareSum
 from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.per_sample.reductions import SquareSum
 from curvext.processes import collective
+from curvext.products.kept_graph import Linearised
 
 
 class GGNOperator(CurvatureOperator):

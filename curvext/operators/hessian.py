@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from curvext.linearise.jacobian import SecondDerivatives
 from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.products.kept_graph import SecondDerivatives
 
 
 class HessianOperator(CurvatureOperator):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from curvext.arguments import check_dense
-from curvext.linearise.forward import is_finite
-from curvext.linearise.jacobian import Linearisation
+from curvext.evaluation.evaluation import is_finite
 from curvext.operators.curvature import narrowed
 from curvext.operators.ggn import GGNOperator
 from curvext.problem import Problem
+from curvext.products.kept_graph import Linearisation
 from curvext.space import dtype_of_sums
 
 #: what the order of the data matters to

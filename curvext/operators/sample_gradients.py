@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from curvext.finite import finite_answer
-from curvext.linearise.jacobian import Linearisation
-from curvext.linearise.parcels import Parcel, packed, unpacked
-from curvext.linearise.records import Records
-from curvext.linearise.widened import in_float64
 from curvext.operators.curvature import Blocks, narrowed
+from curvext.per_sample.parcels import Parcel, packed, unpacked
+from curvext.per_sample.recorded import Records
+from curvext.per_sample.widened import in_float64
 from curvext.problem import Problem
 from curvext.processes import Saying, Words
+from curvext.products.kept_graph import Linearisation
 from curvext.space import ParameterSpace, dtype_of_sums
 
 #: what the order of the data matters to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from curvext.report.words import plain_number
+from curvext.report.formatting import plain_number
 from curvext.results import Density
 
 #: the drawing's own units; on a phone one of them is about one pixel

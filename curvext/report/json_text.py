@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from curvext.report.figures import Report
+from curvext.report.measurements import Report
 
 
 def as_json(report: Report) -> str:

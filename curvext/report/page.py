@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from curvext.report.chart import density_chart
-from curvext.report.figures import Group, Report
-from curvext.report.words import plain_number, seconds
+from curvext.report.formatting import plain_number, seconds
+from curvext.report.measurements import Group, Report
 from curvext.results import Equality, Estimate
 
 #: by matrix; told apart also by readers who do not see red or green (Okabe & Ito)

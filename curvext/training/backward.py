@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from curvext.linearise.tape import Tape
+from curvext.per_sample.backward_pass import Tape
 from curvext.space import dtype_of_sums
 from curvext.training import graph_checks
 from curvext.training import parameters as trained_parameters

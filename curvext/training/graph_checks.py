@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from curvext.linearise.autograd_graph import LEAF, Graph, leaf_variable
+from curvext.graph.autograd_graph import LEAF, Graph, leaf_variable
 
 _WITHOUT = "; without norms, squares and a function of norms this graph can be used as it is"
 #: nodes that stand for a whole region of the network, and what to do about them

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from curvext.linearise.autograd_graph import LEAF, Graph
-from curvext.linearise.selections import Arrangement
-from curvext.linearise.sums import BlockSum
-from curvext.linearise.uses import Use
+from curvext.gradients.structured import StructuredGradient
+from curvext.graph.autograd_graph import LEAF, Graph
+from curvext.graph.views import ViewChain
+from curvext.per_sample.reductions import BlockSum
 
 _seen: list[int] = []
 
@@ -46,7 +46,7 @@ class OneSample:
         #: the sample; not the first, to which padding and special cases like to go
         self.number = len(losses) // 2
 
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         """Takes a use."""
         self._sum.add(parameter, use.sample(self.number).clone(), arrange)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from curvext.linearise.plan_book import PlanBook, book_of
+from curvext.per_sample.plan_cache import PlanCache, plan_cache_of
 
 _WRAPPED = (
     "parameters: {kind} shards or copies parameters in a way that curvext.backward does not know; pass a plain module "
@@ -32,7 +32,7 @@ class Trained:
     leaves: dict[str, Tensor]
     module: nn.Module | None
     replicated: DistributedDataParallel | None
-    plans: PlanBook
+    plans: PlanCache
 
 
 def of(parameters: Any) -> Trained:
@@ -59,7 +59,7 @@ def of(parameters: Any) -> Trained:
     devices = sorted({str(p.device) for p in leaves.values()})
     if len(devices) > 1:
         raise ValueError(f"parameters: they lie on {', '.join(devices)}; one device is needed")
-    plans = PlanBook() if module is None else book_of(module)
+    plans = PlanCache() if module is None else plan_cache_of(module)
     return Trained(leaves, module, replicated, plans)
 
 

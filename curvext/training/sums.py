@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from curvext.linearise.selections import Arrangement
-from curvext.linearise.sums import BlockSum
-from curvext.linearise.uses import Use
+from curvext.gradients.structured import StructuredGradient
+from curvext.graph.views import ViewChain
+from curvext.per_sample.reductions import BlockSum
 from curvext.space import dtype_of_sums
 from curvext.training.hook_check import OneSample
 
@@ -39,7 +39,7 @@ class StepSums:
         self._parameters = parameters
         self._weights = weights
         self._check = check
-        self._held: list[tuple[int, Use, Arrangement]] = []
+        self._held: list[tuple[int, StructuredGradient, ViewChain]] = []
         self._sums = BlockSum.apart(parameters)
         self._squares = BlockSum.apart(parameters) if squares else None
         #: parameters whose gradients came written out before the weights were known: they are not held
@@ -50,7 +50,7 @@ class StepSums:
         device = parameters[0].device
         self._norms = torch.zeros(samples, dtype=widest, device=device) if norms else None
 
-    def use(self, parameter: int, use: Use, arrange: Arrangement) -> None:
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         """Takes a use."""
         if self._check is not None:
             self._check.use(parameter, use, arrange)
@@ -96,7 +96,9 @@ class StepSums:
         """Σ_n w_n g_n by parameter, of those that came as uses."""
         return self._sums.blocks()
 
-    def _sum(self, parameter: int, use: Use, arrange: Arrangement, weights: Tensor) -> None:
+    def _sum(
+        self, parameter: int, use: StructuredGradient, arrange: ViewChain, weights: Tensor
+    ) -> None:
         self.summed.add(parameter)
         column = weights.to(dtype_of_sums(self._parameters[parameter].dtype)).unsqueeze(0)
         self._sums.add(parameter, use.weighted_sum(column)[0], arrange)

@@ -149,7 +149,7 @@ def test_a_mean_within_a_datum_is_no_surprise_at_labels_of_the_networks_own(loss
             y = torch.bernoulli(model(x).softmax(1)[:, 1]).long()
     share = 1.0 if loss.endswith("sum") else share
     risk = cx.EmpiricalRisk(model, kind(reduction="sum" if "sum" in loss else "mean"), (x, y))
-    assert risk.own_labels_share() == pytest.approx(share)
+    assert risk.own_labels_ratio() == pytest.approx(share)
     assert float(risk.empirical_fisher().trace() / risk.fisher().trace()) == pytest.approx(
         share, rel=0.1
     )

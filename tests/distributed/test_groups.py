@@ -97,8 +97,8 @@ def steps_of_the_ring(rank, world):
 
 
 def sent_tensors(E):
-    from curvext.linearise.parcels import packed
     from curvext.operators.sample_gradients import SampleGradients
+    from curvext.per_sample.parcels import packed
     from curvext.processes import Saying
 
     rows = SampleGradients(E._problem)

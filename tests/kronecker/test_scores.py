@@ -59,7 +59,7 @@ def test_scores_of_a_language_model():
 
 
 def test_a_gradient_too_large_to_be_recorded_is_pulled_back(monkeypatch):
-    from curvext import problem
+    from curvext.problem import problem
 
     p = pose("weight_norm")
     risk = cx.EmpiricalRisk(p.model, p.loss, p.cut(2, 3))

@@ -18,7 +18,7 @@ import curvext as cx
 from curvext.__main__ import main
 from curvext.report import as_html, as_json, measure
 from curvext.report.chart import density_chart, ticks
-from curvext.report.words import plain_number, seconds
+from curvext.report.formatting import plain_number, seconds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]

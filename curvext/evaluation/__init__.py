@@ -1,0 +1,1 @@
+"""The user's model, evaluated on a batch and left as found."""

@@ -1,0 +1,1 @@
+"""Per-sample gradients of one parameter in a structured form, which is never written out."""

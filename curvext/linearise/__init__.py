@@ -1,1 +1,0 @@
-"""What is computed once per batch and reused: the tape of uses, and the kept graph."""

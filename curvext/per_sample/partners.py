@@ -1,0 +1,80 @@
+"""Which bias belongs to which weight: read from the graph, where the two are used together."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from curvext.graph.autograd_graph import Graph
+from curvext.graph.views import is_reshape, is_view
+from curvext.operations.rules import Saved
+
+#: products of matrices, whose second operand is the weight
+_PRODUCTS = {"MmBackward0", "BmmBackward0"}
+
+#: (node, number of its edge) of everything that a parameter meets, sorted
+_Meetings = tuple[tuple[int, int], ...]
+
+
+def partners(graph: Graph) -> dict[int, int]:
+    """{bias: weight} by number, of biases that are used in nothing but that weight's products, and in each of them.
+
+    A bias b ``[O]`` is a weight's partner where the layer computes W a + b: ``addmm``, a convolution, or a product to
+    which b is added. Then the gradient by (W, b) is Σ_s g_s (a_s, 1)ᵀ.
+    """
+    leaf = {number: position for position, number in graph.parameter_at.items()}
+    weight_at = {_products_at(graph, position): number for number, position in leaf.items()}
+    found: dict[int, int] = {}
+    for bias, position in leaf.items():
+        if len(graph.shape(position)) == 1:
+            weight = weight_at.get(_products_under(graph, position))
+            if weight is not None and weight != bias:
+                found[bias] = weight
+    biases = Counter(found.values())
+    return {bias: weight for bias, weight in found.items() if biases[weight] == 1}
+
+
+def _products_at(graph: Graph, leaf: int) -> _Meetings:
+    """Where a parameter, or a rearrangement of it, meets something else."""
+    meetings: list[tuple[int, int]] = []
+    seen, stack = {leaf}, [leaf]
+    while stack:
+        for parent, edge in graph.consumers[stack.pop()]:
+            if not is_view(graph.names[parent]):
+                meetings.append((parent, edge))
+            elif parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return tuple(sorted(meetings))
+
+
+def _products_under(graph: Graph, bias: int) -> _Meetings:
+    """Where the weights stand to whose products a bias is added; nothing where it has another use."""
+    products = []
+    for parent, edge in graph.consumers[bias]:
+        product = _product(graph, bias, parent, edge)
+        if product is None:
+            return ()
+        products.append(product)
+    return tuple(sorted(products))
+
+
+def _product(graph: Graph, bias: int, parent: int, edge: int) -> tuple[int, int] | None:
+    name, saved = graph.names[parent], Saved(graph.nodes[parent])
+    if name == "AddmmBackward0" and edge == 0:
+        return (parent, 2) if saved.alpha == 1 and saved.beta == 1 else None
+    if name == "ConvolutionBackward0" and edge == 2:
+        return (parent, 1)
+    if name != "AddBackward0" or saved.alpha != 1:
+        return None
+    other = graph.edges[parent][1 - edge][0]
+    width = graph.shape(bias)[0]
+    shape = graph.shape(parent)
+    while other is not None and tuple(graph.shape(other)[-1:]) == (width,):
+        if graph.shape(other).numel() != shape.numel() or len(graph.consumers[other]) != 1:
+            return None
+        if graph.names[other] in _PRODUCTS:
+            return (other, 1)
+        if not is_reshape(graph.names[other]):
+            return None
+        other = graph.edges[other][0][0]
+    return None

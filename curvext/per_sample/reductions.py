@@ -1,0 +1,168 @@
+"""Visitors of a tape that sum squares: diagonals and norms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvext.contents import gathered
+from curvext.finite import finite_answer, is_finite
+from curvext.gradients.structured import OuterGradient, StructuredGradient
+from curvext.graph.views import ViewChain
+from curvext.per_sample.backward_pass import Tape
+from curvext.processes import ALONE, Group
+from curvext.space import ParameterSpace, dtype_of_sums
+
+
+class BlockSum:
+    """A sum over blocks, one for each parameter; what comes first is written or taken, not added to zeros.
+
+    Args:
+        space: the parameters.
+        flat: ``[P]``, contiguous, whose views are the blocks; what is there is overwritten. On the device "meta" it
+            gives their dtype alone: each block then is a tensor of its own, the first summand itself where that lies
+            like the parameter.
+    """
+
+    def __init__(self, space: ParameterSpace, flat: Tensor) -> None:
+        self._device = space.device
+        self._blocks = space.blocks(flat)
+        self._untouched = set(range(len(self._blocks)))
+
+    @classmethod
+    def apart(cls, parameters: Sequence[Tensor]) -> BlockSum:
+        """A sum by parameters that need not be of one dtype, each block a tensor of its own, at least in float32."""
+        found = cls.__new__(cls)
+        found._device = parameters[0].device
+        found._blocks = [
+            torch.empty(p.shape, dtype=dtype_of_sums(p.dtype), device="meta") for p in parameters
+        ]
+        found._untouched = set(range(len(parameters)))
+        return found
+
+    def add(
+        self, parameter: int, part: Tensor, arrange: ViewChain | None = None, sign: float = 1.0
+    ) -> None:
+        """Adds ± ``part``, fresh, to a parameter's block, where ``arrange`` shows its elements to lie."""
+        block = self._blocks[parameter]
+        here = block if arrange is None else arrange(block)
+        part = part.reshape(here.shape)
+        first = parameter in self._untouched
+        self._untouched.discard(parameter)
+        whole = first and sign == 1 and here.numel() == block.numel()
+        if block.is_meta:
+            if whole and part.stride() == here.stride() and part.dtype == block.dtype:
+                self._blocks[parameter] = part.as_strided(block.shape, block.stride())
+                return
+            block = self._blocks[parameter] = torch.empty_like(block, device=self._device)
+            here = block if arrange is None else arrange(block)
+        if whole:
+            here.copy_(part)
+            return
+        if first:
+            block.zero_()
+        here.add_(part, alpha=sign)
+
+    def blocks(self) -> list[Tensor]:
+        """The sums by parameter; ends the summation."""
+        for parameter in self._untouched:
+            block = self._blocks[parameter]
+            if block.is_meta:
+                block = self._blocks[parameter] = torch.empty_like(block, device=self._device)
+            block.zero_()
+        self._untouched.clear()
+        return self._blocks
+
+
+class SquareSum:
+    """Visitor: Σ_n Σ_k ± g_nk² by parameter, unnormalised.
+
+    Args:
+        space: the parameters.
+    """
+
+    def __init__(self, space: ParameterSpace) -> None:
+        self._space = space
+        self._dtype = dtype_of_sums(space.dtype)
+        self._sum = BlockSum(space, torch.empty(space.size, dtype=self._dtype, device="meta"))
+        self._sign = 1.0
+        #: (parameter, which of its uses) → the use and Σ_k ± g_k², while there are several columns
+        self._separable: dict[tuple[int, int], _Separable] | None = None
+        self._met: Counter[int] = Counter()
+
+    def play(self, tape: Tape, columns: Iterable[tuple[Tensor, float]]) -> None:
+        """Adds ± (J_nᵀ s_nk)² for columns s_k with their signs: one backward pass for each, which end the tape.
+
+        Where a sample has one position, (g aᵀ)² = g² (a²)ᵀ, so its squares are summed over the columns first
+        and the product with a² is made once.
+        """
+        left = iter(columns)
+        column = next(left, None)
+        while column is not None:
+            following = next(left, None)
+            if following is not None and self._separable is None:
+                self._separable = {}
+            cotangent, self._sign = column
+            self._met.clear()
+            tape.play(self, cotangent, keep=following is not None)
+            column = following
+        for (parameter, _), at in (self._separable or {}).items():
+            self._sum.add(parameter, at.use.with_squares(at.squares), at.arrange)
+        self._separable = None
+
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
+        """Adds the squares of a use."""
+        if self._separable is None or not isinstance(use, OuterGradient) or use.a.shape[1] != 1:
+            self._sum.add(parameter, use.square(), arrange, self._sign)
+            return
+        squares = use.g[:, 0].to(self._dtype).square()
+        # the passes over one graph meet the uses of a parameter in one order
+        key = (parameter, self._met[parameter])
+        self._met[parameter] += 1
+        if key in self._separable:
+            self._separable[key].squares.add_(squares, alpha=self._sign)
+        else:
+            self._separable[key] = _Separable(use, squares.mul_(self._sign), arrange)
+
+    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
+        """Adds one sample's squares."""
+        squares = gradient.to(self._dtype).square()
+        self._sum.add(parameter, squares, sign=self._sign)
+
+    def named(self, scale: float, dtype: torch.dtype, group: Group = ALONE) -> dict[str, Tensor]:
+        """The sums over all ranks of ``group``, times ``scale``, by parameter, in ``dtype``; ends the summation."""
+        blocks = self._sum.blocks()
+        group.sum_all(blocks)
+        torch._foreach_mul_(blocks, scale)
+        if self._space.device.type == "cpu" and not all(is_finite(t) for t in gathered(blocks)):
+            for name, block in zip(self._space.names, blocks, strict=True):
+                finite_answer(block, f"diagonal: {name!r}")
+        return dict(zip(self._space.names, (b.to(dtype) for b in blocks), strict=True))
+
+
+@dataclass(frozen=True)
+class _Separable:
+    """A use with one position, where it lies, and the squares of its g summed over columns, ``[N, O]``."""
+
+    use: OuterGradient
+    squares: Tensor
+    arrange: ViewChain
+
+
+class SquaredNorms:
+    """Visitor: ‖g_n‖² by sample, unnormalised."""
+
+    def __init__(self, samples: int, space: ParameterSpace) -> None:
+        self.total = torch.zeros(samples, dtype=dtype_of_sums(space.dtype), device=space.device)
+
+    def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
+        """Adds the norms of a use: rearranging does not change them."""
+        self.total += use.norm()
+
+    def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
+        """Adds one sample's norm."""
+        self.total[sample] += gradient.to(self.total.dtype).square().sum()

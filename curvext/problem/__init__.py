@@ -1,0 +1,3 @@
+"""The empirical risk as operators see it."""
+
+from curvext.problem.problem import Problem as Problem

@@ -1,0 +1,1 @@
+"""J v, Jᵀ u, G v, H v and R v of one batch."""

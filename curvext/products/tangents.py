@@ -1,0 +1,167 @@
+"""J v by carrying tangents up the kept graph: what the backward pass saved is all the forward mode needs.
+
+A node of the graph stands for one operation y = h(x_1, x_2, …). Its tangent ẏ = Σ_i (∂h/∂x_i) ẋ_i costs
+what the operation cost, and the network is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from curvext.graph.autograd_graph import LEAF, Graph
+from curvext.graph.views import is_view, selector
+from curvext.operations.tangent_rules import has_rule, transposed, written_rule
+
+_Carry = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
+
+
+class Tangents:
+    """The tangents of some values along a direction of the parameters, on a kept graph.
+
+    Args:
+        graph: the graph.
+        roots: (node, which of its outputs) of the values; None for the graph's output alone.
+    """
+
+    def __init__(self, graph: Graph, roots: Sequence[tuple[int, int]] | None = None) -> None:
+        wanted = [(0, graph.output_nr)] if roots is None else list(roots)
+        order = _children_first(graph, [position for position, _ in wanted])
+        #: (node, which of its outputs) → where its tangent is kept; the place after the last stays empty
+        places: dict[tuple[int, int], int] = {}
+        complex_places: set[int] = set()
+        self._steps: list[_Step] = []
+        for position in order:
+            step = _step(graph, position, places, complex_places)
+            places |= {(position, which): place for which, place in enumerate(step.outputs)}
+            self._steps.append(step)
+        self._places = len(places)
+        self._roots = [places.get(root, -1) for root in wanted]
+        self._done = _read_last([step.inputs for step in self._steps], keep={-1, *self._roots})
+
+    @staticmethod
+    def missing(graph: Graph) -> set[str]:
+        """The names of nodes that have no tangent: functions written in Python, fused attention not known here."""
+        return {
+            graph.names[i]
+            for i in _children_first(graph)
+            if graph.names[i] != LEAF
+            and not has_rule(graph.names[i])
+            and (
+                isinstance(graph.nodes[i], torch._C._FunctionBase)
+                or "ScaledDotProduct" in graph.names[i]
+            )
+        }
+
+    def __call__(self, v: Sequence[Tensor]) -> Tensor | None:
+        """The tangent of the first root, or None where it is zero; ``v`` has one tensor per parameter."""
+        return self.of(v)[0]
+
+    def of(self, v: Sequence[Tensor]) -> list[Tensor | None]:
+        """The tangent of every root."""
+        at: list[Tensor | None] = [None] * (self._places + 1)
+        with torch.no_grad():
+            for step, done in zip(self._steps, self._done, strict=True):
+                inputs = [at[place] for place in step.inputs]
+                if not inputs or any(t is not None for t in inputs):
+                    for place, tangent in zip(step.outputs, step.carry(v, inputs), strict=False):
+                        at[place] = tangent
+                for place in done:
+                    at[place] = None
+        return [at[place] for place in self._roots]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation, or a parameter, which has no inputs.
+
+    Args:
+        carry: v and the tangents of its inputs → those of its outputs.
+        inputs, outputs: where they are kept.
+    """
+
+    carry: _Carry
+    inputs: list[int]
+    outputs: range
+
+
+def _step(
+    graph: Graph, position: int, places: dict[tuple[int, int], int], complex_places: set[int]
+) -> _Step:
+    """A node as a step; ``places`` tells of those before it, ``complex_places`` which of them are complex."""
+    name, node, free = graph.names[position], graph.nodes[position], len(places)
+    if name == LEAF:
+        return _Step(_block_of(graph.parameter_at[position]), [], range(free, free + 1))
+    inputs = [-1 if c is None else places.get((c, nr), -1) for c, nr in graph.edges[position]]
+    metadata = cast(Any, node)._input_metadata
+    count = len(metadata)
+    is_complex = any(m.dtype.is_complex for m in metadata)
+    if is_complex:
+        complex_places.update(range(free, free + count))
+    carry: _Carry
+    if is_view(name):
+        carry = _rearranged([selector(graph, position, which) for which in range(count)])
+    # a backward multiplies by conjugates, which written and symmetric rules know nothing of
+    elif has_rule(name) and not is_complex and complex_places.isdisjoint(inputs):
+        carry = _by_rule(written_rule(graph, position))
+    else:
+        carry = _by_transposition(node)
+    return _Step(carry, inputs, range(free, free + count))
+
+
+def _block_of(parameter: int) -> _Carry:
+    # a column of a block of vectors may have any stride
+    return lambda v, _: (v[parameter].contiguous(),)
+
+
+def _rearranged(selectors: list[Callable[[Tensor], Tensor]]) -> _Carry:
+    def carry(v: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        (x,) = (t for t in inputs if t is not None)
+        return [select(x) for select in selectors]
+
+    return carry
+
+
+def _by_rule(rule: Callable[[Sequence[Tensor | None]], Tensor | None]) -> _Carry:
+    return lambda _, inputs: (rule(inputs),)
+
+
+def _by_transposition(node: Any) -> _Carry:
+    return lambda _, inputs: transposed(node, inputs)
+
+
+def _read_last(inputs: Sequence[Sequence[int]], keep: set[int]) -> list[set[int]]:
+    """For each step the inputs that none after it reads, but for those to keep."""
+    read = set(keep)
+    done: list[set[int]] = []
+    for places in reversed(inputs):
+        done.append(set(places) - read)
+        read.update(places)
+    return done[::-1]
+
+
+def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:
+    """The positions at and below ``roots`` from which a parameter can be reached, each after all it depends on."""
+    active: list[bool | None] = [None] * len(graph.nodes)
+    order: list[int] = []
+    stack = list(roots)
+    while stack:
+        i = stack[-1]
+        if active[i] is not None:
+            stack.pop()
+            continue
+        waiting = [c for c, _ in graph.edges[i] if c is not None and active[c] is None]
+        if waiting:
+            stack.extend(waiting)
+            continue
+        stack.pop()
+        active[i] = i in graph.parameter_at or any(
+            c is not None and bool(active[c]) for c, _ in graph.edges[i]
+        )
+        if active[i]:
+            order.append(i)
+    return order
