@@ -12,7 +12,7 @@ import torch
 from workspaces import workspace
 
 from curvext.gradients import convolution
-from curvext.operations import attention
+from curvext.operations import attention_formulas as attention
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from curvext.check.plain_loss import PlainLoss
 from curvext.check.quantities import Quantity
 from curvext.gradients.structured import OuterGradient
 from curvext.losses import cross_entropy
-from curvext.operations import tangent_rules
+from curvext.operations.table import OPERATIONS
 from curvext.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,9 +164,9 @@ def test_a_loss_of_pytorchs_counts_its_divisor_itself():
 
 
 def test_a_wrong_tangent_rule_is_reported_with_its_parameter(monkeypatch):
-    right = tangent_rules.RULES["TanhBackward0"]
-    wrong = lambda node, inputs, shape: right(node, inputs, shape) * 1.001  # noqa: E731
-    monkeypatch.setitem(tangent_rules.RULES, "TanhBackward0", wrong)
+    right = OPERATIONS["TanhBackward0"]
+    wrong = replace(right, tangent=lambda node, x: right.tangent(node, x) * 1.001)
+    monkeypatch.setitem(OPERATIONS, "TanhBackward0", wrong)
     result = risk_of().check()
     assert not result.ok and differing(result) == {"G v", "F v", "F_mc v"}
     assert "G v, F v, F_mc v WRONG" in str(result)

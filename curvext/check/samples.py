@@ -9,8 +9,8 @@ from torch import Tensor
 
 from curvext.check.plain import Plain
 from curvext.gradients.structured import StructuredGradient
-from curvext.graph.views import ViewChain
 from curvext.losses import LossPoint
+from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import Tape
 from curvext.per_sample.reductions import SquaredNorms
 from curvext.problem import Problem

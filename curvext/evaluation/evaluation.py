@@ -34,7 +34,7 @@ from curvext.operations.detours import (
     twice_differentiable,
     without_checkpointing,
 )
-from curvext.operations.tangent_rules import has_rule
+from curvext.operations.table import operation
 from curvext.randomness import forbid_rng
 from curvext.space import ParameterSpace
 from curvext.switches import FOR_A_PASS
@@ -454,7 +454,9 @@ class Forward:
         found = needed(names, use)
         if use == "linearised" and "ScaledDotProductFlashAttentionForCpuBackward0" in names:
             functions = autograd_graph.names_in_python(output.grad_fn)
-            if not all(has_rule(name) for name in functions):  # no tangents: J v by double backward
+            if not all(
+                operation(name).tangent is not None for name in functions
+            ):  # no tangents: J v by double backward
                 found.add(ATTENTION_BESIDE_PYTHON)
         return found
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from curvext.gradients.structured import StructuredGradient
-from curvext.graph.views import ViewChain
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock
 from curvext.kronecker.collect import exact_block, place_of
 from curvext.kronecker.exact import ExactSum
 from curvext.kronecker.live import MAX_DIM, LiveBlocks, as_max_dim
 from curvext.kronecker.spectral import symmetric
 from curvext.kronecker.target import FISHERS, Target
+from curvext.operations.view_chain import ViewChain
 from curvext.operators.hessian import HessianOperator
 from curvext.options import Options, spelled_out
 from curvext.space import ParameterSpace, Selection, dtype_of_sums

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from curvext.gradients.structured import StructuredGradient
-from curvext.graph.views import ViewChain
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock, Factors, Place
 from curvext.kronecker.exact import ExactSum
 from curvext.kronecker.forms import Form
@@ -17,6 +16,7 @@ from curvext.kronecker.pairs import Pairs, pairs_of
 from curvext.kronecker.roles import Revised, Roles
 from curvext.kronecker.sums import EigenvalueSum, KFACSum, ShampooSum
 from curvext.kronecker.target import Target
+from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import Tape
 from curvext.problem import Problem
 from curvext.space import ParameterSpace, dtype_of_sums

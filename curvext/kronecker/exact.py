@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from curvext.gradients.structured import StructuredGradient, wide
-from curvext.graph.views import ViewChain
 from curvext.kronecker.forms import is_whole
 from curvext.kronecker.moments import second_moment
 from curvext.kronecker.spectral import symmetric
+from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.reductions import BlockSum
 from curvext.space import ParameterSpace, dtype_of_sums
 

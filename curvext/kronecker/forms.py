@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from curvext.graph.views import ViewChain
+from curvext.operations.view_chain import ViewChain
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from curvext.gradients.structured import (
     StructuredGradient,
     TiedGradient,
 )
-from curvext.graph.views import ViewChain
 from curvext.kronecker.forms import Form, form_of_convolution, form_of_matrix
+from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import Tape
 from curvext.space import ParameterSpace
 

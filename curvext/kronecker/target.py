@@ -11,8 +11,8 @@ from torch import Tensor
 
 from curvext.arguments import as_choice, as_integer
 from curvext.gradients.structured import StructuredGradient
-from curvext.graph.views import ViewChain
 from curvext.losses import LossPoint
+from curvext.operations.view_chain import ViewChain
 from curvext.operators.fisher import LABELS
 from curvext.per_sample.backward_pass import Tape
 from curvext.problem import Problem

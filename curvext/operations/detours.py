@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
-from curvext.operations.attention import attention_in_closed_form
-from curvext.operations.closed_forms import (
-    gelu_in_closed_form,
-    layer_norm_in_closed_form,
-)
+from curvext.operations.attention_in_closed_form import attention_in_closed_form
+from curvext.operations.gelu import gelu_in_closed_form
+from curvext.operations.layer_norm import layer_norm_in_closed_form
 from curvext.switches import WITHOUT_CUDNN, WITHOUT_MKLDNN
 
 #: what a graph is made for: backward passes alone, tangents as well, to be differentiated twice, or that in a trace

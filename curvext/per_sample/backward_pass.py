@@ -24,9 +24,10 @@ from curvext.gradients.structured import (
     join,
 )
 from curvext.graph.autograd_graph import Graph, leaf_variable
-from curvext.graph.views import ViewChain
-from curvext.operations.attention import UNORDERED, in_fixed_order
-from curvext.operations.rules import Saved, rule_for
+from curvext.operations.node import DetachedSaved, Node
+from curvext.operations.operation import OutputGradient
+from curvext.operations.table import operation
+from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.one_by_one import OneByOne
 from curvext.per_sample.parameter_uses import Schedule, Site
 from curvext.per_sample.partners import partners
@@ -269,8 +270,9 @@ def _repeatable(graph: Graph) -> Iterator[None]:
     """Two passes are compared to the last bit, so fused attention of CUDA gives its gradients in closed form."""
     with _removed_after() as handles:
         for node, name in zip(graph.nodes, graph.names, strict=True):
-            if name in UNORDERED:
-                handles.append(node.register_hook(in_fixed_order(node)))
+            in_fixed_order = operation(name).fixed_order
+            if in_fixed_order is not None:
+                handles.append(node.register_hook(in_fixed_order(Node(node))))
         yield
 
 
@@ -343,12 +345,11 @@ class _Waiting:
     def _make_use(self, site: Site, gradient: Tensor) -> StructuredGradient | None:
         if gradient.is_complex():  # a backward multiplies by conjugates, rules do not
             return None
-        rule = rule_for(self._graph.names[site.node], site.edge)
-        assert rule is not None
+        rule = operation(self._graph.names[site.node]).per_sample[site.edge]
         shape = self._graph.shape(*site.derived)
-        saved = Saved(self._graph.nodes[site.node])
+        saved = DetachedSaved(self._graph.nodes[site.node])
         for layout in self._layouts[site.node]:
-            use = rule(saved, gradient, layout, self._samples, shape)
+            use = rule(OutputGradient(saved, gradient, layout, self._samples, shape))
             if use is not None:
                 return use
         return None

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from curvext.graph.autograd_graph import Graph
-from curvext.graph.views import ViewChain, leads_on
-from curvext.operations.rules import LEFT_FACTORS, LOOK_UPS, RIGHT_FACTORS, rule_for
+from curvext.operations.operation import Operation
+from curvext.operations.table import operation
+from curvext.operations.view_chain import ViewChain, leads_on
 from curvext.samples.layout import Layout
 
 #: positions of nodes → the layouts of their gradients, each of which will do; none where samples are mixed
@@ -108,20 +109,28 @@ class Plan:
             return None
         identity = torch.arange(shape.numel(), device="cpu").view(shape)
 
-        def is_use(group: list[int], kinds: set[tuple[str, int]], *forms: Tensor) -> bool:
+        def used_as(group: list[int]) -> set[str | None]:
             sites = [self.sites[i] for i in group]
+            return {_use_as(operation(graph.names[s.node]), s.edge) for s in sites}
+
+        def is_one_of(group: list[int], *forms: Tensor) -> bool:
             image = arrangements[group[0]].image(shape)
-            return all((graph.names[s.node], s.edge) in kinds for s in sites) and any(
-                torch.equal(image, form) for form in forms
-            )
+            return any(torch.equal(image, form) for form in forms)
 
         for matrix, table in (groups, groups[::-1]):
-            factor = any(
-                is_use(matrix, side, identity, identity.T) for side in (LEFT_FACTORS, RIGHT_FACTORS)
-            )
-            if factor and is_use(table, LOOK_UPS, identity):
+            if (
+                used_as(matrix) in ({"left"}, {"right"})
+                and used_as(table) == {"rows"}
+                and is_one_of(matrix, identity, identity.T)
+                and is_one_of(table, identity)
+            ):
                 return [matrix, table]
         return None
+
+
+def _use_as(of: Operation, edge: int) -> str | None:
+    """Whether an input is the left or the right factor of a product, or a table of rows."""
+    return "rows" if of.look_up and edge == 0 else of.factor(edge)
 
 
 class Schedule:
@@ -193,7 +202,7 @@ def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:
         derived = []
         for parent, edge, child in meetings:
             if known[parent]:
-                usable = rule_for(graph.names[parent], edge) is not None
+                usable = edge in operation(graph.names[parent]).per_sample
                 which = graph.edges[parent][edge][1]
                 sites.append(Site(parent, edge, (child, which), usable))
             elif parent not in visited:

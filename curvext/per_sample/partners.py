@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from curvext.graph.autograd_graph import Graph
-from curvext.graph.views import is_reshape, is_view
-from curvext.operations.rules import Saved
-
-#: products of matrices, whose second operand is the weight
-_PRODUCTS = {"MmBackward0", "BmmBackward0"}
+from curvext.operations.node import Saved
+from curvext.operations.table import operation
+from curvext.operations.view_chain import is_reshape, is_view
 
 #: (node, number of its edge) of everything that a parameter meets, sorted
 _Meetings = tuple[tuple[int, int], ...]
@@ -59,12 +57,10 @@ def _products_under(graph: Graph, bias: int) -> _Meetings:
 
 
 def _product(graph: Graph, bias: int, parent: int, edge: int) -> tuple[int, int] | None:
-    name, saved = graph.names[parent], Saved(graph.nodes[parent])
-    if name == "AddmmBackward0" and edge == 0:
-        return (parent, 2) if saved.alpha == 1 and saved.beta == 1 else None
-    if name == "ConvolutionBackward0" and edge == 2:
-        return (parent, 1)
-    if name != "AddBackward0" or saved.alpha != 1:
+    here, saved = operation(graph.names[parent]), Saved(graph.nodes[parent])
+    if here.product is not None and here.product.bias == edge:
+        return (parent, here.product.right) if here.product.unscaled(saved) else None
+    if here.addition is None or not here.addition(saved):
         return None
     other = graph.edges[parent][1 - edge][0]
     width = graph.shape(bias)[0]
@@ -72,8 +68,9 @@ def _product(graph: Graph, bias: int, parent: int, edge: int) -> tuple[int, int]
     while other is not None and tuple(graph.shape(other)[-1:]) == (width,):
         if graph.shape(other).numel() != shape.numel() or len(graph.consumers[other]) != 1:
             return None
-        if graph.names[other] in _PRODUCTS:
-            return (other, 1)
+        product = operation(graph.names[other]).product
+        if product is not None and product.bias is None:
+            return (other, product.right)
         if not is_reshape(graph.names[other]):
             return None
         other = graph.edges[other][0][0]

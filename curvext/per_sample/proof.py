@@ -16,23 +16,12 @@ import torch
 from torch import Tensor
 
 from curvext.graph.autograd_graph import LEAF, Graph
-from curvext.graph.views import is_view
-from curvext.operations.flow import along, indexed, products, rearranged
-from curvext.operations.flow.rule import Inputs, Rule
+from curvext.operations.flow import Inputs
+from curvext.operations.node import saved
+from curvext.operations.table import operation
+from curvext.operations.view_chain import is_view
 from curvext.samples import owners
 from curvext.samples.owners import Owners
-
-_RULES: dict[str, Rule] = {
-    f"{name}Backward{number}": rule
-    for table in (along.RULES, products.RULES, rearranged.RULES, indexed.RULES)
-    for name, rule in table.items()
-    for number in range(6)
-}
-_RULES |= along.RULES_BY_NAME
-_RULES |= {
-    f"torch::autograd::{name}": along.RULES[name] for name in ("CopyBackwards", "CopySlices")
-}
-
 
 #: what is read, of which node, and which: one of the functions below and its arguments
 Reading = tuple[Callable[..., Any], Any, Any]
@@ -100,18 +89,18 @@ def _inputs(
     proof: Proof, graph: Graph, position: int, at_outputs: dict[int, Owners | None]
 ) -> tuple[Inputs, bool]:
     """The owners of a node's inputs, and whether they follow from indices."""
-    edges, rule = graph.edges[position], _RULES.get(graph.names[position])
+    edges, flow = graph.edges[position], operation(graph.names[position]).flow
     nothing: Inputs = [None] * len(edges)
-    if not edges or rule is None or any(o is None for o in at_outputs.values()):
+    if not edges or flow is None or any(o is None for o in at_outputs.values()):
         return nothing, False
     at = _Node(proof, graph, position)
     try:
-        count = len(cast(Any, graph.nodes[position])._input_metadata)
+        count = graph.outputs(position)
         out = [
             at_outputs[number] if number in at_outputs else owners.nobody(len(at.out_shape(number)))
             for number in range(count)
         ]
-        inputs = rule(at, out)
+        inputs = flow(at, out)
     except (RuntimeError, AttributeError, IndexError, ValueError, _TooLarge):
         return nothing, at.by_index
     if len(inputs) != len(edges):
@@ -142,11 +131,11 @@ class _Node:
         return cast("tuple[int, ...]", self._read(Graph.shape, number))
 
     def attribute(self, name: str) -> Any:
-        return self._read(_attribute, "_saved_" + name)
+        return self._read(_attribute, name)
 
     def values(self, name: str, thin: bool = False) -> Any:
         self.by_index = True
-        return self._read(_thin_values if thin else _values, "_saved_" + name)
+        return self._read(_thin_values if thin else _values, name)
 
     def _read(self, read: Callable[..., Any], which: Any) -> Any:
         return self._proof.read(self._graph, read, self._position, which)
@@ -159,33 +148,33 @@ class _Node:
 
 
 def _attribute(graph: Graph, position: int, name: str) -> Any:
-    return getattr(graph.nodes[position], name)
+    return saved(graph.nodes[position], name)
 
 
 def _values(graph: Graph, position: int, name: str) -> Any:
-    return _as_arrays(getattr(graph.nodes[position], name), thin=False)
+    return _as_arrays(saved(graph.nodes[position], name), thin=False)
 
 
 def _thin_values(graph: Graph, position: int, name: str) -> Any:
-    return _as_arrays(getattr(graph.nodes[position], name), thin=True)
+    return _as_arrays(saved(graph.nodes[position], name), thin=True)
 
 
-def _as_arrays(saved: Any, thin: bool) -> Any:
-    if isinstance(saved, (tuple, list)):
-        return tuple(_as_arrays(s, thin) for s in saved)
-    if not isinstance(saved, Tensor):
-        return saved
-    if saved.layout is not torch.strided:
-        row, column = saved.detach().to_sparse_coo().coalesce().indices().cpu().numpy()
+def _as_arrays(value: Any, thin: bool) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(_as_arrays(s, thin) for s in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.layout is not torch.strided:
+        row, column = value.detach().to_sparse_coo().coalesce().indices().cpu().numpy()
         return row, column
-    if saved.numel() > owners.LIMIT:
+    if value.numel() > owners.LIMIT:
         raise _TooLarge
-    saved = saved.detach()
+    value = value.detach()
     if thin:
-        saved = saved[tuple(slice(None) if step else slice(0, 1) for step in saved.stride())]
-    if saved.is_floating_point() or saved.is_complex():
-        saved = saved != 0
-    return saved.cpu().numpy().copy()
+        value = value[tuple(slice(None) if step else slice(0, 1) for step in value.stride())]
+    if value.is_floating_point() or value.is_complex():
+        value = value != 0
+    return value.cpu().numpy().copy()
 
 
 def _same(now: Any, seen: Any) -> bool:

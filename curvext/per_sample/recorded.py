@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvext.gradients.structured import StructuredGradient
-from curvext.graph.views import ViewChain
+from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.reductions import BlockSum
 from curvext.space import ParameterSpace, dtype_of_sums
 

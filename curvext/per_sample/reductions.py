@@ -12,7 +12,7 @@ from torch import Tensor
 from curvext.contents import gathered
 from curvext.finite import finite_answer, is_finite
 from curvext.gradients.structured import OuterGradient, StructuredGradient
-from curvext.graph.views import ViewChain
+from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import Tape
 from curvext.processes import ALONE, Group
 from curvext.space import ParameterSpace, dtype_of_sums

@@ -8,7 +8,7 @@ product with what the forward pass saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from curvext.graph.autograd_graph import Graph
-from curvext.graph.views import ViewChain, is_view
-from curvext.operations.tangent_rules import written_rule
-
-#: operations that are linear in each of their inputs, with a written rule for their tangents
-_MULTILINEAR = {"AddmmBackward0", "ConvolutionBackward0", "EmbeddingBackward0", "MmBackward0"}
+from curvext.operations.node import Node
+from curvext.operations.operation import Tangent
+from curvext.operations.table import operation
+from curvext.operations.view_chain import ViewChain, is_view
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,21 @@ class _WeightedNode:
     Args:
         position: of its node in the graph.
         weights: for each of its inputs the number of the parameter and the way to it, or None.
-        rule: the tangents of its inputs → that of its output.
+        rule: its tangent.
+        node: it.
     """
 
     position: int
     weights: list[tuple[int, ViewChain] | None]
-    rule: Callable[[Sequence[Tensor | None]], Tensor | None]
+    rule: Tangent
+    node: Node
 
     def tangent(self, v: Sequence[Tensor]) -> Tensor | None:
         """How the operation's output moves with these parameters alone, differentiable by its other inputs."""
         moved = [None if weight is None else weight[1](v[weight[0]]) for weight in self.weights]
         with torch.enable_grad():
-            return self.rule(moved)
+            tangent = self.rule(self.node, *moved)
+            return None if tangent is None else tangent.to(self.node.dtype)
 
 
 class GradientGraph:
@@ -117,7 +119,7 @@ def _weighted_nodes(graph: Graph) -> list[_WeightedNode]:
     """The operations that take all uses of some parameters."""
     chains: dict[tuple[int, int], tuple[int, ViewChain]] = {}
     for position, name in enumerate(graph.names):
-        if name in _MULTILINEAR:
+        if operation(name).multilinear:
             for number, (child, which) in enumerate(graph.edges[position]):
                 found = None if child is None else _parameter_below(graph, child, which)
                 if found is not None:
@@ -132,7 +134,15 @@ def _weighted_nodes(graph: Graph) -> list[_WeightedNode]:
         if parameter in whole:
             inputs = taken.setdefault(position, [None] * len(graph.edges[position]))
             inputs[number] = (parameter, way)
-    return [_WeightedNode(at, weights, written_rule(graph, at)) for at, weights in taken.items()]
+    return [_weighted(graph, position, weights) for position, weights in taken.items()]
+
+
+def _weighted(
+    graph: Graph, position: int, weights: list[tuple[int, ViewChain] | None]
+) -> _WeightedNode:
+    rule = operation(graph.names[position]).tangent
+    assert rule is not None  # of everything multilinear
+    return _WeightedNode(position, weights, rule, Node(graph.nodes[position]))
 
 
 def _parameter_below(graph: Graph, position: int, which: int) -> tuple[int, ViewChain] | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvext.evaluation.hooks import HAS_NO_SECOND_DERIVATIVE, check_adjoint, check_linear
 from curvext.graph.autograd_graph import Graph, saved_bytes
 from curvext.losses import LossPoint
+from curvext.operations.table import operation
 from curvext.products.gradient_graph import GradientGraph
 from curvext.products.jacobian_rows import JacobianRows
 from curvext.products.tangents import Tangents
@@ -155,8 +156,7 @@ class KeptGraph(Linearisation, SecondDerivatives):
             return
         self._graph = Graph(output, self._parameters)
         self.twice_differentiable = not any(
-            "ScaledDotProduct" in name or name == "HardsigmoidBackward0"
-            for name in self._graph.names
+            operation(name).once_differentiable for name in self._graph.names
         )
         if hooked:
             self.twice_differentiable = False

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from curvext.graph.autograd_graph import LEAF, Graph, leaf_variable
-from curvext.graph.views import is_reshape
 from curvext.losses import LossPoint
+from curvext.operations.node import Saved
+from curvext.operations.table import operation
+from curvext.operations.view_chain import is_reshape
 from curvext.products.kept_graph import Linearised, dense_or_zeros
 from curvext.products.tangents import Tangents
-
-_HEADS = {"MmBackward0": ("self", "mat2"), "AddmmBackward0": ("mat1", "mat2")}
 
 
 class LMHeadLinearisation(Linearised):
@@ -44,10 +44,9 @@ class LMHeadLinearisation(Linearised):
         self._graph = graph = Graph(output, self._parameters)
         if missing := Tangents.missing(graph):
             raise _no_head(f"its graph has {', '.join(sorted(missing))}, which has no tangent here")
-        head = _head(graph)
-        node, edges = graph.nodes[head], graph.edges[head]
-        features, weight = _HEADS[graph.names[head]]
-        h, w = (getattr(node, f"_saved_{name}") for name in (features, weight))
+        head, factors = _head(graph)
+        saved, edges = Saved(graph.nodes[head]), graph.edges[head]
+        h, w = (getattr(saved, name) for name in factors)
         if h is None or w is None:
             raise _no_head("either its weight or all that comes before it is not among params")
         self._h, self._w = h.detach(), w.detach()
@@ -107,20 +106,21 @@ class LMHeadLinearisation(Linearised):
         return self._graph.saved_bytes()
 
 
-def _head(graph: Graph) -> int:
-    """The position of the product that makes the output, below reshapes."""
+def _head(graph: Graph) -> tuple[int, tuple[str, str]]:
+    """The position of the product that makes the output, below reshapes, and where it saved its factors."""
     position = 0
     while is_reshape(graph.names[position]):
         child = graph.edges[position][0][0]
         if child is None or graph.shape(child)[-1] != graph.shape(position)[-1]:
             break
         position = child
-    name, node = graph.names[position], graph.nodes[position]
-    if name not in _HEADS:
+    name = graph.names[position]
+    product = operation(name).product
+    if product is None or product.factors is None:
         raise _no_head(f"the output comes from {name}")
-    if getattr(node, "_saved_alpha", 1) != 1 or getattr(node, "_saved_beta", 1) != 1:
+    if not product.unscaled(Saved(graph.nodes[position])):
         raise _no_head("the product is scaled")
-    return position
+    return position, product.factors
 
 
 def _no_head(why: str) -> ValueError:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from curvext.graph.autograd_graph import LEAF, Graph
-from curvext.graph.views import is_view, selector
-from curvext.operations.tangent_rules import has_rule, transposed, written_rule
+from curvext.operations.node import Node, transposed
+from curvext.operations.operation import Tangent
+from curvext.operations.table import operation
+from curvext.operations.view_chain import rearrangement
 
 _Carry = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
 
@@ -50,10 +52,10 @@ class Tangents:
             graph.names[i]
             for i in _children_first(graph)
             if graph.names[i] != LEAF
-            and not has_rule(graph.names[i])
+            and operation(graph.names[i]).tangent is None
             and (
                 isinstance(graph.nodes[i], torch._C._FunctionBase)
-                or "ScaledDotProduct" in graph.names[i]
+                or operation(graph.names[i]).once_differentiable
             )
         }
 
@@ -93,8 +95,8 @@ def _step(
     graph: Graph, position: int, places: dict[tuple[int, int], int], complex_places: set[int]
 ) -> _Step:
     """A node as a step; ``places`` tells of those before it, ``complex_places`` which of them are complex."""
-    name, node, free = graph.names[position], graph.nodes[position], len(places)
-    if name == LEAF:
+    node, free = graph.nodes[position], len(places)
+    if graph.names[position] == LEAF:
         return _Step(_block_of(graph.parameter_at[position]), [], range(free, free + 1))
     inputs = [-1 if c is None else places.get((c, nr), -1) for c, nr in graph.edges[position]]
     metadata = cast(Any, node)._input_metadata
@@ -102,12 +104,13 @@ def _step(
     is_complex = any(m.dtype.is_complex for m in metadata)
     if is_complex:
         complex_places.update(range(free, free + count))
+    here = operation(graph.names[position])
     carry: _Carry
-    if is_view(name):
-        carry = _rearranged([selector(graph, position, which) for which in range(count)])
-    # a backward multiplies by conjugates, which written and symmetric rules know nothing of
-    elif has_rule(name) and not is_complex and complex_places.isdisjoint(inputs):
-        carry = _by_rule(written_rule(graph, position))
+    if here.view is not None:
+        carry = _rearranged([rearrangement(graph, position, which) for which in range(count)])
+    # a backward multiplies by conjugates, which rules know nothing of
+    elif here.tangent is not None and not is_complex and complex_places.isdisjoint(inputs):
+        carry = _by_rule(here.tangent, Node(node))
     else:
         carry = _by_transposition(node)
     return _Step(carry, inputs, range(free, free + count))
@@ -118,16 +121,21 @@ def _block_of(parameter: int) -> _Carry:
     return lambda v, _: (v[parameter].contiguous(),)
 
 
-def _rearranged(selectors: list[Callable[[Tensor], Tensor]]) -> _Carry:
+def _rearranged(views: list[Callable[[Tensor], Tensor]]) -> _Carry:
     def carry(v: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         (x,) = (t for t in inputs if t is not None)
-        return [select(x) for select in selectors]
+        return [view(x) for view in views]
 
     return carry
 
 
-def _by_rule(rule: Callable[[Sequence[Tensor | None]], Tensor | None]) -> _Carry:
-    return lambda _, inputs: (rule(inputs),)
+def _by_rule(rule: Tangent, node: Node) -> _Carry:
+    def carry(v: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        tangent = rule(node, *inputs)
+        # of mixed dtypes, as where a norm on CUDA keeps the statistics of bfloat16 in float32, comes the widest
+        return (None if tangent is None else tangent.to(node.dtype),)
+
+    return carry
 
 
 def _by_transposition(node: Any) -> _Carry:

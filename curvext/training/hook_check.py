@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from curvext.gradients.structured import StructuredGradient
 from curvext.graph.autograd_graph import LEAF, Graph
-from curvext.graph.views import ViewChain
+from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.reductions import BlockSum
 
 _seen: list[int] = []

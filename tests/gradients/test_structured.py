@@ -16,7 +16,7 @@ from curvext.gradients.structured import (
     TiedGradient,
     join,
 )
-from curvext.operations import attention
+from curvext.operations import attention_formulas as attention
 
 N, S = 5, 3
 TABLE = torch.Size((6, 4))

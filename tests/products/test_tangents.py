@@ -10,14 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import curvext as cx
 from curvext.graph.autograd_graph import Graph
-from curvext.operations import closed_forms
-from curvext.operations.attention import _CHUNK, attention_in_closed_form
-from curvext.operations.closed_forms import (
-    ClosedFormGelu,
-    ClosedFormLayerNorm,
-    layer_norm_in_closed_form,
-)
-from curvext.operations.tangent_rules import RULES
+from curvext.operations import alternative
+from curvext.operations.attention_formulas import _CHUNK
+from curvext.operations.attention_in_closed_form import attention_in_closed_form
+from curvext.operations.gelu import ClosedFormGelu
+from curvext.operations.layer_norm import ClosedFormLayerNorm, layer_norm_in_closed_form
+from curvext.operations.table import OPERATIONS
 from curvext.products.tangents import Tangents
 
 torch.manual_seed(0)
@@ -191,7 +189,7 @@ def test_every_elementwise_rule_is_for_a_node_that_exists():
     made.add("CudnnBatchNormBackward0")  # held by the tests of CUDA's nodes
     made.add("_ClosedFormAttentionBackward")  # held by the tests of attention
     made.add("ScaledDotProductFlashAttentionForCpuBackward0")
-    assert set(RULES) - made == set()
+    assert {name for name, known in OPERATIONS.items() if known.tangent} - made == set()
 
 
 ATTENTION = {
@@ -384,7 +382,7 @@ NORMS = {
 
 @pytest.fixture(params=NORMS)
 def norm(request, device, monkeypatch):
-    monkeypatch.setattr(closed_forms, "_CHUNK", 12)  # rows of two or more runs
+    monkeypatch.setattr(alternative, "_CHUNK", 12)  # rows of two or more runs
     shape, dims, *parts = NORMS[request.param]
     torch.manual_seed(0)
     kind = {"dtype": torch.float64, "device": device, "requires_grad": True}

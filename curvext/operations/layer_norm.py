@@ -1,109 +1,24 @@
-"""GELU and layer norm with second derivatives in closed form; PyTorch composes them of dozens of elementwise passes.
+"""Layer norm, with second derivatives in closed form; PyTorch composes them of dozens of elementwise passes.
 
-Each function h here is a pair: one whose backward is the other, the slope (u, x) ↦ (∂h/∂x)ᵀ u, and that has
-a backward too. Rows or elements are taken a cache's worth at a time, as large temporaries cost more than
-what is computed on them.
+The function is a pair: one whose backward is the other, the slope (u, x) ↦ (∂h/∂x)ᵀ u, and that has a backward too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: elements of each tensor that are worked on at a time on the CPU; a few of them fit its cache
-_CHUNK = 1 << 17
-
-
-def _runs(length: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices of rows of some width."""
-    step = max(1, _CHUNK // max(1, width)) if device.type == "cpu" else max(1, length)
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
-
-
-class InClosedForm(torch.overrides.TorchFunctionMode):
-    """A function of PyTorch by another way to it.
-
-    Args:
-        function: the one that is called.
-        closed: takes its place; gives None for options that it does not have.
-    """
-
-    def __init__(self, function: Callable[..., Any], closed: Callable[..., Tensor | None]) -> None:
-        super().__init__()
-        self._function = function
-        self._closed = closed
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is self._function:
-            closed = self._closed(*args, **kwargs)
-            if closed is not None:
-                return closed
-        return func(*args, **kwargs)
-
-
-def _of_one_width(*several: Tensor | None) -> bool:
-    """Whether all have one dtype, float32 or float64."""
-    dtypes = {t.dtype for t in several if t is not None}
-    return len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
-
-
-# ---------------------------------------------------------------------- GELU
-
-
-class ClosedFormGelu(torch.autograd.Function):
-    """x Φ(x)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.nn.functional.gelu(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _GeluSlope.apply(g, *ctx.saved_tensors)
-
-
-class _GeluSlope(torch.autograd.Function):
-    """g h'(x) with h' = Φ + x φ, so that h'' = φ (2 − x²)."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(g, x)
-        return torch.ops.aten.gelu_backward(g, x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, Tensor]:
-        g, x = ctx.saved_tensors
-        by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        out, g, x_flat, u_flat = (t.reshape(-1) for t in (by_x, g, x, u))
-        for some in _runs(out.numel(), 1, x.device):
-            half = x_flat[some].square().mul_(-0.5)
-            density = half.exp()
-            half.add_(1).mul_(density).mul_(g[some]).mul_(2 / math.sqrt(2 * math.pi))
-            torch.mul(half, u_flat[some], out=out[some])
-        return torch.ops.aten.gelu_backward(u, x), by_x
-
-
-def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
-    return ClosedFormGelu.apply(input) if approximate == "none" else None
-
-
-def gelu_in_closed_form() -> InClosedForm:
-    """The exact GELU by :class:`ClosedFormGelu`."""
-    return InClosedForm(torch.nn.functional.gelu, _gelu)
-
-
-# ---------------------------------------------------------------------- layer norm
+from curvext.gradients.structured import StructuredGradient
+from curvext.operations.alternative import Replaced, runs
+from curvext.operations.broadcasting import broadcast, broadcast_gradient
+from curvext.operations.flow import At, local
+from curvext.operations.node import Node, total
+from curvext.operations.operation import Operation, OutputGradient
 
 
 def normalised_slope(
@@ -178,7 +93,7 @@ class _LayerNormSlope(torch.autograd.Function):
         g, x, out_g, out_x = (a.reshape(rows, width) for a in (g, x, by_g, by_x))
         u = None if u is None else u.reshape(rows, width)
         mean, rstd = mean.view(rows, 1), rstd.view(rows, 1)
-        for some in _runs(rows, width, x.device):
+        for some in runs(rows, width, x.device):
             norm = _Normalised(x[some], mean[some], rstd[some])
             parts = _slope_derivatives(norm, g[some], w, None if u is None else u[some], s, t)
             out_g[some], out_x[some], part = parts
@@ -237,20 +152,89 @@ def _by_row(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.vecdot(x, y).unsqueeze(-1)
 
 
-def _layer_norm(
+def _closed_form(
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if not _of_one_width(input, weight, bias) or (weight is None and bias is not None):
+    dtypes = {t.dtype for t in (input, weight, bias) if t is not None}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         return None
-    if input.numel() == 0:
+    if input.numel() == 0 or (weight is None and bias is not None):
         return None
     return ClosedFormLayerNorm.apply(input, weight, bias, tuple(normalized_shape), eps)
 
 
-def layer_norm_in_closed_form() -> InClosedForm:
+def layer_norm_in_closed_form() -> Replaced:
     """``layer_norm`` by :class:`ClosedFormLayerNorm`, where it has its dtype and parameters."""
-    return InClosedForm(torch.nn.functional.layer_norm, _layer_norm)
+    return Replaced((torch.nn.functional.layer_norm,), _closed_form)
+
+
+# ---------------------------------------------------------------------- rules
+
+
+def _weight(at: OutputGradient) -> StructuredGradient | None:
+    normed = (at.saved.input - at.saved.result1) * at.saved.result2
+    return broadcast_gradient(at, at.g * normed.to(at.g.dtype))
+
+
+def _tangent(
+    node: Node, x: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor | None:
+    saved = node.saved
+    statistics = saved.result1, saved.result2
+    dims, scale = list(saved.normalized_shape), saved.weight
+    return _moved(node.shape, (x, weight, bias), saved.input, scale, statistics, dims)
+
+
+def _closed_form_tangent(
+    node: Node, x: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor | None:
+    saved, scale, *statistics = node.raw.saved_tensors
+    return _moved(node.shape, (x, weight, bias), saved, scale, statistics, node.raw.dims)
+
+
+def _moved(
+    shape: torch.Size,
+    inputs: Sequence[Tensor | None],
+    saved: Tensor,
+    scale: Tensor | None,
+    statistics: Sequence[Tensor],
+    dims: Sequence[int],
+) -> Tensor | None:
+    """ẏ = w K ẋ + ẇ x̂ + ḃ."""
+    (x, weight, bias), (mean, rstd) = inputs, statistics
+    moved: Tensor | None = None
+    if weight is not None:
+        # the norm with the tangents in place of weight and bias
+        moved = ((saved - mean) * rstd).mul_(weight)
+        if bias is not None:
+            moved += bias
+    elif bias is not None:
+        moved = bias.expand(shape)
+    if x is None:
+        return moved
+    if not x.is_cuda:
+        # there statistics are always wider than bfloat16; here only beside wide weights
+        x, saved = x.to(mean.dtype), saved.to(mean.dtype)
+    by_x = normalised_slope(x, saved, dims, mean, rstd)
+    if scale is None:
+        return total([by_x, moved], shape)
+    return by_x.mul_(scale) if moved is None else torch.addcmul(moved, by_x, scale)
+
+
+def normalized(at: At, ndim: int) -> Sequence[int]:
+    return range(ndim - len(at.attribute("normalized_shape")), ndim)
+
+
+OPERATIONS = {
+    "NativeLayerNormBackward0": Operation(
+        per_sample={1: _weight, 2: broadcast},
+        tangent=_tangent,
+        flow=local(normalized),
+        alternatives={"twice": layer_norm_in_closed_form},
+    ),
+    "ClosedFormLayerNormBackward": Operation(tangent=_closed_form_tangent),
+}

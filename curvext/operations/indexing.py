@@ -1,4 +1,4 @@
-"""Flow of operations that go by indices, read anew for each batch."""
+"""Operations that read or write elements by indices, whose flow is read from the indices of each batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from curvext.operations.flow.rule import At, Inputs, Outputs, Rule, constant, dimension, each
+from curvext.operations.flow import At, Flow, Inputs, Outputs, each
+from curvext.operations.node import dimension
+from curvext.operations.operation import Operation
 from curvext.samples import owners as own
 from curvext.samples.owners import Owners
 
@@ -104,7 +106,7 @@ def _index_add(at: At, out: Outputs) -> Inputs:
     return each(at, of)
 
 
-def _gathered(name: str) -> Rule:
+def _gathered(name: str) -> Flow:
     """x.gather(dim, index), the index saved under this name; sorts and the largest entries are such too."""
 
     def rule(at: At, out: Outputs) -> Inputs:
@@ -203,51 +205,26 @@ def _take(at: At, out: Outputs) -> Inputs:
     return [own.gathered_from(out[0], numbers.reshape(-1)[at.values("index")], at.shape(0))]
 
 
-def _embedding(at: At, out: Outputs) -> Inputs:
-    """Rows of a table, by their numbers; that of a parameter is read by all."""
-    if at.is_parameter(0) or out[0] is None or out[0].shape[-1] != 1:
-        return [constant(at, 0, out)]
-    rows = at.shape(0)[0]
-    found = own.gathered_from(out[0][..., 0], at.values("indices"), (rows,))
-    return [None if found is None else found[:, None]]
-
-
-def _packed(at: At, out: Outputs) -> Inputs:
-    """Padded sequences [T, N, ...], or [N, T, ...], step after step without their padding."""
-    shape, owners = at.shape(0), out[0]
-    first = bool(at.attribute("batch_first"))
-    steps, width = (shape[1], shape[0]) if first else (shape[0], shape[1])
-    owners = own.along(owners, range(1, len(shape) - 1))
-    if owners is None:
-        return [None]
-    sizes = [int(n) for n in at.values("result1")]
-    read = np.full((steps, width), own.NOBODY, dtype=np.int64)
-    rows = np.broadcast_to(owners.reshape(owners.shape[0]), (sum(sizes),))
-    start = 0
-    for step, size in enumerate(sizes):
-        read[step, :size] = rows[start : start + size]
-        start += size
-    return [(read.T if first else read).reshape(*shape[:2], *(1,) * (len(shape) - 2))]
-
-
-RULES: dict[str, Rule] = {
-    "Embedding": _embedding,
-    "Gather": _gathered("index"),
-    "Index": _index,
-    "IndexAdd": _index_add,
-    "IndexCopy": _index_add,
-    "IndexPut": _index_put,
-    "IndexPutImpl": _index_put,
-    "IndexSelect": _index_select,
-    "MaskedScatter": _masked_scatter,
-    "MaskedSelect": _masked_select,
-    "PackPaddedSequence": _packed,
-    "Scatter": _scattered,
-    "ScatterAdd": _scattered,
-    "ScatterReduce": _scattered,
-    "Sort": _gathered("indices"),
-    "Take": _take,
-    "Topk": _gathered("indices"),
-    "UnsafeIndex": _index,
-    "UnsafeIndexPut": _index_put,
+_FLOWS: dict[str, Flow] = {
+    "GatherBackward0": _gathered("index"),
+    "IndexAddBackward0": _index_add,
+    "IndexBackward0": _index,
+    "IndexCopyBackward0": _index_add,
+    "IndexPutBackward0": _index_put,
+    "IndexPutImplBackward0": _index_put,
+    "IndexSelectBackward0": _index_select,
+    "MaskedScatterBackward0": _masked_scatter,
+    "MaskedSelectBackward0": _masked_select,
+    "ScatterAddBackward0": _scattered,
+    "ScatterBackward0": _scattered,
+    "ScatterBackward1": _scattered,
+    "ScatterReduceBackward0": _scattered,
+    "SortBackward0": _gathered("indices"),
+    "SortBackward1": _gathered("indices"),
+    "TakeBackward0": _take,
+    "TopkBackward0": _gathered("indices"),
+    "UnsafeIndexBackward0": _index,
+    "UnsafeIndexPutBackward0": _index_put,
 }
+
+OPERATIONS = {name: Operation(flow=flow) for name, flow in _FLOWS.items()}

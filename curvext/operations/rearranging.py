@@ -1,72 +1,18 @@
-"""Flow of operations that rearrange elements, whatever they hold."""
+"""Operations that join, repeat, turn or cut tensors: their elements in other places, whatever they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from curvext.operations.flow.rule import (
-    At,
-    Inputs,
-    Outputs,
-    Rule,
-    dimension,
-    dimensions,
-    each,
-    signed,
-)
+from curvext.operations.flow import At, Flow, Inputs, Outputs, constant, each
+from curvext.operations.node import dimension, dimensions, signed
+from curvext.operations.operation import Operation
+from curvext.operations.views import sliced
 from curvext.samples import owners as own
 from curvext.samples.owners import Owners
-
-
-def _view(at: At, out: Outputs) -> Inputs:
-    return [own.reshaped(out[0], at.out_shape(), at.shape(0))]
-
-
-def _transpose(at: At, out: Outputs) -> Inputs:
-    if out[0] is None:
-        return [None]
-    dims = [dimension(at.attribute(name), out[0].ndim) for name in ("dim0", "dim1")]
-    return [out[0].swapaxes(*dims)]
-
-
-def _t(at: At, out: Outputs) -> Inputs:
-    return [None if out[0] is None else out[0].T]
-
-
-def _permute(at: At, out: Outputs) -> Inputs:
-    if out[0] is None:
-        return [None]
-    return [out[0].transpose(np.argsort([dimension(d, out[0].ndim) for d in at.attribute("dims")]))]
-
-
-def _select(at: At, out: Outputs) -> Inputs:
-    shape = at.shape(0)
-    dim = dimension(at.attribute("dim"), len(shape))
-    return [own.placed(out[0], dim, shape[dim], dimension(at.attribute("index"), shape[dim]))]
-
-
-def _slice(at: At, out: Outputs) -> Inputs:
-    shape = at.shape(0)
-    dim = dimension(at.attribute("dim"), len(shape))
-    return [own.placed(out[0], dim, shape[dim], _sliced(at, shape, dim))]
-
-
-def _sliced(at: At, shape: Sequence[int], dim: int) -> slice:
-    start, end = at.attribute("start"), at.attribute("end")
-    first = None if start is None else signed(start)
-    last = None if end is None else signed(end)
-    return slice(*slice(first, last, at.attribute("step")).indices(shape[dim]))
-
-
-def _narrowed(at: At, out: Outputs) -> Inputs:
-    """A part of a tensor is replaced: the tensor, and what takes the place."""
-    shape = at.out_shape()
-    dim = dimension(at.attribute("dim"), len(shape))
-    where = _sliced(at, shape, dim)
-    return each(at, lambda i: own.part(out[0], dim, where) if i else out[0])
 
 
 def _select_replaced(at: At, out: Outputs) -> Inputs:
@@ -76,26 +22,12 @@ def _select_replaced(at: At, out: Outputs) -> Inputs:
     return each(at, lambda i: own.part(out[0], dim, index) if i else out[0])
 
 
-def _split(at: At, out: Outputs) -> Inputs:
-    """Pieces along a dimension, one after the other."""
-    shape = at.shape(0)
+def _narrowed(at: At, out: Outputs) -> Inputs:
+    """A part of a tensor is replaced: the tensor, and what takes the place."""
+    shape = at.out_shape()
     dim = dimension(at.attribute("dim"), len(shape))
-    total: Owners | None = own.nobody(len(shape))
-    start = 0
-    for number, owners in enumerate(out):
-        stop = start + at.out_shape(number)[dim]
-        total = own.merged(total, own.placed(owners, dim, shape[dim], slice(start, stop)))
-        start = stop
-    return [total]
-
-
-def _unbind(at: At, out: Outputs) -> Inputs:
-    shape = at.shape(0)
-    dim = dimension(at.attribute("dim"), len(shape))
-    if any(owners is None for owners in out):
-        return [None]
-    pieces = np.broadcast_arrays(*(owners for owners in out if owners is not None))
-    return [np.stack(pieces, dim)]
+    where = sliced(at, shape, dim)
+    return each(at, lambda i: own.part(out[0], dim, where) if i else out[0])
 
 
 def _stack(at: At, out: Outputs) -> Inputs:
@@ -173,7 +105,7 @@ def _pad(at: At, out: Outputs) -> Inputs:
     return [owners]
 
 
-def _picked(pick: Callable[[At, Any], Any]) -> Rule:
+def _picked(pick: Callable[[At, Any], Any]) -> Flow:
     """What is read are some of the elements, by their numbers in the input."""
 
     def rule(at: At, out: Outputs) -> Inputs:
@@ -196,31 +128,35 @@ def _windows(at: At, numbers: Any) -> Any:
     return windows[(slice(None),) * dim + (slice(None, None, at.attribute("step")),)]
 
 
-RULES: dict[str, Rule] = {
-    "Cat": _cat,
-    "ConstantPadNd": _pad,
-    "Diagonal": _picked(_diagonal),
-    "Flip": _flip,
-    "Permute": _permute,
-    "Repeat": _repeat,
-    "ReshapeAlias": _view,
-    "ReshapeCopy": _view,
-    "Roll": _roll,
-    "Select": _select,
-    "SelectScatter": _select_replaced,
-    "Slice": _slice,
-    "SliceScatter": _narrowed,
-    "Split": _split,
-    "SplitWithSizes": _split,
-    "Squeeze": _view,
-    "Stack": _stack,
-    "T": _t,
-    "Transpose": _transpose,
-    "Unbind": _unbind,
-    "Unfold": _picked(_windows),
-    "UnsafeSplit": _split,
-    "UnsafeSplitWithSizes": _split,
-    "UnsafeView": _view,
-    "Unsqueeze": _view,
-    "View": _view,
+def _as_real(at: At, out: Outputs) -> Inputs:
+    """Real and imaginary part in a last dimension of their own."""
+    one = None if out[0] is None else own.along(out[0], (out[0].ndim - 1,))
+    return [None if one is None else one[..., 0]]
+
+
+def _as_complex(at: At, out: Outputs) -> Inputs:
+    return [None if out[0] is None else out[0][..., None]]
+
+
+def _first_alone(at: At, out: Outputs) -> Inputs:
+    """Element by element in the first input; of the others every element may reach all."""
+    return each(at, lambda i: out[0] if i == 0 else constant(at, i, out))
+
+
+_FLOWS: dict[str, Flow] = {
+    "CatBackward0": _cat,
+    "ConstantPadNdBackward0": _pad,
+    "DiagonalBackward0": _picked(_diagonal),
+    "FlipBackward0": _flip,
+    "RepeatBackward0": _repeat,
+    "RollBackward0": _roll,
+    "SelectScatterBackward0": _select_replaced,
+    "SliceScatterBackward0": _narrowed,
+    "StackBackward0": _stack,
+    "UnfoldBackward0": _picked(_windows),
+    "ViewAsComplexBackward0": _as_complex,
+    "ViewAsRealBackward0": _as_real,
+    "torch::autograd::CopySlices": _first_alone,
 }
+
+OPERATIONS = {name: Operation(flow=flow) for name, flow in _FLOWS.items()}

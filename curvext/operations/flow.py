@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from curvext.operations.node import dimensions
 from curvext.samples import owners as own
 from curvext.samples.owners import Owners
 
@@ -17,7 +18,9 @@ Outputs = Sequence[Owners | None]
 Inputs = list[Owners | None]
 
 #: the owners of each output → those of each input, None where samples may meet
-Rule = Callable[["At", Outputs], Inputs]
+Flow = Callable[["At", Outputs], Inputs]
+#: a node and its number of dimensions → those along which it mixes
+DimsOf = Callable[["At", int], Sequence[int]]
 
 
 class At(Protocol):
@@ -56,20 +59,32 @@ def constant(at: At, number: int, out: Outputs) -> Owners | None:
     return own.constant(out[0], len(at.shape(number)))
 
 
-def signed(value: int) -> int:
-    """Nodes keep negative numbers in unsigned fields."""
-    return value - 2**64 if value >= 2**63 else value
+# ---------------------------------------------------------------------- shared by several operations
 
 
-def dimension(value: int, size: int) -> int:
-    """A dimension of ``size``, or an index below it, counted from the front."""
-    value = signed(value)
-    return value + size if value < 0 else value
+def elementwise(at: At, out: Outputs) -> Inputs:
+    """Inputs are broadcast to the output."""
+    if len(at.inputs) == 1:
+        return [out[0]]
+    return each(at, lambda i: own.summed_to(out[0], at.shape(i)))
 
 
-def dimensions(value: int | Sequence[int] | None, ndim: int) -> list[int]:
-    """Dimensions as saved; None or no one of them stands for all."""
-    if value is None or value == ():
-        return list(range(ndim))
-    several = (value,) if isinstance(value, int) else value
-    return [dimension(d, ndim) for d in several]
+def local(dims_of: DimsOf) -> Flow:
+    """Mixes along some dimensions of its first input, whose others stay where they are; one output, as many of them."""
+
+    def rule(at: At, out: Outputs) -> Inputs:
+        if out[0] is None:
+            return [None] * len(at.inputs)
+        mixed = own.along(out[0], dims_of(at, out[0].ndim))
+        return each(at, lambda i: mixed if i == 0 else constant(at, i, out))
+
+    return rule
+
+
+def saved_dim(at: At, ndim: int) -> list[int]:
+    return dimensions(at.attribute("dim"), ndim)
+
+
+def whole(at: At, out: Outputs) -> Inputs:
+    """One number of all elements."""
+    return [constant(at, 0, out)]

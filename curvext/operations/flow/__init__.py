@@ -1,1 +1,0 @@
-"""How samples flow through each operation, backwards."""
