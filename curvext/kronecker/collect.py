@@ -8,13 +8,16 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from curvext.gradients.structured import StructuredGradient
+from curvext.gradients.convolution import ConvolutionGradient
+from curvext.gradients.structured import OuterGradient, RowsGradient, StructuredGradient
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock, Factors, Place
 from curvext.kronecker.exact import ExactSum
 from curvext.kronecker.forms import Form
-from curvext.kronecker.pairs import Pairs, pairs_of
+from curvext.kronecker.pairs import MatrixPairs, Pairs
+from curvext.kronecker.patches import ConvolutionPairs
 from curvext.kronecker.roles import Revised, Roles
 from curvext.kronecker.sums import EigenvalueSum, KFACSum, ShampooSum
+from curvext.kronecker.tables import TablePairs
 from curvext.kronecker.target import Target
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import Tape
@@ -173,6 +176,16 @@ class _Rotator:
 
     def end(self) -> None:
         pass
+
+
+def pairs_of(use: StructuredGradient, bias: bool) -> Pairs:
+    """The pairs of a use that has them; with a bias its a are extended by 1."""
+    if isinstance(use, OuterGradient):
+        return MatrixPairs(use, bias)
+    if isinstance(use, ConvolutionGradient):
+        return ConvolutionPairs(use, bias)
+    assert isinstance(use, RowsGradient)
+    return TablePairs(use)
 
 
 def place_of(problem: Problem, members: Sequence[int]) -> Place:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from curvext.kronecker.blocks import Factors, ungrouped
-from curvext.kronecker.pairs import Pairs, TablePairs
+from curvext.kronecker.moments import InputMoment
+from curvext.kronecker.pairs import Pairs
 from curvext.kronecker.spectral import Spectral
+from curvext.kronecker.tables import TablePairs
 
 
 class LayerSum(ABC):
@@ -47,8 +49,7 @@ class KFACSum(LayerSum):
         self._reduce = reduce
         self._every = every
         self._g: Tensor | None = None
-        self._a: Tensor | None = None
-        self._count: Tensor | None = None
+        self._a: InputMoment | None = None
         self._positions: Tensor | None = None
 
     def add(self, pairs: Pairs, last: bool) -> None:
@@ -62,17 +63,14 @@ class KFACSum(LayerSum):
         positions = pairs.present() if self._every else self._positions
         assert positions is not None
         moment = pairs.input_moment(positions, self._sides.inner, self._reduce)
-        self._a = _added(self._a, moment)
-        met = positions.any(2).sum(1) if self._reduce else positions.sum((1, 2))
-        self._count = _added(self._count, met)
+        self._a = moment if self._a is None else self._a.add(moment)
         self._positions = None
 
     def factors(self, scale: float) -> Factors:
         """A and Γ, which carries the scale of M; ends the summation."""
         a, g, self._a, self._g = self._a, self._g, None, None
-        assert a is not None and g is not None and self._count is not None
-        count = self._count.clamp(min=1).view(-1, *[1] * (a.ndim - 1))
-        return Factors(ungrouped(a.div_(count)), ungrouped(g.mul_(scale)))
+        assert a is not None and g is not None
+        return Factors(ungrouped(a.mean()), ungrouped(g.mul_(scale)))
 
 
 class ShampooSum(LayerSum):
