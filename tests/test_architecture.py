@@ -283,3 +283,50 @@ def test_every_factory_call_names_its_device(path):
 )
 def test_a_factory_call_without_device_is_seen(source, count):
     assert len(without_device(PACKAGE / "planted.py", source)) == count
+
+
+# ---------------------------------------------------------------------- operations
+
+
+#: what a node's name looks like
+NODE_NAME = re.compile(r"\w*Backward\d+|\w+Backward\b")
+#: the files that read what PyTorch's nodes hold
+READERS = {"operations/node.py", "graph/autograd_graph.py"}
+
+
+def node_names(path: Path, source: str | None = None) -> list[str]:
+    """The names of nodes in the strings of a file, docstrings included."""
+    tree = ast.parse(path.read_text() if source is None else source)
+    return [
+        f"{path.name}:{node.lineno}: {name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for name in NODE_NAME.findall(node.value)
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if unit_of(p) not in {"operations", "evaluation"}],
+    ids=lambda p: p.stem,
+)
+def test_what_depends_on_an_operation_stands_in_operations(path):
+    assert node_names(path) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nodes_are_read_in_one_place(path):
+    if str(path.relative_to(PACKAGE)) not in READERS:
+        private = {
+            n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+        }
+        assert "_input_metadata" not in private
+        assert not {a for a in private if a.startswith("_saved_")}
+        assert '"_saved_' not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "source, count", [('x == "MmBackward0"', 1), ("f'{x}Backward0'", 1), ("'backward pass'", 0)]
+)
+def test_a_planted_node_name_is_seen(source, count):
+    assert len(node_names(PACKAGE / "planted.py", source)) == count

@@ -115,13 +115,9 @@ class Graph:
             return leaf_variable(node).shape
         return torch.Size(cast(Any, node)._input_metadata[output_nr].shape)
 
-    def outputs(self, position: int) -> int:
-        """How many tensors the node made."""
-        return len(cast(Any, self.nodes[position])._input_metadata)
-
-    def dtype(self, position: int) -> torch.dtype:
-        """Dtype of the first tensor that the node made in the forward pass."""
-        return cast(torch.dtype, cast(Any, self.nodes[position])._input_metadata[0].dtype)
+    def dtypes(self, position: int) -> list[torch.dtype]:
+        """Dtypes of the tensors that the node made in the forward pass."""
+        return [m.dtype for m in cast(Any, self.nodes[position])._input_metadata]
 
     def made(self, position: int) -> Tensor:
         """An empty stand-in for the first tensor that the node made: its dtype and device."""

@@ -95,7 +95,7 @@ def _inputs(
         return nothing, False
     at = _Node(proof, graph, position)
     try:
-        count = graph.outputs(position)
+        count = len(graph.dtypes(position))
         out = [
             at_outputs[number] if number in at_outputs else owners.nobody(len(at.out_shape(number)))
             for number in range(count)

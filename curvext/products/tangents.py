@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,9 +99,8 @@ def _step(
     if graph.names[position] == LEAF:
         return _Step(_block_of(graph.parameter_at[position]), [], range(free, free + 1))
     inputs = [-1 if c is None else places.get((c, nr), -1) for c, nr in graph.edges[position]]
-    metadata = cast(Any, node)._input_metadata
-    count = len(metadata)
-    is_complex = any(m.dtype.is_complex for m in metadata)
+    dtypes = graph.dtypes(position)
+    count, is_complex = len(dtypes), any(dtype.is_complex for dtype in dtypes)
     if is_complex:
         complex_places.update(range(free, free + count))
     here = operation(graph.names[position])

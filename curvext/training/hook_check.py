@@ -80,5 +80,5 @@ class OneSample:
     def _rounding(self) -> float:
         """eps of the least precise dtype in the graph."""
         graph = Graph(self._losses, [])
-        dtypes = {graph.dtype(i) for i, name in enumerate(graph.names) if name != LEAF}
+        dtypes = {graph.dtypes(i)[0] for i, name in enumerate(graph.names) if name != LEAF}
         return max(torch.finfo(d).eps for d in dtypes if d.is_floating_point)

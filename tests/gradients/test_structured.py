@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from compare import assert_close
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvext.gradients.convolution import ConvolutionGradient
 from curvext.gradients.structured import (
@@ -16,7 +15,6 @@ from curvext.gradients.structured import (
     TiedGradient,
     join,
 )
-from curvext.operations import attention_formulas as attention
 
 N, S = 5, 3
 TABLE = torch.Size((6, 4))
@@ -130,23 +128,3 @@ def test_a_convolution_taken_in_pieces_is_that_of_each_sample(
     )
     assert_close(use.square().flatten(), gradients.square().sum(0), "square")
     assert_close(use.norm(), gradients.square().sum(1), "norm")
-
-
-def test_attention_taken_in_pieces_is_that_of_all_heads(device, small_workspace):
-    generator = torch.Generator().manual_seed(0)
-    q, k, v, dq, dk, dv, g = (
-        torch.randn(2, 3, 16, 4, generator=generator, dtype=torch.float64).to(device)
-        for _ in range(7)
-    )
-    assert q.shape[2] ** 2 * 3 * 8 > small_workspace  # fewer heads to a piece than there are
-    scores = attention.Scores(0.5, causal=True, mask=None)
-
-    def composed(*inputs):
-        return torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, scale=0.5)
-
-    with sdpa_kernel(SDPBackend.MATH):
-        _, tangent = torch.func.jvp(composed, (q, k, v), (dq, dk, dv))
-        pulled = torch.func.vjp(composed, q, k, v)[1](g)
-    assert_close(attention.tangent((q, k, v), (dq, dk, dv), scores), tangent, "tangent")
-    for ours, theirs in zip(attention.slope(g, (q, k, v), scores), pulled, strict=True):
-        assert_close(ours, theirs, "gradient")
