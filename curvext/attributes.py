@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
+
+from curvext.torch_internals.hooks import FORWARD_HOOKS, GLOBAL_FORWARD_HOOKS
+from curvext.torch_internals.modules import members_of
+from curvext.torch_internals.tensors import version_of
 
 #: what is told by its value
 _SIMPLE = frozenset(
@@ -25,20 +28,12 @@ _SIMPLE = frozenset(
         *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
     }
 )
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-#: of all modules of the process
-_GLOBAL_HOOKS = (_module._global_forward_hooks, _module._global_forward_pre_hooks)
 #: attributes that every module has: its parts are looked at as such, its hooks by identity
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 #: containers that are put back as they were
 _CONTAINERS = frozenset({list, deque, dict, OrderedDict, defaultdict, Counter, set})
 #: entries of a container, and levels of containers and objects, that are looked at
 _ENTRIES, _LEVELS = 256, 4
-
-
-def version_of(t: Tensor) -> int:
-    """How often a tensor was written to; 0 where, made in inference mode, it does not count."""
-    return 0 if t.is_inference() else t._version
 
 
 class _Same:
@@ -85,9 +80,11 @@ class Marks:
                 for name, value in attributes.items()
                 if name not in _OF_EVERY_MODULE
             ]
-            marks += [(name, *attributes[name].values()) for name in _HOOKS if attributes[name]]
+            marks += [
+                (name, *attributes[name].values()) for name in FORWARD_HOOKS if attributes[name]
+            ]
             found.append(tuple(marks))
-        found.append(tuple(("hooks", *hooks.values()) for hooks in _GLOBAL_HOOKS if hooks))
+        found.append(tuple(("hooks", *hooks.values()) for hooks in GLOBAL_FORWARD_HOOKS if hooks))
         return found
 
     def of(self, value: Any, levels: int = _LEVELS) -> object:
@@ -146,11 +143,7 @@ class Marks:
                 *(self.of(v, levels) for v in (value.func, value.args, value.keywords)),
             )
         if isinstance(value, nn.Module):  # one that is no submodule, in a list say
-            parts: list[Any] = [
-                *value._parameters.values(),
-                *value._buffers.values(),
-                *value._modules.values(),
-            ]
+            parts: list[Any] = [*members_of(value)]
             parts += [v for name, v in vars(value).items() if name not in _OF_EVERY_MODULE]
             return (_Same(value), value.training, *(self.of(v, levels - 1) for v in parts))
         if type(value).__module__ == "numpy" and hasattr(value, "tobytes"):

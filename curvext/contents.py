@@ -12,6 +12,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from curvext.torch_internals.tensors import sparse_parts
+
 _WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: tensors of at most so many elements are read together
 _SMALL = 1 << 14
@@ -31,7 +33,7 @@ def stored(several: Iterable[Tensor]) -> list[Tensor]:
         if t.layout is torch.strided:
             found.append(t)
         elif t.layout is torch.sparse_coo:
-            found += (t._indices(), t._values())
+            found += sparse_parts(t)
         elif t.layout in (torch.sparse_csr, torch.sparse_bsr):
             found += (t.crow_indices(), t.col_indices(), t.values())
         elif t.layout in (torch.sparse_csc, torch.sparse_bsc):

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
 from curvext.arguments import as_integer
 from curvext.contents import samples
+from curvext.torch_internals.tensors import leaves_of, map_leaves
 
 
 class Batches:
@@ -198,14 +198,14 @@ def tensors(batch: Any) -> list[Tensor]:
     # Hugging Face's BatchEncoding is a mapping that pytree does not know
     if isinstance(batch, Mapping):
         return [t for value in batch.values() for t in tensors(value)]
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
 
 
 def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The batch with every tensor changed."""
     if isinstance(batch, Mapping):
         return {key: mapped(value, change) for key, value in batch.items()}
-    return pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, batch)
+    return map_leaves(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def sample(batch: Any, index: int, count: int) -> Any:

@@ -14,10 +14,11 @@ PACKAGE = ROOT / "curvext"
 
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
+    {"torch_internals"},
     {"arguments", "attributes", "contents", "errors", "finite", "memory", "randomness"}
     | {"_C", "_compile", "_version"},
     {"_extension", "reference", "space", "data", "cache", "storage", "processes", "plotting"}
-    | {"student", "switches"},
+    | {"student"},
     {"kernels", "_build", "results"},
     {"losses", "graph", "samples"},
     {"gradients"},
@@ -330,3 +331,110 @@ def test_nodes_are_read_in_one_place(path):
 )
 def test_a_planted_node_name_is_seen(source, count):
     assert len(node_names(PACKAGE / "planted.py", source)) == count
+
+
+# ---------------------------------------------------------------------- private PyTorch
+
+
+#: fields of PyTorch's objects that its documentation does not name
+PRIVATE_FIELDS = {
+    *("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"),
+    *("_backward_hooks", "_backward_pre_hooks", "_version", "_base", "_indices", "_values"),
+    *("_input_metadata", "_raw_saved_self", "_is_compiling_flag", "_checkpoint_hook"),
+    *("_cache_enabled", "_orig_mod", "_schema", "next_id"),
+}
+#: where private PyTorch may be read or written, and why; other places ask these
+PRIVATE_PLACES = {
+    "torch_internals/": "the room for it",
+    "operations/": "reads what nodes saved, and calls attention and softmax by their private names",
+    "graph/": "reads PyTorch's graph",
+    "products/compiled.py": "works on a trace: pytree, and operations by their names",
+    "products/partition.py": "reads the schema of traced operations",
+    "per_sample/parcels.py": "_parameters is a field of the library's own class there",
+    "per_sample/reductions.py": "torch._foreach_mul_, which PyTorch's optimizers call too",
+}
+
+
+def private_names(path: Path, source: str | None = None) -> list[str]:
+    """Where a file reads what PyTorch does not document: underscored names below torch, and fields of its objects."""
+    tree = ast.parse(path.read_text() if source is None else source)
+    found, of_torch = [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias for alias in node.names if alias.name.split(".")[0] == "torch"]
+            of_torch |= {alias.asname or "torch" for alias in names}
+            full = [alias.name for alias in names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            of_torch |= {alias.asname or alias.name for alias in node.names}
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found += [f"{node.lineno}: {name}" for name in full if _is_private(name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner, names = _chain(node)
+            if _names_a_field(names[-1]):
+                if owner not in ("self", "cls") or len(names) > 1:
+                    found.append(f"{node.lineno}: {names[-1]}")
+            elif owner in of_torch and _is_private(names[-1]):
+                found.append(f"{node.lineno}: {owner}.{'.'.join(names)}")
+        elif isinstance(node, ast.Constant) and _names_a_field(node.value):
+            found.append(f"{node.lineno}: {node.value!r}")
+    return sorted(set(found))
+
+
+def _names_a_field(value: object) -> bool:
+    return isinstance(value, str) and (value in PRIVATE_FIELDS or value.startswith("_saved_"))
+
+
+def _is_private(name: str) -> bool:
+    return any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+
+
+def _chain(node: ast.expr) -> tuple[str, list[str]]:
+    """``a.b.c`` as a and [b, c]; whatever else is on the left has no name."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else "", names
+
+
+def place_of(path: Path) -> str | None:
+    """Which of PRIVATE_PLACES a file belongs to."""
+    name = path.relative_to(PACKAGE).as_posix()
+    return next((place for place in PRIVATE_PLACES if name.startswith(place)), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_pytorch_is_read_in_its_rooms_only(path):
+    if place_of(path) is None:
+        assert private_names(path) == []
+
+
+@pytest.mark.parametrize("place", PRIVATE_PLACES)
+def test_no_room_for_private_pytorch_stands_empty(place):
+    assert any(private_names(path) for path in FILES if place_of(path) == place)
+
+
+@pytest.mark.parametrize(
+    "source, count",
+    [
+        ("import torch\ntorch._C._nn.gelu", 2),
+        ("import torch\ntorch.nn.functional.gelu(x)", 0),
+        ("import torch.utils._pytree", 1),
+        ("from torch.utils import _pytree as pytree", 1),
+        ("from torch.utils import checkpoint\ncheckpoint._frame", 1),
+        ("p._backward_hooks = None", 1),
+        ("self._parameters = []", 0),
+        ("self.model._parameters", 1),
+        ("node._saved_self", 1),
+        ("getattr(node, f'_saved_{name}')", 1),
+        ("setattr(module, '_buffers', {})", 1),
+        ("RemovableHandle.next_id", 1),
+        ("operator._columns(x)", 0),
+        ("import torch\ntorch.__version__", 0),
+    ],
+)
+def test_a_planted_private_name_is_seen(source, count):
+    assert len(private_names(PACKAGE / "planted.py", source)) == count

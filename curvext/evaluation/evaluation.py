@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import copy
-import sys
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.utils import _pytree as pytree
 
 from curvext import data
-from curvext.attributes import Attributes, Marks, version_of
+from curvext.attributes import Attributes, Marks
 from curvext.contents import stored
-from curvext.evaluation.hooks import Muted, made_so_far, without_trackers
 from curvext.finite import is_finite
 from curvext.graph import autograd_graph
 from curvext.losses.dependence import check_independent
@@ -29,43 +22,31 @@ from curvext.operations.detours import (
     DETOURS,
     RECURRENT,
     GraphUse,
-    in_a_trace,
     needed,
     twice_differentiable,
-    without_checkpointing,
 )
 from curvext.operations.table import operation
 from curvext.randomness import forbid_rng
 from curvext.space import ParameterSpace
-from curvext.switches import FOR_A_PASS
+from curvext.torch_internals.hooks import (
+    WithoutTensorHooks,
+    backward_hooks_set_aside,
+    has_backward_hooks,
+    hooks_made,
+    without_module_trackers,
+)
+from curvext.torch_internals.modules import BatchNorm, Dropout, Members, buffers_of
+from curvext.torch_internals.switches import (
+    plain_forward,
+    reported_as_compiling,
+    with_math_attention,
+    without_checkpointing,
+    without_compiled_code,
+)
+from curvext.torch_internals.tensors import leaves_of, version_of
 
 #: the detours a model was found to need, kept as long as it lives: to find one takes a forward pass of its own
 _DETOURS_OF: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Members:
-    """The modules of a model in order, their parameters and buffers, each once, as they stand."""
-
-    modules: list[nn.Module]
-    parameters: list[nn.Parameter]
-    buffers: list[Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Members:
-        """One walk, which costs a fraction of ``modules()``, ``parameters()`` and ``buffers()``."""
-        seen: set[int] = set()
-        modules: list[nn.Module] = []
-        stack = [model]
-        while stack:
-            module = stack.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                modules.append(module)
-                stack += reversed([m for m in module._modules.values() if m is not None])
-        parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
-        buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
-        return cls(modules, list(parameters.values()), list(buffers.values()))
 
 
 _DREW = (
@@ -127,9 +108,11 @@ class Forward:
         modules = [
             name or type(m).__name__
             for name, m in self._model.named_modules()
-            if m._backward_hooks or m._backward_pre_hooks
+            if has_backward_hooks(m)
         ]
-        return modules + [name for name, p in self._model.named_parameters() if p._backward_hooks]
+        return modules + [
+            name for name, p in self._model.named_parameters() if has_backward_hooks(p)
+        ]
 
     def attributes(self, marks: Marks) -> list[object]:
         """Marks of all that the model goes by beside parameters and buffers, and of ``forward=`` and ``target=``."""
@@ -149,9 +132,6 @@ class Forward:
         selected = {id(p) for p in self._space.parameters.values()}
         everything = self.members.parameters
         flags = [p.requires_grad for p in everything]
-        hooks = [p._backward_hooks for p in everything]
-        hooked = [m for m in self.members.modules if m._backward_hooks or m._backward_pre_hooks]
-        of_modules = [(m, m._backward_hooks, m._backward_pre_hooks) for m in hooked]
         reflagged = self._reflagged
         changed: list[tuple[Tensor, bool]] = []
         kind = self._space.device.type
@@ -162,29 +142,22 @@ class Forward:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(kind, enabled=False) if self.casts else nullcontext(),
-            FOR_A_PASS,
+            plain_forward(),
+            backward_hooks_set_aside(everything, self.members.modules),
         ):
             try:
-                for p, flag, had in zip(everything, flags, hooks, strict=True):
+                for p, flag in zip(everything, flags, strict=True):
                     if flag is not (id(p) in selected):
                         p.requires_grad_(not flag)
                         changed.append((p, flag))
-                    if had:
-                        p._backward_hooks = None
-                for m in hooked:
-                    m._backward_hooks, m._backward_pre_hooks = OrderedDict(), OrderedDict()
                 self._reflagged = reflagged or changed
                 yield
             finally:
                 self.casts = around
                 self._reflagged = reflagged
-                for m, after, before in of_modules:
-                    m._backward_hooks, m._backward_pre_hooks = after, before
-                for p, flag, had in zip(everything, flags, hooks, strict=True):
+                for p, flag in zip(everything, flags, strict=True):
                     if p.requires_grad is not flag:
                         p.requires_grad_(flag)
-                    if had:
-                        p._backward_hooks = had
 
     def __call__(self, batch: Any, use: GraphUse) -> tuple[Tensor, Any]:
         """Output and target of a batch; call inside :meth:`borrowed`.
@@ -213,7 +186,7 @@ class Forward:
 
     def muted(self, batch: Any) -> Tensor:
         """The output as of a call, for second derivatives, without the hooks that the forward pass puts on tensors."""
-        with Muted():
+        with WithoutTensorHooks():
             return self(batch, "twice")[0]
 
     def checked(self, batch: Any, evaluate: Callable[[], Tensor]) -> tuple[Tensor, Any]:
@@ -234,9 +207,10 @@ class Forward:
     def composed(self, batch: Any) -> Tensor:
         """The output by operations that can be traced, once a call has found no fault; inside :meth:`borrowed` too."""
         with ExitStack() as stack:
-            stack.enter_context(_uncompiled())
+            stack.enter_context(without_compiled_code())
             stack.enter_context(without_checkpointing())
-            stack.enter_context(in_a_trace())
+            stack.enter_context(with_math_attention())
+            stack.enter_context(reported_as_compiling())
             for detour in sorted(needed(self._detours, "traced")):
                 stack.enter_context(DETOURS[detour].taken())
             attributes = self._held_attributes(contents=False)
@@ -253,7 +227,7 @@ class Forward:
             return None
         with ExitStack() as stack:
             stack.enter_context(forbid_rng(self._space.device, _DREW))
-            stack.enter_context(_uncompiled())
+            stack.enter_context(without_compiled_code())
             stack.enter_context(without_checkpointing())
             stack.enter_context(self._unwritten_buffers())
             stack.callback(self._held_attributes(contents=True).put_back)
@@ -339,17 +313,17 @@ class Forward:
         return output
 
     def _evaluate(self, batch: Any, use: GraphUse) -> Tensor:
-        hooks_before = made_so_far()
+        hooks_before = hooks_made()
         with ExitStack() as stack:
             stack.enter_context(forbid_rng(self._space.device, _DREW))
-            stack.enter_context(_uncompiled())
+            stack.enter_context(without_compiled_code())
             stack.enter_context(without_checkpointing())
-            stack.enter_context(without_trackers())
+            stack.enter_context(without_module_trackers())
             for detour in sorted(needed(self._detours, use)):
                 stack.enter_context(DETOURS[detour].taken())
             with self._unwritten_buffers():
                 output = self._call(batch)
-        self.hooked = made_so_far() != hooks_before
+        self.hooked = hooks_made() != hooks_before
         return output
 
     def _held_attributes(self, contents: bool) -> Attributes:
@@ -530,7 +504,10 @@ class Forward:
             yield
             return
         held = [
-            (m, n, b) for m in self.members.modules for n, b in m._buffers.items() if b is not None
+            (m, n, b)
+            for m in self.members.modules
+            for n, b in buffers_of(m).items()
+            if b is not None
         ]
         saved = [(version_of(b), b.detach().clone()) for _, _, b in held]
         changed: list[str] = []
@@ -538,8 +515,8 @@ class Forward:
             yield
         finally:
             for (module, name, buffer), (version, content) in zip(held, saved, strict=True):
-                replaced = module._buffers.get(name) is not buffer
-                module._buffers[name] = buffer
+                replaced = buffers_of(module).get(name) is not buffer
+                buffers_of(module)[name] = buffer
                 written = version_of(buffer) != version and not torch.equal(buffer, content)
                 if written:
                     with torch.no_grad():
@@ -569,7 +546,7 @@ class _Readers(torch.overrides.TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = leaves_of((args, kwargs))
         plain = getattr(func, "__name__", "") not in ("requires_grad_", "__get__", "__set__")
         self.found = self.found or (plain and any(id(leaf) in self._ids for leaf in leaves))
         return func(*args, **(kwargs or {}))
@@ -585,12 +562,12 @@ class _Inputs:
 
     def __init__(self, tensors: Sequence[Tensor], copied: bool) -> None:
         self._tensors = [t for t in tensors if not t.is_inference()]
-        self._versions = [t._version for t in self._tensors]
+        self._versions = [version_of(t) for t in self._tensors]
         self._copies = [t.detach().clone() for t in self._tensors] if copied else []
 
     def check(self) -> None:
         """Raises if one was written to, and undoes it where copies are there."""
-        written = [t._version != v for t, v in zip(self._tensors, self._versions, strict=True)]
+        written = [version_of(t) != v for t, v in zip(self._tensors, self._versions, strict=True)]
         if not any(written):
             return
         with torch.no_grad():
@@ -608,9 +585,9 @@ class _Inputs:
 def _fault_of(module: nn.Module) -> str | None:
     """Why a module does not make the output a function of the parameters, sample by sample, or None."""
     kind = type(module).__name__
-    if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+    if isinstance(module, Dropout) and module.training and module.p > 0:
         return f"({kind}) is in training mode, so the risk is random; call model.eval()"
-    if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+    if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
         cure = (
             "call model.eval()"
             if module.running_mean is not None
@@ -629,15 +606,6 @@ def _fault_of(module: nn.Module) -> str | None:
                 "loss; set it to False"
             )
     return None
-
-
-def _uncompiled() -> AbstractContextManager[object]:
-    """Compiled code runs as it was written: inside a compiled function neither uses nor second derivatives are seen."""
-    if (
-        "torch._dynamo" not in sys.modules
-    ):  # nothing has been compiled, and importing it takes seconds
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
 
 
 def _first(batch: Any) -> Any:

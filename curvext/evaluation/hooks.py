@@ -1,63 +1,11 @@
-"""Hooks on tensors of a forward pass: they edit what backward passes bring, where nothing else would tell.
-
-A hook belongs to the node it is put on, and PyTorch does not say which hooks a node has. But each has a handle, and
-handles are numbered, so the number shows whether a forward pass made one.
-"""
+"""Hooks on tensors edit gradients, so what backward passes return is compared with what a Jacobian would."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.modules import module as _module
-from torch.utils.hooks import RemovableHandle
-from torch.utils.module_tracker import ModuleTracker
-
-
-def made_so_far() -> int:
-    """How many hooks were ever put on anything."""
-    return RemovableHandle.next_id
-
-
-@contextmanager
-def without_trackers() -> Iterator[None]:
-    """Leaves out the global hooks by which a FlopCounterMode tells modules apart: they watch every tensor by hooks."""
-    tables: list[dict[int, Any]] = [
-        _module._global_forward_pre_hooks,
-        _module._global_forward_hooks,
-    ]
-    aside = [
-        (table, key, hook)
-        for table in tables
-        for key, hook in table.items()
-        if isinstance(getattr(hook, "__self__", None), ModuleTracker)
-    ]
-    for table, key, _ in aside:
-        del table[key]
-    try:
-        yield
-    finally:
-        for table, key, hook in aside:
-            table[key] = hook
-
-
-class Muted(torch.overrides.TorchFunctionMode):
-    """A forward pass whose hooks on tensors are left out."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is Tensor.register_hook:
-            handle = RemovableHandle.__new__(RemovableHandle)  # not counted
-            handle.hooks_dict_ref = dict  # type: ignore[assignment]  # called, it gives no hooks
-            handle.extra_dict_ref = ()
-            handle.id = -1
-            return handle
-        return func(*args, **(kwargs or {}))
-
 
 HAS_NO_SECOND_DERIVATIVE = (
     "the forward pass puts hooks on tensors (register_hook), which edit the gradient here: what they compute has no "

@@ -32,7 +32,12 @@ def node_names(root: Node) -> set[str]:
 
 def names_in_python(root: Node) -> set[str]:
     """The names of those nodes below ``root`` that are functions written in Python."""
-    return {node.name() for node in _walk(root) if isinstance(node, torch._C._FunctionBase)}
+    return {node.name() for node in _walk(root) if is_python_function(node)}
+
+
+def is_python_function(node: Node) -> bool:
+    """Whether a node is a function written in Python."""
+    return isinstance(node, torch._C._FunctionBase)
 
 
 def _walk(root: Node) -> dict[Node, tuple[tuple[Node | None, int], ...]]:
@@ -137,7 +142,7 @@ class Graph:
         written = [
             i
             for i, node in enumerate(self.nodes)
-            if self.names[i] in among and isinstance(node, torch._C._FunctionBase)
+            if self.names[i] in among and is_python_function(node)
         ]
         if not written:
             return set()
@@ -201,7 +206,7 @@ def _dense(t: Tensor) -> Tensor:
 
 def _saved(node: Any) -> list[Any]:
     """What a node saved for its backward."""
-    if isinstance(node, torch._C._FunctionBase):
+    if is_python_function(node):
         return list(cast(Any, node).saved_tensors)
     return [getattr(node, a) for a in dir(node) if a.startswith("_saved_")]
 

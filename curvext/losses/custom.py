@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from curvext.losses.base import LossPoint, OutputLoss, check_reduction, computes
 from curvext.losses.cross_entropy import check_class_weight
 from curvext.losses.dependence import check_independent
 from curvext.randomness import forbid_rng
+from curvext.torch_internals.tensors import version_of
 
 # Torch's own "mean" over elements: their count is the divisor, also when batches differ in length.
 _ELEMENTWISE = (
@@ -107,10 +107,10 @@ class CustomLoss(OutputLoss):
         leaf = output.detach().requires_grad_()
         if self.reduction == "mean" and divisor == 0:
             return leaf, leaf.new_zeros(()), divisor  # torch's mean is 0/0; the risk gets nothing
-        version = target._version if _is_versioned(target) else 0
+        version = version_of(target) if isinstance(target, Tensor) else 0
         with forbid_rng(leaf.device, _DREW):
             value = self._loss(leaf.clone(), target)  # it may write to its input, as in training
-        if _is_versioned(target) and target._version != version:
+        if isinstance(target, Tensor) and version_of(target) != version:
             raise ValueError(
                 "loss: it writes to its target, so that the data are others at its next call; let it work on a copy, "
                 "target.clone()"
@@ -226,10 +226,6 @@ class _CustomPoint(LossPoint):
         apart, together = self.hessian_mm(torch.stack([u, factors * u]))
         if _differ(together, factors * apart):
             raise _coupled(so)
-
-
-def _is_versioned(target: object) -> TypeGuard[Tensor]:
-    return isinstance(target, Tensor) and not target.is_inference()
 
 
 def _derivative(value: Tensor, leaf: Tensor, again: bool) -> Tensor:

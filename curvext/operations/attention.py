@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvext.operations.attention_formulas import (
     Scores,
@@ -22,6 +21,7 @@ from curvext.operations.flow import At, Inputs, Outputs, each
 from curvext.operations.node import Node, Saved
 from curvext.operations.operation import Hook, Operation
 from curvext.samples import owners as own
+from curvext.torch_internals.switches import with_math_attention
 
 
 def _read(saved: Saved) -> tuple[tuple[Tensor, Tensor, Tensor], Scores]:
@@ -74,15 +74,10 @@ def _in_fixed_order(node: Node) -> Hook:
     return hook
 
 
-def composed_attention() -> AbstractContextManager[None]:
-    """PyTorch's own, of elementary operations."""
-    return sdpa_kernel(SDPBackend.MATH)
-
-
 @contextmanager
 def _differentiable() -> Iterator[None]:
     """In closed form where a mode sees the call, and elsewhere of elementary operations."""
-    with composed_attention(), attention_in_closed_form():
+    with with_math_attention(), attention_in_closed_form():
         yield
 
 
@@ -94,7 +89,7 @@ _OF_CUDA = Operation(
         "linearised": _differentiable,
         "doubled": _differentiable,
         "twice": _differentiable,
-        "plain": composed_attention,
+        "plain": with_math_attention,
     },
     fixed_order=_in_fixed_order,
 )
@@ -110,7 +105,7 @@ OPERATIONS = {
         alternatives={
             "doubled": _differentiable,
             "twice": _differentiable,
-            "plain": composed_attention,
+            "plain": with_math_attention,
         },
     ),
     "ScaledDotProductFusedAttentionOverrideableBackward0": Operation(once_differentiable=True),

@@ -6,21 +6,18 @@ a context that takes an equivalent way; nothing is slowed down where such a node
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import checkpoint
 
 from curvext.operations.attention_in_closed_form import attention_in_closed_form
 from curvext.operations.gelu import gelu_in_closed_form
 from curvext.operations.layer_norm import layer_norm_in_closed_form
-from curvext.switches import WITHOUT_CUDNN, WITHOUT_MKLDNN
+from curvext.torch_internals.switches import with_math_attention, without_cudnn, without_mkldnn
 
 #: what a graph is made for: backward passes alone, tangents as well, to be differentiated twice, or that in a trace
 GraphUse = Literal["backward", "linearised", "twice", "traced"]
@@ -99,37 +96,14 @@ class _ComposedHardsigmoid(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# ---------------------------------------------------------------------- fused recurrent layers
-
-
-def _without_mkldnn() -> AbstractContextManager[None]:
-    return WITHOUT_MKLDNN
-
-
-def _without_cudnn() -> AbstractContextManager[None]:
-    return WITHOUT_CUDNN
-
-
 # ---------------------------------------------------------------------- attention
 
 
 @contextmanager
 def _composed_attention() -> Iterator[None]:
     """In closed form where a mode sees the call, and elsewhere of elementary operations."""
-    with sdpa_kernel(SDPBackend.MATH), attention_in_closed_form():
+    with with_math_attention(), attention_in_closed_form():
         yield
-
-
-@contextmanager
-def in_a_trace() -> Iterator[None]:
-    """Attention of elementary operations, which a compiler fuses; models are told that they may not look at values."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True  # what torch.compiler.is_compiling() answers
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.compiler._is_compiling_flag = before
 
 
 @contextmanager
@@ -140,55 +114,11 @@ def twice_differentiable(names: Collection[str]) -> Iterator[None]:
         names: those of RECURRENT that a first forward pass met: without their backends convolutions are slow.
     """
     with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(with_math_attention())
         stack.enter_context(_ComposedWeightNorm())
         for name in names:
             stack.enter_context(DETOURS[name].taken())
         yield
-
-
-# ---------------------------------------------------------------------- activation checkpointing
-
-
-def _called(function: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
-    """In place of ``CheckpointFunction.apply``."""
-    return function(*inputs)
-
-
-class _Unwrapped:
-    """Replaces what ``torch.utils.checkpoint`` is made of while any thread is inside."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._hook: Any = checkpoint._checkpoint_hook
-                checkpoint._checkpoint_hook = nullcontext  # type: ignore[assignment,misc]
-                checkpoint.CheckpointFunction.apply = staticmethod(_called)  # type: ignore[method-assign]
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                checkpoint._checkpoint_hook = self._hook  # type: ignore[misc]
-                del checkpoint.CheckpointFunction.apply  # the inherited one comes back
-
-
-_UNWRAPPED = _Unwrapped()
-
-
-def without_checkpointing() -> AbstractContextManager[None]:
-    """Blocks under ``torch.utils.checkpoint`` keep what they save, whoever imported that function, and how.
-
-    A checkpointed block is run again in each backward pass, and only that pass may read what it saved: there are no
-    uses, no tangents and no second pass. No node tells of it, and the reentrant variant has no graph at all where
-    nothing before the block requires a gradient.
-    """
-    return _UNWRAPPED
 
 
 #: in place of a name: the attention of the CPU in a graph whose tangents are had by differentiating it twice
@@ -206,8 +136,8 @@ _LINEARISED: tuple[GraphUse, ...] = ("linearised",)
 
 DETOURS: dict[str, Detour] = {
     # unrolled, each step of a recurrent layer is an ordinary product with its weights
-    "MkldnnRnnLayerBackward0": Detour(_without_mkldnn, ("backward", *_ALL_ORDERS)),
-    "CudnnRnnBackward0": Detour(_without_cudnn, ("backward", *_ALL_ORDERS)),
+    "MkldnnRnnLayerBackward0": Detour(without_mkldnn, ("backward", *_ALL_ORDERS)),
+    "CudnnRnnBackward0": Detour(without_cudnn, ("backward", *_ALL_ORDERS)),
     "WeightNormInterfaceBackward0": Detour(_ComposedWeightNorm, _ALL_ORDERS),
     "HardsigmoidBackward0": Detour(_ComposedHardsigmoid, ("twice", "traced")),
     "LogcumsumexpBackward0": Detour(_ComposedLogcumsumexp, _ALL_ORDERS),

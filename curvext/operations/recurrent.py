@@ -7,7 +7,7 @@ import numpy as np
 from curvext.operations.flow import At, Inputs, Outputs
 from curvext.operations.operation import GraphUse, Operation
 from curvext.samples import owners as own
-from curvext.switches import WITHOUT_CUDNN, WITHOUT_MKLDNN
+from curvext.torch_internals.switches import without_cudnn, without_mkldnn
 
 
 def _packed(at: At, out: Outputs) -> Inputs:
@@ -32,9 +32,7 @@ def _packed(at: At, out: Outputs) -> Inputs:
 _ALWAYS: tuple[GraphUse, ...] = ("backward", "linearised", "doubled", "twice", "traced", "plain")
 
 OPERATIONS = {
-    "MkldnnRnnLayerBackward0": Operation(
-        alternatives=dict.fromkeys(_ALWAYS, lambda: WITHOUT_MKLDNN)
-    ),
-    "CudnnRnnBackward0": Operation(alternatives=dict.fromkeys(_ALWAYS, lambda: WITHOUT_CUDNN)),
+    "MkldnnRnnLayerBackward0": Operation(alternatives=dict.fromkeys(_ALWAYS, without_mkldnn)),
+    "CudnnRnnBackward0": Operation(alternatives=dict.fromkeys(_ALWAYS, without_cudnn)),
     "PackPaddedSequenceBackward0": Operation(flow=_packed),
 }

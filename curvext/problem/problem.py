@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from curvext.arguments import as_integer
-from curvext.attributes import Marks, version_of
+from curvext.attributes import Marks
 from curvext.cache import Cache
 from curvext.contents import contents, fingerprint, gathered, stored
 from curvext.data import Batches, Seen, Watch, mapped, tensors
 from curvext.evaluation.evaluation import Forward
 from curvext.evaluation.hooks import same
+from curvext.evaluation.isolation import lock_of
 from curvext.finite import is_finite
 from curvext.losses import LossPoint, output_loss
 from curvext.per_sample.backward_pass import Tape
@@ -29,7 +30,8 @@ from curvext.products.compiled import CompiledHessian, CompiledJacobian, Compile
 from curvext.products.kept_graph import KeptGraph, Linearisation, Linearised, SecondDerivatives
 from curvext.products.lm_head import LMHeadLinearisation
 from curvext.space import ParameterSpace, Selection, dtype_of_sums
-from curvext.switches import lock_of
+from curvext.torch_internals.modules import modules_of, tensors_of
+from curvext.torch_internals.tensors import version_of
 
 
 @dataclass(frozen=True)
@@ -728,12 +730,7 @@ def _identity(inside: list[Tensor]) -> int:
 
 def _tensors_of(loss: nn.Module | Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
     """What a loss goes by: weights of classes, say."""
-    if not isinstance(loss, nn.Module):
-        return []
-    if loss._modules:
-        return [*loss.parameters(), *loss.buffers()]
-    # a fraction of the cost
-    return [t for t in (*loss._parameters.values(), *loss._buffers.values()) if t is not None]
+    return tensors_of(loss) if isinstance(loss, nn.Module) else []
 
 
 def _description(loss: nn.Module | Callable[[Tensor, Tensor], Tensor], reduction: str) -> list[Any]:
@@ -751,8 +748,7 @@ def _description(loss: nn.Module | Callable[[Tensor, Tensor], Tensor], reduction
 def _marks_of_loss(marks: Marks, loss: nn.Module | Callable[[Tensor, Tensor], Tensor]) -> object:
     """What a loss goes by beside parameters and buffers: label_smoothing, say."""
     if isinstance(loss, nn.Module):
-        modules = loss.modules() if loss._modules else (loss,)
-        return marks.of_modules(modules), [id(t) for t in _tensors_of(loss)]
+        return marks.of_modules(modules_of(loss)), [id(t) for t in tensors_of(loss)]
     return marks.of(loss)
 
 

@@ -6,9 +6,7 @@ batch alone decides, and what comes with each vector. The loss stays outside, be
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from curvext.products.kept_graph import (
     check_twice_differentiable,
 )
 from curvext.products.partition import Partition, Values
+from curvext.torch_internals.switches import deterministic_algorithms
 
 #: the stages: inputs that come with each, and what it gives
 _FORWARD = 0  # parameters, buffers and the batch → f
@@ -144,7 +143,7 @@ class Compiler:
             return compiled
 
         def in_a_fixed_order(*values: Tensor) -> Sequence[Tensor]:
-            with _deterministic():
+            with deterministic_algorithms():
                 return compiled(*values)
 
         return in_a_fixed_order
@@ -269,24 +268,3 @@ def _bytes(values: Values, parameters: Sequence[Tensor]) -> int:
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in values.values()}
     own = {p.untyped_storage().data_ptr() for p in parameters}
     return sum(size for pointer, size in sizes.items() if pointer not in own)
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Sums that are scattered are added in a fixed order; what else would be refused is let pass.
-
-    It would also fill what ``torch.empty`` gives with NaN, a launch and a write for each; stages write all of it.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
-    warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    switches: Any = torch.utils.deterministic  # a module with a property
-    fills = switches.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    switches.fill_uninitialized_memory = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        switches.fill_uninitialized_memory = fills
-        torch.use_deterministic_algorithms(before, warn_only=warn)

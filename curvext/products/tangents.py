@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvext.graph.autograd_graph import LEAF, Graph
+from curvext.graph.autograd_graph import LEAF, Graph, is_python_function
 from curvext.operations.node import Node, transposed
 from curvext.operations.operation import Tangent
 from curvext.operations.table import operation
@@ -54,8 +54,7 @@ class Tangents:
             if graph.names[i] != LEAF
             and operation(graph.names[i]).tangent is None
             and (
-                isinstance(graph.nodes[i], torch._C._FunctionBase)
-                or operation(graph.names[i]).once_differentiable
+                is_python_function(graph.nodes[i]) or operation(graph.names[i]).once_differentiable
             )
         }
 

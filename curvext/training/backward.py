@@ -13,6 +13,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from curvext.per_sample.backward_pass import Tape
 from curvext.space import dtype_of_sums
+from curvext.torch_internals.hooks import backward_hooks_set_aside, has_backward_hooks
 from curvext.training import graph_checks
 from curvext.training import parameters as trained_parameters
 from curvext.training.arguments import (
@@ -161,7 +162,7 @@ class _Step:
         check = OneSample(self._losses, self._leaves) if hooks_may_be_new() else None
         measure = norms or given is None
         sums = StepSums(self._leaves, len(self._losses), measure, squares, given, check)
-        with torch.enable_grad(), _hooks_aside(self._leaves), _checkpoints_named():
+        with torch.enable_grad(), backward_hooks_set_aside(self._leaves), _checkpoints_named():
             # what comes written out is summed by a further pass, once the weights are known
             further = given is None and self._tape.written_out(summands=False) > 0
             keep = self._retain or further or check is not None
@@ -246,25 +247,10 @@ def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) ->
     for p, g in zip(leaves, gradients, strict=True):
         if g is None:
             continue
-        if p.grad is None and not p._backward_hooks and g.stride() == p.stride():
+        if p.grad is None and not has_backward_hooks(p) and g.stride() == p.stride():
             p.grad, g = g, torch.zeros((), dtype=g.dtype, device=g.device).expand(p.shape)
         pairs.append((p, g))
     torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
-
-
-@contextmanager
-def _hooks_aside(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Hooks on parameters are for the sum of all samples, not for each."""
-    hooks = [p._backward_hooks for p in leaves]
-    try:
-        for p, had in zip(leaves, hooks, strict=True):
-            if had:
-                p._backward_hooks = None
-        yield
-    finally:
-        for p, had in zip(leaves, hooks, strict=True):
-            if had:
-                p._backward_hooks = had
 
 
 @contextmanager

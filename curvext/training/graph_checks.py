@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from curvext.graph.autograd_graph import LEAF, Graph, leaf_variable
 from curvext.operations.node import Saved
 from curvext.operations.table import operation
+from curvext.torch_internals.modules import BatchNorm
 
 _WITHOUT = "; without norms, squares and a function of norms this graph can be used as it is"
 
@@ -49,6 +49,6 @@ def check(losses: Tensor, module: nn.Module | None) -> None:
 def _owner(name: str, module: nn.Module | None) -> str:
     members = [] if module is None else list(module.named_modules())
     for path, m in members:
-        if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None):
+        if isinstance(m, BatchNorm) and (m.training or m.running_mean is None):
             return f"{path!r} ({type(m).__name__})"
     return name

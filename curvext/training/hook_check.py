@@ -11,24 +11,24 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from curvext.gradients.structured import StructuredGradient
 from curvext.graph.autograd_graph import LEAF, Graph
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.reductions import BlockSum
+from curvext.torch_internals.hooks import hooks_made
 
 _seen: list[int] = []
 
 
 def hooks_may_be_new() -> bool:
     """Whether any hook was made since :func:`remember`: PyTorch numbers them all, whatever they are on."""
-    return _seen != [RemovableHandle.next_id]
+    return _seen != [hooks_made()]
 
 
 def remember() -> None:
     """The hooks that there are have been looked at."""
-    _seen[:] = [RemovableHandle.next_id]
+    _seen[:] = [hooks_made()]
 
 
 class OneSample:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from curvext.per_sample.plan_cache import PlanCache, plan_cache_of
+from curvext.torch_internals.modules import uncompiled
 
 _WRAPPED = (
     "parameters: {kind} shards or copies parameters in a way that curvext.backward does not know; pass a plain module "
@@ -67,9 +68,10 @@ def _inside(module: nn.Module) -> nn.Module | None:
     """The module inside a wrapper that leaves parameters as they are, or None."""
     if isinstance(module, DistributedDataParallel):
         return module.module
+    inside = uncompiled(module)
+    if inside is not None:
+        return inside
     kind = type(module).__name__
-    if kind == "OptimizedModule":  # of torch.compile
-        return module._orig_mod  # type: ignore[return-value]
     if kind in ("DataParallel", "FullyShardedDataParallel"):
         raise ValueError(_WRAPPED.format(kind=kind))
     return None

@@ -10,7 +10,8 @@ from problems import LOSSES, pose, pose_language_model
 from torch import nn
 
 import curvext as cx
-from curvext.products.compiled import Compiler, _deterministic
+from curvext.products.compiled import Compiler
+from curvext.torch_internals.switches import deterministic_algorithms
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def test_backends_other_than_the_default(device):
 @pytest.mark.parametrize("filled", [True, False])
 def test_what_a_stage_allocates_is_not_filled_first(filled, monkeypatch):
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", filled)
-    with _deterministic():
+    with deterministic_algorithms():
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.utils.deterministic.fill_uninitialized_memory
     assert not torch.are_deterministic_algorithms_enabled()
