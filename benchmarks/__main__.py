@@ -6,6 +6,7 @@ python -m benchmarks models [names]         whole networks beside other librarie
 python -m benchmarks scaling                cost by N, S, I, O, P, K, C
 python -m benchmarks memory                 peak memory, each in a process of its own
 python -m benchmarks training               what curvext.backward adds to a training step
+python -m benchmarks kronecker [names]      Kronecker factors, their inverses and eigenvalues, beside curvlinops
 python -m benchmarks proofs                 what it costs on each batch to know where samples lie
 python -m benchmarks report                 JSON to tables, pictures and docs/performance.md
 python -m benchmarks compare A.json B.json  what got slower by more than noise; exit status 1 if anything did
@@ -28,9 +29,9 @@ from benchmarks.compare import compare
 from benchmarks.machine import cores, environment, machine
 from benchmarks.record import QUICK_RESULTS, RESULTS, Record, Row, load
 from benchmarks.report import page
-from benchmarks.suites import kernels, memory, models, proofs, scaling, training
+from benchmarks.suites import kernels, kronecker, memory, models, proofs, scaling, training
 
-SUITES = ("kernels", "models", "scaling", "memory", "proofs", "training")
+SUITES = ("kernels", "models", "scaling", "memory", "proofs", "training", "kronecker")
 #: seconds between two writes of a suite that is not done
 SAVE_EVERY = 10.0
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -99,9 +100,15 @@ def measure(
             chosen = dataclasses.replace(chosen, networks=tuple(options.names))
         models.run(record, options.device, chosen, keep)
     else:
-        modules = {"scaling": scaling, "memory": memory, "proofs": proofs, "training": training}
+        modules = {
+            "scaling": scaling,
+            "memory": memory,
+            "proofs": proofs,
+            "training": training,
+            "kronecker": kronecker,
+        }
         chosen = effort(modules[name], options)
-        if name == "training" and options.names:
+        if name in ("training", "kronecker") and options.names:
             chosen = dataclasses.replace(chosen, networks=tuple(options.names))
         modules[name].run(record, options.device, chosen, keep)
 

@@ -19,7 +19,7 @@ from benchmarks.models.networks import LARGE, NETWORKS, build, mlp
 from benchmarks.models.quantities import LIBRARIES, Truth, ask, missing
 from benchmarks.record import Record, load, reason
 from benchmarks.report import page, pictures, tables
-from benchmarks.suites import kernels, memory, models, proofs, scaling, training
+from benchmarks.suites import kernels, kronecker, memory, models, proofs, scaling, training
 from benchmarks.timing import interleaved, summary
 
 
@@ -425,3 +425,26 @@ def test_a_training_step_is_measured_in_gradients(monkeypatch):
     found = {row["quantity"]: row["gradients"] for row in record.rows}
     assert {training.GRADIENT, *training.QUANTITIES} <= set(found)
     assert found[training.GRADIENT] == 1 and all(value > 0 for value in found.values())
+
+
+def test_kronecker_factors_are_measured_in_gradients(monkeypatch):
+    monkeypatch.setattr(kronecker, "build", lambda name, device: mlp(8))
+    record = Record("kronecker", {})
+    effort = kronecker.Effort(("mlp",), rounds=2, budget=0.0)
+    kronecker.run(record, "cpu", effort, lambda _: None)
+    found = {row["quantity"]: row for row in record.rows if row["library"] != "curvlinops"}
+    assert [f for f in record.failures if f["library"] == "curvext"] == []
+    assert found[kronecker.GRADIENT]["gradients"] == 1
+    assert len(found) == 9 and all(row["gradients"] > 0 for row in found.values())
+
+
+def test_the_table_of_kronecker_factors_has_curvlinops_beside():
+    rows = [row("factors", 1.234), row("factors", 2.5, library="curvlinops")]
+    alone = row("Shampoo's L and R", 1.5)
+    record = Record("kronecker", {}, [*rows, alone])
+    lines = tables.kronecker_summary(record)
+    assert "| factors | **1.23** · 2.50 |" in lines
+    assert "| Shampoo's L and R | **1.50** |" in lines
+    assert any(
+        "| mlp | factors | curvlinops | 25.0 | 2.50 |" in x for x in tables.kronecker_table(record)
+    )

@@ -13,7 +13,7 @@ PAGE = PROJECT / "docs" / "performance.md"
 PICTURES = PROJECT / "docs" / "images"
 README = PROJECT / "README.md"
 SECTION = re.compile(r"<!-- measured: ([\w-]+) -->\n.*?<!-- end of measured -->\n", re.DOTALL)
-SUITES = ("models", "kernels", "scaling", "memory")
+SUITES = ("models", "kernels", "scaling", "memory", "kronecker")
 
 METHOD = """\
 # Performance
@@ -81,12 +81,10 @@ def details(machine: str) -> str:
     memory = found.get("memory")
     lines = [DETAILS.format(machine=machine)]
     for suite, record in found.items():
-        load_words = record.environment.get("load")
-        busy = "" if load_words is None else f"; load {load_words} at the start"
         which = "; quantity by quantity" if "fewest_rounds" in record.settings else ""
         if record.settings.get("calls_in_a_row", 1) > 1:
             which += "; the second of two calls in a row counts"
-        lines.append(f"* {suite}: {hardware(record)}{busy}{which}")
+        lines.append(f"* {suite}: {hardware(record)}{load_of(record)}{which}")
     lines.append("")
     if models := found.get("models"):
         lines += ["## Whole networks", ""]
@@ -106,6 +104,8 @@ def details(machine: str) -> str:
     if memory:
         lines += ["## Memory", ""]
         lines += [*tables.memory_table(memory), *tables.language_model_table(memory), ""]
+    if kronecker := found.get("kronecker"):
+        lines += ["## Kronecker factors", "", *tables.kronecker_table(kronecker), ""]
     lines += ["## Not measured", "", *tables.failures_table(found.values()), ""]
     return "\n".join(lines)
 
@@ -148,7 +148,19 @@ def performance() -> str:
     if memory := found.get("memory"):
         lines += ["## Memory", "", "![peak memory](images/memory.svg)", ""]
         lines += [*tables.memory_summary(memory), *tables.language_model_table(memory), ""]
+    lines += ["## Kronecker factors", ""]
+    if kronecker := found.get("kronecker"):
+        lines += [f"{hardware(kronecker)}{load_of(kronecker)}.", ""]
+        lines += [*tables.kronecker_summary(kronecker), "", "**curvext** · curvlinops.", ""]
+    else:
+        lines += ["Not measured on this machine.", ""]
     return "\n".join(lines)
+
+
+def load_of(record: Record) -> str:
+    """How busy the machine was when a record began, where that was looked at."""
+    load = record.environment.get("load")
+    return "" if load is None else f"; load {load} at the start"
 
 
 def beside_others(models: Record) -> str:

@@ -312,6 +312,37 @@ def language_model_table(record: Record) -> list[str]:
     return ["", *table(["language model", "quantity", "MB", "[M, C] above the step"], cells)]
 
 
+def kronecker_table(record: Record) -> list[str]:
+    """Every quantity of Kronecker factors of every network."""
+    cells = [
+        [
+            row["network"],
+            row["quantity"],
+            row["library"],
+            significant(row["milliseconds"]),
+            figure(row["gradients"]),
+            f"{figure(row['lower'])}–{figure(row['upper'])}",
+        ]
+        for row in record.rows
+    ]
+    return table(["network", "quantity", "library", "ms", "gradients", "quartiles"], cells)
+
+
+def kronecker_summary(record: Record) -> list[str]:
+    """curvext and curvlinops, in gradients, a column for each network."""
+    found = {(r["quantity"], r["network"], r["library"]): r["gradients"] for r in record.rows}
+    networks = networks_of(record)
+    cells = []
+    for quantity in dict.fromkeys(q for q, _, library in found if library == "curvext"):
+        row = [quantity]
+        for network in networks:
+            own, other = (found.get((quantity, network, who)) for who in ("curvext", "curvlinops"))
+            cell = "–" if own is None else f"**{figure(own)}**"
+            row.append(cell if other is None else f"{cell} · {figure(other)}")
+        cells.append(row)
+    return table(["in gradients", *(n.upper() for n in networks)], cells)
+
+
 def failures_table(records: Iterable[Record]) -> list[str]:
     """What could not be measured, and why; one row for each reason."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
