@@ -25,6 +25,7 @@ test_a_tangent_is_the_derivative = tangents(
         "multiply broadcast": lambda x: x[:1] * x,
         "multiply by a number": lambda x: 3 * x,
         "multiply by a constant": lambda x: x * X,
+        "multiply a constant": lambda x: X * x,
         "divide": lambda x: x / (2 + x[:1] ** 2),
     }
 )
