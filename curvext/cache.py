@@ -50,7 +50,7 @@ class Cache:
         entry = self._entries.get(slot)
         return entry.item if entry is not None and entry.key == key else None
 
-    def offer(self, slot: Hashable, key: int, item: Any) -> bool:
+    def put(self, slot: Hashable, key: int, item: Any) -> bool:
         """Keeps ``item``, which tells its size as ``item.nbytes()``, if the budget allows; whether it did."""
         self.drop(slot)
         if not self.keeps:

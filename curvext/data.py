@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from curvext.arguments import as_integer
-from curvext.contents import samples
 from curvext.torch_internals.tensors import leaves_of, map_leaves
 
 
@@ -115,69 +113,6 @@ def _set_states(generators: list[torch.Generator], states: list[Tensor]) -> None
 
 
 _END = object()
-
-
-class Seen:
-    """What one pass brought so far; passes may be nested."""
-
-    def __init__(self) -> None:
-        self.content = 0
-        self.keys: list[int] = []
-
-    def key_of(self, inside: list[Tensor]) -> int:
-        """A number for the content of a batch that a loader brought, its order included."""
-        content, key = samples(inside)
-        self.content = (self.content + content) & 0xFFFFFFFFFFFFFFFF
-        self.keys.append(key)
-        return key
-
-
-class Watch:
-    """What passes over the data brought, so that other data are refused, and another order where it matters."""
-
-    def __init__(self) -> None:
-        self._before: tuple[int, int] | None = None
-        #: what goes by the places of samples → the order in which it met them
-        self._orders: dict[str, int] = {}
-        self._in_order: str | None = None
-
-    def end(self, seen: Seen, count: int, some: bool = True) -> None:
-        """A pass ends that brought so many samples, of which there must be ``some``.
-
-        Raises:
-            ValueError: there were none, or others than in the pass before, or :meth:`in_order` they came in another.
-        """
-        if some and count == 0:
-            raise ValueError("data: no batch has a sample; at least one is needed")
-        now, order = (count, seen.content), hash(tuple(seen.keys))
-        if self._before is not None and self._before != now:
-            raise ValueError(
-                f"data: this pass gave other samples than the one before ({self._before[0]} then {count} samples, "
-                "or changed content); the risk needs fixed data: switch off random augmentation and sampling with "
-                "replacement or by random weights, or pass list(loader)"
-            )
-        self._before = now
-        if self._in_order is not None and self._orders.setdefault(self._in_order, order) != order:
-            raise ValueError(
-                f"data: this pass gave the samples in another order than the one before, and {self._in_order} by "
-                "their places; pass a loader with shuffle=False, or list(loader)"
-            )
-
-    @contextmanager
-    def in_order(self, what: str, always: bool = False) -> Iterator[None]:
-        """Passes inside must bring the samples in one order, which ``what`` goes by; with ``always`` in that of earlier
-        passes for the same."""
-        if not always:
-            self._orders.pop(what, None)
-        before, self._in_order = self._in_order, what
-        try:
-            yield
-        finally:
-            self._in_order = before
-
-    def forget(self) -> None:
-        """The next pass may bring other samples."""
-        self._before = None
 
 
 def is_batch(data: Any) -> bool:

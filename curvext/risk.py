@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from curvext.arguments import as_integer, as_seed
 from curvext.check import CheckResult, Plain, second_opinion
 from curvext.check.plain_loss import PlainLoss
+from curvext.dtypes import dtype_of_sums
 from curvext.finite import finite_answer
 from curvext.kronecker import (
     BlockDiagonalOperator,
@@ -30,8 +31,7 @@ from curvext.operators.jacobian_products import jvp, vjp
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
 from curvext.processes import Saying, collective
-from curvext.products.kept_graph import Linearisation
-from curvext.space import Selection, dtype_of_sums
+from curvext.space import Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # that of typing needs Python 3.11
@@ -99,17 +99,15 @@ class EmpiricalRisk(Problem):
     @collective
     def value(self) -> float:
         """L(θ)."""
-        self.together(Saying("value"), self._look_and_measure)
+        self.measure(Saying("value"), look=True)
         return self.totals.value * self.mean_scale()
-
-    def _look_and_measure(self) -> None:
-        self.refresh()
-        self._measure()
 
     @collective
     def gradient(self) -> Tensor:
         """∇L as a flat vector ``[P]``, in the dtype of vectors: the parameters' own, or ``dtype``."""
-        total = self.together(Saying("gradient"), self._summed_gradient)
+        with self.call(Saying("gradient")) as rounds:
+            for _ in rounds:
+                total = self._summed_gradient()
         gradient = self.group.sum(total).mul_(self.mean_scale())
         return finite_answer(gradient, "gradient").to(self.dtype)
 
@@ -119,10 +117,9 @@ class EmpiricalRisk(Problem):
                 self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device
             )
 
-        def add(at: Linearisation) -> None:
-            total.add_(torch.cat([g.reshape(-1) for g in at.gradient]))
-
-        self.visit(add)
+        with self.linearisations() as batches:
+            for at in batches:
+                total.add_(torch.cat([g.reshape(-1) for g in at.gradient]))
         return total
 
     def jvp(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -274,7 +271,7 @@ class EmpiricalRisk(Problem):
             return result
 
     def _checked(self, samples: int, vectors: int, seed: int, wide: bool) -> CheckResult:
-        forward = self._forward.widened() if wide else self._forward
+        forward = self._evaluation.widened() if wide else self._evaluation
         loss = PlainLoss(self._given_loss, self.loss.reduction, wide)
         plain = Plain(forward, self._batches, loss, wide)
         return second_opinion(self, plain, samples, vectors, seed)

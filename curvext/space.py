@@ -259,8 +259,3 @@ def _predicate(params: Selection, names: list[str]) -> Callable[[str, nn.Paramet
 def _matches(name: str, pattern: str) -> bool:
     """Whether a parameter is the one named, fits the pattern, or belongs to the module named."""
     return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
-
-
-def dtype_of_sums(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which contributions of batches are added: never less than float32."""
-    return torch.float64 if dtype is torch.float64 else torch.float32

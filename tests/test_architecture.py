@@ -15,7 +15,7 @@ PACKAGE = ROOT / "curvext"
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
     {"torch_internals"},
-    {"arguments", "attributes", "contents", "errors", "finite", "memory", "randomness"}
+    {"arguments", "attributes", "contents", "dtypes", "errors", "finite", "memory", "randomness"}
     | {"_C", "_compile", "_version"},
     {"_extension", "reference", "space", "data", "cache", "storage", "processes", "plotting"}
     | {"student"},
@@ -34,7 +34,7 @@ LEVELS = [
     {"__main__"},
 ]
 #: algorithms see only shape, dtype, device and matvec; they and the operators are strangers
-ALGORITHMS_MAY_IMPORT = {"arguments", "errors", "kernels", "results"}
+ALGORITHMS_MAY_IMPORT = {"arguments", "dtypes", "errors", "kernels", "results"}
 #: third-party packages that are optional, so that they may be imported where they are used
 OPTIONAL = {"scipy", "numpy", "tqdm", "transformers", "matplotlib", "safetensors", "sklearn"}
 

@@ -21,7 +21,7 @@ from curvext.check import quantities
 from curvext.check.comparison import Judge
 from curvext.check.plain_loss import PlainLoss
 from curvext.check.quantities import Quantity
-from curvext.gradients.structured import OuterGradient
+from curvext.gradients.outer_product import OuterGradient
 from curvext.losses import cross_entropy
 from curvext.operations.table import OPERATIONS
 from curvext.problem import Problem

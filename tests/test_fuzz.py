@@ -9,7 +9,7 @@ from fuzzed_steps import STEPS
 from torch import nn
 
 import curvext as cx
-from curvext.gradients.structured import OuterGradient
+from curvext.gradients.outer_product import OuterGradient
 from curvext.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
+
 
 @runtime_checkable
 class SymmetricOperator(Protocol):
@@ -70,7 +72,7 @@ class Products:
         if not self.dtype.is_floating_point:
             raise TypeError(f"{caller}: A must be real floating point, got dtype {self.dtype}")
         #: dtype for the vectors of an algorithm: never less than float32
-        self.working = torch.float64 if self.dtype is torch.float64 else torch.float32
+        self.working = dtype_of_sums(self.dtype)
         #: how many vectors A has been multiplied with
         self.count = 0
 

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from curvext.check.plain import Plain
 from curvext.gradients.structured import StructuredGradient
-from curvext.losses import LossPoint
 from curvext.operations.view_chain import ViewChain
-from curvext.per_sample.backward_pass import Tape
 from curvext.per_sample.reductions import SquaredNorms
 from curvext.problem import Problem
 from curvext.space import ParameterSpace
@@ -55,13 +53,11 @@ class SampleSums:
 def norms_by_parameter(problem: Problem) -> Tensor:
     """‖g_n‖² by sample and parameter, ``[N, number of parameters]``, as the library computes them."""
     parts: list[Tensor] = []
-
-    def measure(tape: Tape, point: LossPoint) -> None:
-        visitor = _ByParameter(tape.samples, problem.space)
-        tape.play(visitor, point.residual_by_sample)
-        parts.append(torch.stack([norms.total for norms in visitor.norms], 1))
-
-    problem.visit_tapes(measure)
+    with problem.tapes() as batches:
+        for tape, point in batches:
+            visitor = _ByParameter(tape.samples, problem.space)
+            tape.play(visitor, point.residual_by_sample)
+            parts.append(torch.stack([norms.total for norms in visitor.norms], 1))
     return torch.cat(parts).double() * problem.sample_scale() ** 2
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from curvext.gradients.structured import StructuredGradient, alike, wide
+from curvext.dtypes import alike, wide
+from curvext.gradients.structured import StructuredGradient
 from curvext.kernels.outer_norm import outer_norm
 from curvext.kernels.outer_square import outer_square
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for every other kernel dtype."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_dtype(function: str, argument: str, tensor: Tensor) -> None:
@@ -74,7 +71,7 @@ def check_outer_windows(function: str, a: Tensor, g: Tensor) -> None:
 def check_alike_or_accumulated(
     function: str, argument: str, tensor: Tensor, other_argument: str, other: Tensor
 ) -> None:
-    accumulated = accumulation_dtype(other.dtype)
+    accumulated = dtype_of_sums(other.dtype)
     if tensor.dtype not in (other.dtype, accumulated):
         raise TypeError(
             f"{function}: {argument} has dtype {tensor.dtype}, expected {other.dtype} as {other_argument} "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
+
 from .. import reference
-from ._checks import accumulation_dtype, check_outer_cov
+from ._checks import check_outer_cov
 from ._registry import register_without_gradient
 
 
@@ -15,7 +17,7 @@ def _check(x: Tensor, w: Tensor) -> None:
 
 def _fake(x: Tensor, w: Tensor) -> Tensor:
     _check(x, w)
-    return x.new_empty((x.shape[1], x.shape[1]), dtype=accumulation_dtype(x.dtype))
+    return x.new_empty((x.shape[1], x.shape[1]), dtype=dtype_of_sums(x.dtype))
 
 
 _op = register_without_gradient(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
+
 from .. import reference
-from ._checks import accumulation_dtype, check_outer_gram
+from ._checks import check_outer_gram
 from ._registry import register_without_gradient
 
 
@@ -15,7 +17,7 @@ def _check(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> None:
 
 def _fake(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
     _check(a, g, a2, g2)
-    return a.new_empty((a.shape[0], a2.shape[0]), dtype=accumulation_dtype(a.dtype))
+    return a.new_empty((a.shape[0], a2.shape[0]), dtype=dtype_of_sums(a.dtype))
 
 
 _op = register_without_gradient(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
+
 from .. import reference
-from ._checks import accumulation_dtype, check_outer_windows
+from ._checks import check_outer_windows
 from ._registry import register_without_gradient
 
 
@@ -17,7 +19,7 @@ def _fake(a: Tensor, g: Tensor) -> Tensor:
     _check(a, g)
     return a.new_empty(
         (g.shape[3], a.shape[3:].numel() if a.dim() == 5 else a.shape[2]),
-        dtype=accumulation_dtype(a.dtype),
+        dtype=dtype_of_sums(a.dtype),
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
+
 from .. import reference
-from ._checks import accumulation_dtype, check_outer_sum
+from ._checks import check_outer_sum
 from ._registry import register_without_gradient
 
 
@@ -15,7 +17,7 @@ def _check(a: Tensor, g: Tensor, c: Tensor) -> None:
 
 def _fake(a: Tensor, g: Tensor, c: Tensor) -> Tensor:
     _check(a, g, c)
-    return a.new_empty((c.shape[0], g.shape[3], a.shape[2]), dtype=accumulation_dtype(a.dtype))
+    return a.new_empty((c.shape[0], g.shape[3], a.shape[2]), dtype=dtype_of_sums(a.dtype))
 
 
 _op = register_without_gradient(

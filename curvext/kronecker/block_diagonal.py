@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from curvext.dtypes import dtype_of_sums
 from curvext.gradients.structured import StructuredGradient
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock
 from curvext.kronecker.collect import exact_block, place_of
@@ -18,7 +19,7 @@ from curvext.kronecker.target import FISHERS, Target
 from curvext.operations.view_chain import ViewChain
 from curvext.operators.hessian import HessianOperator
 from curvext.options import Options, spelled_out
-from curvext.space import ParameterSpace, Selection, dtype_of_sums
+from curvext.space import ParameterSpace, Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # that of typing needs Python 3.11

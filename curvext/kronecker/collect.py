@@ -8,8 +8,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
 from curvext.gradients.convolution import ConvolutionGradient
-from curvext.gradients.structured import OuterGradient, RowsGradient, StructuredGradient
+from curvext.gradients.outer_product import OuterGradient
+from curvext.gradients.rows import RowsGradient
+from curvext.gradients.structured import StructuredGradient
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock, Factors, Place
 from curvext.kronecker.exact import ExactSum
 from curvext.kronecker.forms import Form
@@ -22,7 +25,7 @@ from curvext.kronecker.target import Target
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import Tape
 from curvext.problem import Problem
-from curvext.space import ParameterSpace, dtype_of_sums
+from curvext.space import ParameterSpace
 
 #: (place, form, factors) → the block of a weight
 BlockOf = Callable[[Place, Form, Factors], Block]

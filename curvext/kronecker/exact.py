@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvext.gradients.structured import StructuredGradient, wide
+from curvext.dtypes import dtype_of_sums, wide
+from curvext.gradients.structured import StructuredGradient
 from curvext.kronecker.forms import is_whole
 from curvext.kronecker.moments import second_moment
 from curvext.kronecker.spectral import symmetric
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.reductions import BlockSum
-from curvext.space import ParameterSpace, dtype_of_sums
+from curvext.space import ParameterSpace
 
 
 class ExactSum:

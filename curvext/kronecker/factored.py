@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from curvext.arguments import as_choice, as_integer, as_number, as_seed
+from curvext.dtypes import dtype_of_sums
 from curvext.kronecker.blocks import Block, Factors, KroneckerBlock
 from curvext.kronecker.scores import influence_scores
 from curvext.operators.linear import DENSE_LIMIT, LinearOperator, Vector
 from curvext.problem import Problem
 from curvext.results import EigenResult
-from curvext.space import ParameterSpace, dtype_of_sums
+from curvext.space import ParameterSpace
 
 #: λ, or one for each block by its first parameter
 Damping = float | Mapping[str, float]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvext.gradients.structured import wide
+from curvext.dtypes import wide
 from curvext.kernels.outer_cov import outer_cov
 from curvext.kronecker.spectral import symmetric
 

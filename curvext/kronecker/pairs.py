@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvext.gradients.structured import OuterGradient, alike, wide
+from curvext.dtypes import alike, wide
+from curvext.gradients.outer_product import OuterGradient
 from curvext.kernels.outer_square import outer_square
 from curvext.kronecker.moments import InputMoment, counted, second_moment
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from curvext.dtypes import wide
 from curvext.gradients.convolution import ConvolutionGradient
-from curvext.gradients.structured import wide
 from curvext.kronecker import shifts
 from curvext.kronecker.moments import second_moment
 from curvext.kronecker.pairs import CHUNK, PatchPairs

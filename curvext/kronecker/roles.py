@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 
 from curvext.gradients.convolution import ConvolutionGradient
-from curvext.gradients.structured import (
-    DenseGradient,
-    OuterGradient,
-    RowsGradient,
-    StructuredGradient,
-    TiedGradient,
-)
+from curvext.gradients.dense import DenseGradient
+from curvext.gradients.joined import TiedGradient
+from curvext.gradients.outer_product import OuterGradient
+from curvext.gradients.rows import RowsGradient
+from curvext.gradients.structured import StructuredGradient
 from curvext.kronecker.forms import Form, form_of_convolution, form_of_matrix
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import Tape

@@ -11,7 +11,7 @@ from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.linear import LinearOperator
 from curvext.per_sample.recorded import Records
 from curvext.problem import Problem
-from curvext.products.kept_graph import Linearisation
+from curvext.products.linearisation import Linearisation
 from curvext.space import ParameterSpace
 
 #: elements of queries' gradients that are in memory at a time
@@ -45,21 +45,18 @@ def _gradients(problem: Problem, start: int, stop: int) -> Tensor:
     """The unnormalised gradients of the samples from ``start`` to before ``stop``, ``[n, P]``; fewer at the end."""
     parts: list[Tensor] = []
     first = 0
-
-    def take(batch: Records | Linearisation, number: int) -> None:
-        nonlocal first
-        samples = batch.samples if isinstance(batch, Records) else len(batch.point.residual)
-        here = range(max(start - first, 0), min(stop - first, samples))
-        first += samples
-        if len(here) == 0:
-            return
-        if isinstance(batch, Records):
-            parts.append(batch.gradients(here.start, here.stop))
-        else:
-            parts.append(_pulled_back(batch, here))
-
-    with problem.watch.in_order("influence scores go", always=True):
-        problem.visit_records(take)
+    with (
+        problem.data_check.in_order("influence scores go", always=True),
+        problem.records() as batches,
+    ):
+        for batch in batches:
+            samples = batch.samples if isinstance(batch, Records) else len(batch.point.residual)
+            here = range(max(start - first, 0), min(stop - first, samples))
+            first += samples
+            if isinstance(batch, Records):
+                parts += [batch.gradients(here.start, here.stop)] if here else []
+            else:
+                parts += [_pulled_back(batch, here)] if here else []
     if parts:
         return torch.cat(parts)
     return torch.empty(0, problem.space.size, dtype=problem.dtype, device=problem.space.device)

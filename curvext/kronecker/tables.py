@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvext.gradients.structured import RowsGradient, wide
+from curvext.dtypes import wide
+from curvext.gradients.rows import RowsGradient
 from curvext.kernels.outer_square import outer_square
 from curvext.kronecker.moments import InputMoment, counted
 from curvext.kronecker.pairs import Pairs

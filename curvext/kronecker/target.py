@@ -90,13 +90,11 @@ class Target:
 
     def visit(self, problem: Problem, visitor: Callable[[Tape], ColumnVisitor]) -> None:
         """One pass over the data: plays every vector of every batch to the visitor of its tape."""
-        order = problem.watch.in_order(LABELS, always=True) if self.kind == "mc" else nullcontext()
-
-        def one(tape: Tape, point: LossPoint) -> None:
-            self._play(tape, point, visitor(tape))
-
-        with order:
-            problem.visit_tapes(one)
+        check = problem.data_check
+        order = check.in_order(LABELS, always=True) if self.kind == "mc" else nullcontext()
+        with order, problem.tapes() as batches:
+            for tape, point in batches:
+                self._play(tape, point, visitor(tape))
 
     def _play(self, tape: Tape, point: LossPoint, visitor: ColumnVisitor) -> None:
         left = self._columns(tape, point)

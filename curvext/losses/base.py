@@ -118,8 +118,6 @@ class OutputLoss(ABC):
     no_likelihood: str | None = None
     #: whether the residuals at labels of the network's own have the covariance H_ℓ, unweighted and unsmoothed
     own_labels_give_ggn: bool = False
-    #: the number of the batch in its pass, which a pass writes here before it asks for :meth:`at`
-    batch_number: int = 0
 
     def own_labels_ratio(self, per_sample: float) -> float | None:
         """c with E[F_emp] = c F for labels of the network's own, or None where there is no such number.
@@ -133,8 +131,13 @@ class OutputLoss(ABC):
         return 1.0 if self.reduction == "sum" else 1.0 / per_sample
 
     @abstractmethod
-    def at(self, output: Tensor, target: Tensor) -> LossPoint:
+    def at(self, output: Tensor, target: Tensor, batch: int = 0) -> LossPoint:
         """The loss at ``output`` (detached, with the batch first) and ``target``.
+
+        Args:
+            output: f, ``[N, ...]``.
+            target: y.
+            batch: its number in its pass: some losses compare two batches once.
 
         Raises:
             TypeError, ValueError: the two do not fit each other or this loss.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curvext.dtypes import dtype_of_sums
 from curvext.kernels.sigmoid_hessian_mm import sigmoid_hessian_mm
 from curvext.kernels.sigmoid_sample import sigmoid_sample
 from curvext.losses.base import (
@@ -50,7 +51,7 @@ class BinaryCrossEntropy(OutputLoss):
             check_reduction(loss.reduction, "BCEWithLogitsLoss"), loss.weight, loss.pos_weight
         )
 
-    def at(self, output: Tensor, target: Tensor) -> LossPoint:
+    def at(self, output: Tensor, target: Tensor, batch: int = 0) -> LossPoint:
         check_same_shape(output, target, "BCEWithLogitsLoss")
         check_real(target, "BCEWithLogitsLoss")
         for name in ("weight", "pos_weight"):
@@ -64,7 +65,7 @@ class BinaryCrossEntropy(OutputLoss):
 
 class _BinaryPoint(LossPoint):
     def __init__(self, loss: BinaryCrossEntropy, output: Tensor, target: Tensor) -> None:
-        work = torch.float64 if output.dtype is torch.float64 else torch.float32
+        work = dtype_of_sums(output.dtype)
         z, y = output.to(work), target.to(work)
         weight = None if loss.weight is None else loss.weight.to(z)
         pos_weight = None if loss.pos_weight is None else loss.pos_weight.to(z)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curvext.dtypes import dtype_of_sums
 from curvext.kernels.softmax_hessian_mm import softmax_hessian_mm
 from curvext.kernels.softmax_residual import softmax_residual
 from curvext.kernels.softmax_root_mm import softmax_root_mm
@@ -103,7 +104,7 @@ class SoftmaxCrossEntropy(OutputLoss):
             causal=isinstance(loss, CausalLMLoss),
         )
 
-    def at(self, output: Tensor, target: Tensor) -> LossPoint:
+    def at(self, output: Tensor, target: Tensor, batch: int = 0) -> LossPoint:
         dim = output.ndim - 1 if self.causal else 1
         self._check(output, target, dim)
         if target.is_floating_point():
@@ -121,7 +122,7 @@ class SoftmaxCrossEntropy(OutputLoss):
                 f"CrossEntropyLoss: target has labels {int(label.min())}..{int(label.max())}, "
                 f"the output has {classes} classes"
             )
-        work = _accumulation_dtype(output)
+        work = dtype_of_sums(output.dtype)
         class_weight = None if self.weight is None else self.weight.to(output.device, work)
         label_weight = kept.to(work) if class_weight is None else class_weight[label] * kept
         smoothing = self.label_smoothing
@@ -149,7 +150,7 @@ class SoftmaxCrossEntropy(OutputLoss):
 
     def _at_probabilities(self, output: Tensor, target: Tensor, dim: int) -> LossPoint:
         classes = output.shape[dim]
-        work = _accumulation_dtype(output)
+        work = dtype_of_sums(output.dtype)
         q = target.to(work)
         if self.label_smoothing:
             q = q * (1 - self.label_smoothing) + self.label_smoothing / classes
@@ -280,10 +281,6 @@ def check_class_weight(weight: Tensor, classes: int, owner: str) -> None:
     """Raises a ValueError unless there is one finite weight for each class."""
     wanted = f"[{classes}], one for each class of the output"
     check_weight(weight, weight.shape == (classes,), wanted, owner, "weight")
-
-
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def _along(vector: Tensor, ndim: int, dim: int) -> Tensor:

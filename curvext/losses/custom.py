@@ -72,10 +72,10 @@ class CustomLoss(OutputLoss):
         #: whether samples were found to be apart
         self._apart = False
 
-    def at(self, output: Tensor, target: Tensor) -> LossPoint:
+    def at(self, output: Tensor, target: Tensor, batch: int = 0) -> LossPoint:
         point = _CustomPoint(self, target, *self._evaluated(output, target))
         if isinstance(target, Tensor) and target.shape[:1] == output.shape[:1]:
-            self._check_joined(output, target)
+            self._check_joined(output, target, batch)
         return point
 
     def residual(self, output: Tensor, target: Tensor) -> Tensor:
@@ -143,13 +143,13 @@ class CustomLoss(OutputLoss):
             return float(weight[torch.where(kept, target, 0)][kept].sum())
         return float(output.shape[0])
 
-    def _check_joined(self, output: Tensor, target: Tensor) -> None:
+    def _check_joined(self, output: Tensor, target: Tensor, batch: int) -> None:
         count = max(1, min(len(output), _JOINED // max(1, output[0].numel())))
         here = (output.detach()[:count], target[:count])
         if self._first is None:
-            self._first = (self.batch_number, here[0].clone(), here[1].clone())
+            self._first = (batch, here[0].clone(), here[1].clone())
         number, *first = self._first
-        if self.batch_number == number or self.batch_number in self._joined:
+        if batch == number or batch in self._joined:
             return
         try:
             joined = [torch.cat(pair) for pair in zip(first, here, strict=True)]
@@ -165,7 +165,7 @@ class CustomLoss(OutputLoss):
                 "weight= and ignore_index=), a sum with reduction='sum' that you divide yourself, or all data in one "
                 "batch; operators of single batches can be added"
             )
-        self._joined.add(self.batch_number)
+        self._joined.add(batch)
 
 
 class _CustomPoint(LossPoint):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from curvext.dtypes import dtype_of_sums
 from curvext.kernels.mse_hessian_mm import mse_hessian_mm
 from curvext.kernels.mse_sample import mse_sample
 from curvext.losses.base import LossPoint, OutputLoss, check_real, check_reduction, check_same_shape
@@ -30,7 +31,7 @@ class SquaredError(OutputLoss):
     def own_labels_ratio(self, per_sample: float) -> float:
         return 1.0  # the likelihood is that of L's units: a Gaussian of variance C/2 for a mean over C outputs
 
-    def at(self, output: Tensor, target: Tensor) -> LossPoint:
+    def at(self, output: Tensor, target: Tensor, batch: int = 0) -> LossPoint:
         check_same_shape(output, target, "MSELoss")
         check_real(target, "MSELoss")
         return _SquaredPoint(output, target.to(output.dtype))
@@ -39,7 +40,7 @@ class SquaredError(OutputLoss):
 class _SquaredPoint(LossPoint):
     def __init__(self, output: Tensor, target: Tensor) -> None:
         difference = output - target
-        wide = torch.float64 if output.dtype is torch.float64 else torch.float32
+        wide = dtype_of_sums(output.dtype)
         self.value = difference.to(wide).square().sum()
         self.denominator = float(output.numel())
         self.residual = (2 * difference).contiguous()

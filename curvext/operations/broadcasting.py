@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from curvext.gradients.structured import DenseGradient, StructuredGradient
+from curvext.gradients.dense import DenseGradient
+from curvext.gradients.structured import StructuredGradient
 from curvext.operations.flow import At, Inputs, Outputs
 from curvext.operations.node import Node, total
 from curvext.operations.operation import Operation, OutputGradient

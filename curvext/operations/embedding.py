@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvext.gradients.structured import RowsGradient, StructuredGradient
+from curvext.gradients.rows import RowsGradient
+from curvext.gradients.structured import StructuredGradient
 from curvext.operations.flow import At, Inputs, Outputs, constant
 from curvext.operations.node import Node, Saved, signed
 from curvext.operations.operation import Operation, OutputGradient

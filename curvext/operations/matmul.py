@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvext.gradients.structured import OuterGradient, StructuredGradient
+from curvext.gradients.outer_product import OuterGradient
+from curvext.gradients.structured import StructuredGradient
 from curvext.operations.broadcasting import broadcast_gradient
 from curvext.operations.flow import At, Inputs, Outputs, constant, each
 from curvext.operations.node import Node, Saved

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from curvext.dtypes import dtype_of_sums
 from curvext.operators.linear import LinearOperator
 from curvext.options import Options, spelled_out
-from curvext.problem import Problem
+from curvext.problem import Pass, Problem
 from curvext.processes import Group, Saying
-from curvext.products.kept_graph import Linearisation
-from curvext.space import Selection, dtype_of_sums
+from curvext.products.linearisation import Linearisation
+from curvext.space import ParameterSpace, Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # those of typing need Python 3.11
@@ -38,6 +39,8 @@ class CurvatureOperator(LinearOperator):
 
     #: of vectors and answers
     dtype: torch.dtype
+    #: names and shapes of the parameters
+    space: ParameterSpace
 
     @spelled_out
     def __init__(
@@ -69,15 +72,15 @@ class CurvatureOperator(LinearOperator):
         self.device = problem.space.device
         self.check_finite = problem.check_finite
 
-    def _visit(self, visitor: Callable[[Any], None]) -> None:
-        """Calls ``visitor`` with what :meth:`_block` needs of each batch."""
-        self._problem.visit(visitor)
+    def _batches(self) -> Pass[Any]:
+        """One pass that gives what :meth:`_product` needs of each batch."""
+        return self._problem.linearisations()
 
     @abstractmethod
-    def _block(self, at: Any, columns: list[Blocks]) -> Tensor | Iterable[Blocks]:
+    def _product(self, at: Any, columns: list[Blocks]) -> Tensor | Iterable[Blocks]:
         """The unnormalised product of one batch with each column: rows ``[K, P]``, or blocks one after the other.
 
-        ``at`` is what the batch was recorded as.
+        ``at`` is an item of :meth:`_batches`.
         """
 
     def _scale(self) -> float:
@@ -101,48 +104,64 @@ class CurvatureOperator(LinearOperator):
         return type(self).__name__
 
     def _columns(self, columns: list[Tensor]) -> Tensor:
-        taken, factors = self._taken([c.detach() for c in columns])
-        total = self._problem.together(self._saying(" @ v", columns), lambda: self._summed(taken))
-        self.group.sum(total).mul_(self._scale())
+        vectors, factors = self._taken([c.detach() for c in columns])
+        blocks = [self.space.blocks(v) for v in vectors]
+        with self._problem.call(self._saying(" @ v", columns)) as rounds:
+            for _ in rounds:
+                sums = Sums(len(vectors), self.space)
+                with self._batches() as batches:
+                    for at in batches:
+                        sums.add(self._product(at, blocks))
+        total = self.group.sum(sums.rows()).mul_(self._scale())
         if factors is not None:
             total.mul_(factors.unsqueeze(1))
         return total.to(self.dtype)
 
-    def _summed(self, columns: list[Tensor]) -> Tensor:
-        """The unnormalised products with this rank's data, rows ``[K, P]`` in the dtype of sums."""
-        space = self._problem.space
-        dtype = dtype_of_sums(space.dtype)
-        blocks = [space.blocks(c) for c in columns]
-        totals: Tensor | None = None
-
-        def add(at: Any) -> None:
-            nonlocal totals
-            products = self._block(at, blocks)
-            first = totals is None
-            if isinstance(products, Tensor):
-                totals = products.to(dtype) if totals is None else totals.add_(products)
-                return
-            if totals is None:
-                totals = torch.empty(len(columns), space.size, dtype=dtype, device=space.device)
-            for total, product in zip(totals, products, strict=True):
-                for place in reversed(space.blocks(total)):
-                    block = product.pop()  # freed once it is written: no two vectors exist whole
-                    if first:
-                        place.copy_(block)
-                    else:
-                        place.add_(block)
-
-        self._visit(add)
-        if totals is None:  # no batch has a sample, but another rank's may
-            totals = torch.zeros(len(columns), space.size, dtype=dtype, device=space.device)
-        return totals
-
     def _taken(self, columns: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
-        """The columns as :meth:`_block` takes them, and what their products are multiplied with afterwards."""
+        """The columns as :meth:`_product` takes them, and what their products are multiplied with afterwards."""
         return narrowed(columns, self._problem.space.dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
+
+
+class Sums:
+    """Σ over batches of K products, in the dtype of sums.
+
+    Args:
+        count: K.
+        space: the parameters.
+    """
+
+    def __init__(self, count: int, space: ParameterSpace) -> None:
+        self._shape = (count, space.size)
+        self._space = space
+        self._dtype = dtype_of_sums(space.dtype)
+        self._rows: Tensor | None = None
+
+    def add(self, products: Tensor | Iterable[Blocks]) -> None:
+        """Adds the products of one batch: rows ``[K, P]``, or blocks one after the other, which are emptied."""
+        rows, space = self._rows, self._space
+        if isinstance(products, Tensor):
+            self._rows = products.to(self._dtype) if rows is None else rows.add_(products)
+            return
+        first = rows is None
+        if rows is None:
+            rows = torch.empty(self._shape, dtype=self._dtype, device=space.device)
+        for row, product in zip(rows, products, strict=True):
+            for place in reversed(space.blocks(row)):
+                block = product.pop()  # freed once it is written: no two vectors exist whole
+                if first:
+                    place.copy_(block)
+                else:
+                    place.add_(block)
+        self._rows = rows
+
+    def rows(self) -> Tensor:
+        """The sums, ``[K, P]``: zeros where no batch had a sample, though another rank's may."""
+        if self._rows is None:
+            return torch.zeros(self._shape, dtype=self._dtype, device=self._space.device)
+        return self._rows
 
 
 def narrowed(columns: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from curvext.arguments import as_choice
+from curvext.dtypes import dtype_of_sums
 from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.fisher import FisherOperator, MCFisherOperator
 from curvext.operators.ggn import GGNOperator
 from curvext.options import FunctionOptions, spelled_out
 from curvext.processes import Group
-from curvext.space import Selection, dtype_of_sums
+from curvext.space import Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # that of typing needs Python 3.11

@@ -11,17 +11,15 @@ from torch import Tensor, nn
 
 from curvext.arguments import as_choice, as_integer, as_number
 from curvext.finite import finite_answer
-from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.operators.linear import LinearOperator, Vector
 from curvext.operators.sample_gradients import SampleGradients, narrowed_blocks
 from curvext.options import Options, spelled_out
-from curvext.per_sample.backward_pass import Tape
 from curvext.per_sample.recorded import Records
 from curvext.per_sample.reductions import SquaredNorms, SquareSum
-from curvext.problem import Problem
+from curvext.problem import Pass, Problem
 from curvext.processes import Group, Saying, collective
-from curvext.products.kept_graph import Linearisation
+from curvext.products.linearisation import Linearisation
 from curvext.results import EigenResult
 from curvext.space import Selection
 
@@ -98,17 +96,14 @@ class EmpiricalFisherOperator(CurvatureOperator):
         token = self._per == "token"
         return super()._saying(method, vectors, self._positions if token else count)
 
-    def _visit(self, visitor: Callable[[Linearisation | Records], None]) -> None:
-        if self._per == "token":
-            self._problem.visit(visitor)
-        else:
-            self._problem.visit_records(lambda batch, number: visitor(batch))
+    def _batches(self) -> Pass[Linearisation] | Pass[Records | Linearisation]:
+        return self._problem.linearisations() if self._per == "token" else self._problem.records()
 
     def _taken(self, columns: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         # records take vectors of any dtype
         return super()._taken(columns) if self._per == "token" else (columns, None)
 
-    def _block(
+    def _product(
         self, at: Linearisation | Records, columns: list[Blocks]
     ) -> Tensor | Iterator[Blocks]:
         if isinstance(at, Records):
@@ -135,20 +130,14 @@ class EmpiricalFisherOperator(CurvatureOperator):
         """Of the last call that was made by all ranks together."""
         if self._problem.loss.reduction == "sum":
             return 1.0
-        return self._problem.counted * self._problem.mean_scale() ** 2
+        return self._problem.ranks.counted * self._problem.mean_scale() ** 2
 
     def _positions(self) -> float:
         """M of this rank's data."""
         if self._problem.loss.reduction == "sum":
             return 0.0
-        positions = 0
-
-        def count(tape: Tape, point: LossPoint) -> None:
-            nonlocal positions
-            positions += point.positions
-
-        self._problem.visit_tapes(count)
-        return positions
+        with self._problem.tapes() as batches:
+            return sum(point.positions for _, point in batches)
 
     @collective
     def diagonal(self) -> Tensor:
@@ -162,18 +151,16 @@ class EmpiricalFisherOperator(CurvatureOperator):
     def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
 
-        def summed() -> SquareSum:
-            squares = SquareSum(self._problem.space)
-
-            def add(tape: Tape, point: LossPoint) -> None:
-                token = self._per == "token"
-                columns = point.residual_by_position() if token else [point.residual_by_sample]
-                squares.play(tape, ((column, 1.0) for column in columns))
-
-            self._problem.visit_tapes(add)
-            return squares
-
-        squares = self._problem.together(self._saying(".diagonal"), summed)
+        token = self._per == "token"
+        with self._problem.call(self._saying(".diagonal")) as rounds:
+            for _ in rounds:
+                squares = SquareSum(self._problem.space)
+                with self._problem.tapes() as batches:
+                    for tape, point in batches:
+                        columns = (
+                            point.residual_by_position() if token else [point.residual_by_sample]
+                        )
+                        squares.play(tape, ((column, 1.0) for column in columns))
         return squares.named(self._scale(), dtype or self.dtype, self.group)
 
     @collective
@@ -183,7 +170,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         In ``dtype``, or that of the operator.
         """
         self._samples_only("gradient_norms")
-        with self._problem.watch.in_order(_ROWS_GIVEN):
+        with self._problem.data_check.in_order(_ROWS_GIVEN):
             squared = self._squared_norms()
         return squared.sqrt_().mul_(self._problem.sample_scale()).to(dtype or self.dtype)
 
@@ -444,19 +431,15 @@ class EmpiricalFisherOperator(CurvatureOperator):
         )
 
     def _squared_norms(self) -> Tensor:
-        def measured() -> Tensor:
-            parts = [SquaredNorms(0, self._problem.space).total]
-
-            def measure(tape: Tape, point: LossPoint) -> None:
-                norms = SquaredNorms(tape.samples, self._problem.space)
-                tape.play(norms, point.residual_by_sample)
-                parts.append(norms.total)
-
-            self._problem.visit_tapes(measure)
-            return torch.cat(parts)
-
-        mine = self._problem.together(self._saying(".gradient_norms"), measured)
-        rows = self.group.rows(mine, self._problem.shares)
+        with self._problem.call(self._saying(".gradient_norms")) as rounds:
+            for _ in rounds:
+                parts = [SquaredNorms(0, self._problem.space).total]
+                with self._problem.tapes() as batches:
+                    for tape, point in batches:
+                        norms = SquaredNorms(tape.samples, self._problem.space)
+                        tape.play(norms, point.residual_by_sample)
+                        parts.append(norms.total)
+        rows = self.group.rows(torch.cat(parts), self._problem.ranks.shares)
         return finite_answer(rows, "per-sample gradient norms")
 
     def _samples_only(self, method: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,17 @@ from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator, pulled_back
 from curvext.operators.ggn import GGNOperator
 from curvext.options import Options, spelled_out
-from curvext.per_sample.backward_pass import Tape
 from curvext.per_sample.reductions import SquareSum
-from curvext.problem import Problem
+from curvext.problem import Pass, Problem
 from curvext.processes import Group, collective
-from curvext.products.kept_graph import Linearisation
+from curvext.products.linearisation import Linearisation
 from curvext.space import Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # those of typing need Python 3.11
+
+
+Item = TypeVar("Item")
 
 
 class FisherOperator(GGNOperator):
@@ -113,15 +116,20 @@ class MCFisherOperator(CurvatureOperator):
     def _name(self) -> str:
         return f"{type(self).__name__}(samples={self._samples}, seed={self._seed})"
 
-    def _visit(self, visitor: Callable[[Any], None]) -> None:
-        with self._problem.watch.in_order(LABELS, always=True):
-            super()._visit(visitor)
+    def _batches(self) -> Pass[Linearisation]:
+        return self._in_order(self._problem.linearisations())
 
-    def _block(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
+    @contextmanager
+    def _in_order(self, batches: Pass[Item]) -> Iterator[Iterator[Item]]:
+        """A pass in the order of those before it: the labels drawn depend on it."""
+        with self._problem.data_check.in_order(LABELS, always=True), batches as iterator:
+            yield iterator
+
+    def _product(self, at: Linearisation, columns: list[Blocks]) -> Iterator[Blocks]:
         tangents = [at.jvp(v) for v in columns]
         products = [torch.zeros_like(t) for t in tangents]
         for draw in range(self._samples):
-            score = at.point.sampled(self._seed, draw, self._problem.start + at.first)
+            score = at.point.sampled(self._seed, draw, self._problem.ranks.start + at.first)
             for product, tangent in zip(products, tangents, strict=True):
                 inner = (score * tangent).reshape(len(score), -1).sum(1)
                 product += score * inner.view([-1] + [1] * (score.ndim - 1))
@@ -139,20 +147,18 @@ class MCFisherOperator(CurvatureOperator):
     def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
 
-        def summed() -> SquareSum:
-            squares = SquareSum(self._problem.space)
-
-            def add(tape: Tape, point: LossPoint) -> None:
-                first = self._problem.start + tape.first
-                draws = range(self._samples)
-                squares.play(tape, ((point.sampled(self._seed, k, first), 1.0) for k in draws))
-
-            with self._problem.watch.in_order(LABELS, always=True):
-                self._problem.visit_tapes(add)
-            return squares
-
-        squares = self._problem.together(self._saying(".diagonal"), summed)
+        with self._problem.call(self._saying(".diagonal")) as rounds:
+            for _ in rounds:
+                squares = SquareSum(self._problem.space)
+                with self._in_order(self._problem.tapes()) as batches:
+                    for tape, point in batches:
+                        squares.play(tape, self._drawn(point, tape.first))
         return squares.named(self._scale(), dtype or self.dtype, self.group)
+
+    def _drawn(self, point: LossPoint, first: int) -> Iterator[tuple[Tensor, float]]:
+        """The residual at each draw of a batch whose first datum has the index ``first`` on this rank."""
+        for draw in range(self._samples):
+            yield point.sampled(self._seed, draw, self._problem.ranks.start + first), 1.0
 
     @collective
     def trace(self) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.per_sample.reductions import SquareSum
+from curvext.problem import Pass
 from curvext.processes import collective
-from curvext.products.kept_graph import Linearised
+from curvext.products.linearisation import Linearised
 
 
 class GGNOperator(CurvatureOperator):
@@ -32,10 +32,10 @@ class GGNOperator(CurvatureOperator):
         tensor([1., 2.])
     """
 
-    def _visit(self, visitor: Callable[[Any], None]) -> None:
-        self._problem.visit_for_ggn(visitor)
+    def _batches(self) -> Pass[Linearised]:
+        return self._problem.ggn_batches()
 
-    def _block(self, at: Linearised, columns: list[Blocks]) -> Iterator[Blocks]:
+    def _product(self, at: Linearised, columns: list[Blocks]) -> Iterator[Blocks]:
         return at.ggn_mm(columns)
 
     @collective
@@ -53,12 +53,12 @@ class GGNOperator(CurvatureOperator):
     def named_diagonal(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The same by parameter, without the flat vector; in ``dtype``, or that of the operator."""
 
-        def summed() -> SquareSum:
-            squares = SquareSum(self._problem.space)
-            self._problem.visit_tapes(lambda tape, point: squares.play(tape, point.root_columns()))
-            return squares
-
-        squares = self._problem.together(self._saying(".diagonal"), summed)
+        with self._problem.call(self._saying(".diagonal")) as rounds:
+            for _ in rounds:
+                squares = SquareSum(self._problem.space)
+                with self._problem.tapes() as batches:
+                    for tape, point in batches:
+                        squares.play(tape, point.root_columns())
         return squares.named(self._problem.mean_scale(), dtype or self.dtype, self.group)
 
     @collective

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from curvext.operators.curvature import Blocks, CurvatureOperator
-from curvext.products.kept_graph import SecondDerivatives
+from curvext.problem import Pass
+from curvext.products.linearisation import SecondDerivatives
 
 
 class HessianOperator(CurvatureOperator):
@@ -30,10 +30,10 @@ class HessianOperator(CurvatureOperator):
         tensor([1., 2.])
     """
 
-    def _visit(self, visitor: Callable[[Any], None]) -> None:
-        self._problem.visit_twice(visitor)
+    def _batches(self) -> Pass[SecondDerivatives]:
+        return self._problem.second_derivatives()
 
-    def _block(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Blocks]:
+    def _product(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Blocks]:
         return (at.hvp(v, last=v is columns[-1]) for v in columns)
 
 
@@ -45,8 +45,8 @@ class ModelCurvatureOperator(CurvatureOperator):
     network is linear in its parameters (last layer alone, say). Always by autograd.
     """
 
-    def _visit(self, visitor: Callable[[Any], None]) -> None:
-        self._problem.visit_twice(visitor)
+    def _batches(self) -> Pass[SecondDerivatives]:
+        return self._problem.second_derivatives()
 
-    def _block(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Blocks]:
+    def _product(self, at: SecondDerivatives, columns: list[Blocks]) -> Iterator[Blocks]:
         return (at.model_curvature_vp(v, last=v is columns[-1]) for v in columns)

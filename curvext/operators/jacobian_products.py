@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from curvext.arguments import check_dense
-from curvext.evaluation.evaluation import is_finite
+from curvext.dtypes import dtype_of_sums
+from curvext.finite import is_finite
 from curvext.operators.curvature import narrowed
 from curvext.operators.ggn import GGNOperator
 from curvext.problem import Problem
-from curvext.products.kept_graph import Linearisation
-from curvext.space import dtype_of_sums
 
 #: what the order of the data matters to
 _OUTPUTS = "the outputs of samples go"
@@ -32,12 +31,10 @@ def jvp(problem: Problem, v: Tensor | Mapping[str, Tensor]) -> Tensor:
     blocks = [problem.space.blocks(c) for c in columns]
     parts: list[list[Tensor]] = [[] for _ in columns]
 
-    def add(at: Linearisation) -> None:
-        for part, block in zip(parts, blocks, strict=True):
-            part.append(at.jvp(block).detach().to(problem.dtype))
-
-    with problem.watch.in_order(_OUTPUTS):
-        problem.visit(add)
+    with problem.data_check.in_order(_OUTPUTS), problem.linearisations() as batches:
+        for at in batches:
+            for part, v_blocks in zip(parts, blocks, strict=True):
+                part.append(at.jvp(v_blocks).detach().to(problem.dtype))
     products = [_concatenated(part) for part in parts]
     if factors is not None:
         products = [p * f.to(p.dtype) for p, f in zip(products, factors, strict=True)]
@@ -83,18 +80,17 @@ def vjp(problem: Problem, u: Tensor) -> Tensor:
     with torch.inference_mode(False):  # it is added to where that is off
         total = torch.zeros(space.size, dtype=dtype_of_sums(space.dtype), device=space.device)
 
-    def add(at: Linearisation) -> None:
-        residual = at.point.residual
-        mine = rows[at.first : at.first + len(residual)]
-        if mine.shape != residual.shape:
-            raise ValueError(
-                f"vjp: u: expected outputs of shape {list(residual.shape[1:])} for each sample, got {list(u.shape[1:])}"
-            )
-        pulled = at.vjp(mine.to(residual.dtype), last=True)
-        total.add_(torch.cat([p.reshape(-1) for p in pulled]))
-
-    with problem.watch.in_order(_OUTPUTS):
-        problem.visit(add)
+    with problem.data_check.in_order(_OUTPUTS), problem.linearisations() as batches:
+        for at in batches:
+            residual = at.point.residual
+            mine = rows[at.first : at.first + len(residual)]
+            if mine.shape != residual.shape:
+                raise ValueError(
+                    f"vjp: u: expected outputs of shape {list(residual.shape[1:])} for each sample, got "
+                    f"{list(u.shape[1:])}"
+                )
+            pulled = at.vjp(mine.to(residual.dtype), last=True)
+            total.add_(torch.cat([p.reshape(-1) for p in pulled]))
     if factors is not None:
         total.mul_(factors[0])
     return total.to(problem.dtype)

@@ -65,6 +65,9 @@ class LinearOperator(ABC):
             TypeError: ``v`` is no tensor or has another dtype.
             ValueError: its shape or device does not fit, or it contains nan or inf.
         """
+        return self._matvec(v)
+
+    def _matvec(self, v: Tensor) -> Tensor:
         where = f"{type(self).__name__} @ v"
         self._check(v, where, 1)
         return finite_answer(self._columns([v.contiguous()])[0], where, self.check_finite)
@@ -88,9 +91,9 @@ class LinearOperator(ABC):
         if isinstance(v, Tensor):
             if v.ndim == 2:
                 return self.matmat(v)
-            return self.matvec(v)
+            return self._matvec(v)
         if isinstance(v, Mapping):
-            return self.split(self.matvec(self.flatten(v)))
+            return self.split(self._matvec(self.flatten(v)))
         raise TypeError(f"A @ v: expected a tensor or {{name: tensor}}, got {type(v).__name__}")
 
     @property
@@ -228,8 +231,8 @@ class LinearOperator(ABC):
     # ------------------------------------------------------------------ checks
 
     def _check(self, v: Any, where: str, *ndim: int) -> None:
-        check_dense(where, v)
-        if v.ndim not in ndim or v.shape[0] != self.size:
+        if not isinstance(v, Tensor) or v.ndim not in ndim or v.shape[0] != self.size:
+            check_dense(where, v)
             shapes = {1: f"[{self.size}]", 2: f"[{self.size}, K]"}
             wanted = " or ".join(shapes[n] for n in ndim)
             raise ValueError(f"{where}: expected shape {wanted}, got {list(v.shape)}")

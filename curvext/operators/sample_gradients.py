@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
 from curvext.finite import finite_answer
 from curvext.operators.curvature import Blocks, narrowed
 from curvext.per_sample.parcels import Parcel, packed, unpacked
@@ -16,8 +17,8 @@ from curvext.per_sample.recorded import Records
 from curvext.per_sample.widened import in_float64
 from curvext.problem import Problem
 from curvext.processes import Saying, Words
-from curvext.products.kept_graph import Linearisation
-from curvext.space import ParameterSpace, dtype_of_sums
+from curvext.products.linearisation import Linearisation
+from curvext.space import ParameterSpace
 
 #: what the order of the data matters to
 _ROWS = "the rows of the Gram matrix go"
@@ -55,11 +56,13 @@ class SampleGradients:
             vectors: what that goes by beside.
         """
         problem = self._problem
-        saying = Saying(call, vectors)
-        if problem.group.alone:
-            gram = problem.together(saying, self._own)
-        else:
-            mine = problem.together(saying, self._all)
+        with problem.call(Saying(call, vectors)) as rounds:
+            for _ in rounds:
+                if problem.group.alone:
+                    gram = self._own()
+                else:
+                    mine = self._all()
+        if not problem.group.alone:
             gram = self._across(mine, mine)
         return finite_answer((gram + gram.T) / 2, "gram")
 
@@ -75,32 +78,34 @@ class SampleGradients:
                 "gram: other: it and this operator are of different process groups, or one has process_group= and one "
                 "has not"
             )
-        if not problem.group.alone:
-            mine = problem.together(Saying("gram"), self._all)
-            theirs = other._problem.together(Saying("gram: other"), other._all)
-            return self._across(mine, theirs)
-        with_other = problem.together(Saying("gram"), lambda: self._own_with(other))
-        other._problem.together(Saying("gram: other"), lambda: None)
-        return with_other
+        alone = problem.group.alone
+        with problem.call(Saying("gram")) as rounds:
+            for _ in rounds:
+                if alone:
+                    with_other = self._own_with(other)
+                else:
+                    mine = self._all()
+        with other._problem.call(Saying("gram: other")) as rounds:
+            for _ in rounds:
+                if not alone:
+                    theirs = other._all()
+        return with_other if alone else self._across(mine, theirs)
 
     def _own(self) -> Tensor:
         """The rows of one process: batches are met in pairs, two of them in memory."""
         blocks: dict[tuple[int, int], Tensor] = {}
 
-        def outer(left: Records | Linearisation, i: int) -> None:
-            records = self._recorded(left)
-
-            def inner(right: Records | Linearisation, j: int) -> None:
-                if j >= i:
-                    blocks[i, j] = records.gram(records if j == i else self._recorded(right))
-
-            self._visit(inner)
-
-        self._visit(outer)
-        numbers = sorted({i for i, _ in blocks})
+        count = 0
+        with self._batches() as outer:
+            for i, left in enumerate(outer):
+                mine, count = self._recorded(left), i + 1
+                with self._batches() as inner:
+                    for j, right in enumerate(inner):
+                        if j >= i:
+                            blocks[i, j] = mine.gram(mine if j == i else self._recorded(right))
         rows = [
-            torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in numbers], 1)
-            for i in numbers
+            torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in range(count)], 1)
+            for i in range(count)
         ]
         return torch.cat(rows)
 
@@ -110,26 +115,26 @@ class SampleGradients:
         kind = self._problem.space.device.type
         casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
 
-        def outer(left: Records | Linearisation, i: int) -> None:
-            records = self._recorded(left)
-            row: list[Tensor] = []
-            # within a pass the caller's autocast is switched off
-            with torch.autocast(kind, casts) if casts else nullcontext():
-                other._visit(lambda right, j: row.append(records.gram(other._recorded(right))))
-            rows.append(torch.cat(row, 1))
-
-        self._visit(outer)
+        with self._batches() as outer:
+            for left in outer:
+                mine = self._recorded(left)
+                # within a pass the caller's autocast is switched off
+                with (
+                    torch.autocast(kind, casts) if casts else nullcontext(),
+                    other._batches() as inner,
+                ):
+                    row = [mine.gram(other._recorded(right)) for right in inner]
+                rows.append(torch.cat(row, 1))
         return torch.cat(rows)
 
     def _all(self) -> list[Records]:
         """The records of this rank's shard, all at once: they travel."""
-        found: list[Records] = []
-        self._visit(lambda batch, _: found.append(self._recorded(batch)))
-        return found
+        with self._batches() as batches:
+            return [self._recorded(batch) for batch in batches]
 
     def _across(self, mine: list[Records], travelling: list[Records]) -> Tensor:
         """Inner products of all ranks' gradients with records of each rank in turn, which go round the ring."""
-        group, shares = self._problem.group, self._problem.shares
+        group, shares = self._problem.group, self._problem.ranks.shares
         parcel = packed(travelling)
         labels = group.objects(parcel.label)
         tensors, blocks = parcel.tensors, {group.rank: self._met(mine, travelling)}
@@ -163,20 +168,16 @@ class SampleGradients:
         problem = self._problem
         columns = [problem.space.blocks(c) for c in b.T.contiguous()]
 
-        def local() -> Tensor:
-            parts = [self._zeros(0, b.shape[1])]
-
-            def multiply(batch: Records | Linearisation, number: int) -> None:
-                if self._wide or isinstance(batch, Records):
-                    parts.append(self._recorded(batch).dot(columns))
-                else:
-                    parts.append(_slopes(batch, columns, problem.space))
-
-            self._visit(multiply)
-            return torch.cat(parts)
-
-        mine = problem.together(Saying(call, vectors), local)
-        return problem.group.rows(mine, problem.shares)
+        with problem.call(Saying(call, vectors)) as rounds:
+            for _ in rounds:
+                parts = [self._zeros(0, b.shape[1])]
+                with self._batches() as batches:
+                    for batch in batches:
+                        if self._wide or isinstance(batch, Records):
+                            parts.append(self._recorded(batch).dot(columns))
+                        else:
+                            parts.append(_slopes(batch, columns, problem.space))
+        return problem.group.rows(torch.cat(parts), problem.ranks.shares)
 
     def transposed_times(
         self, c: Tensor, where: str = "Rᵀ c", vectors: Sequence[Tensor] = ()
@@ -188,38 +189,40 @@ class SampleGradients:
         """
         problem = self._problem
 
-        def local() -> Tensor:
-            total = self._zeros(problem.space.size, c.shape[1])
-            start = problem.start
-
-            def add(batch: Records | Linearisation, number: int) -> None:
-                nonlocal start
-                samples = batch.samples if isinstance(batch, Records) else len(batch.point.residual)
-                weights = c[start : start + samples].T
-                start += samples
-                if weights.shape[1] < samples:
-                    return  # the pass goes on to tell how many there are
-                if self._wide or isinstance(batch, Records):
-                    total.add_(self._recorded(batch).weighted_sum(weights.contiguous()).T)
-                else:
-                    _add_pulled_back(total, batch, weights)
-
-            self._visit(add)
-            return total
-
-        total = problem.together(Saying(where, vectors, by_index=True), local)
+        with problem.call(Saying(where, vectors, by_index=True)) as rounds:
+            for _ in rounds:
+                total = self._transposed(c)
         samples = problem.totals.samples
         if samples != len(c):
             raise ValueError(f"{where}: expected {samples} rows, one for each sample, got {len(c)}")
         return problem.group.sum(total)
 
+    def _transposed(self, c: Tensor) -> Tensor:
+        """This rank's part of Rᵀ c."""
+        total = self._zeros(self._problem.space.size, c.shape[1])
+        start = self._problem.ranks.start
+        with self._batches() as batches:
+            for batch in batches:
+                samples = batch.samples if isinstance(batch, Records) else len(batch.point.residual)
+                weights = c[start : start + samples].T
+                start += samples
+                if weights.shape[1] < samples:
+                    continue  # the pass goes on to tell how many there are
+                if self._wide or isinstance(batch, Records):
+                    total.add_(self._recorded(batch).weighted_sum(weights.contiguous()).T)
+                else:
+                    _add_pulled_back(total, batch, weights)
+        return total
+
     # ------------------------------------------------------------------ passes
 
-    def _visit(self, visitor: Callable[[Records | Linearisation, int], None]) -> None:
-        """All passes of one R go by the same rows."""
-        with self._problem.watch.in_order(self._order, always=self._begun):
+    @contextmanager
+    def _batches(self) -> Iterator[Iterator[Records | Linearisation]]:
+        """One pass; all passes of one R are in the same order of rows."""
+        with self._problem.data_check.in_order(self._order, always=self._begun):
             self._begun = True
-            self._problem.visit_records(visitor)
+            with self._problem.records() as batches:
+                yield batches
 
     def _recorded(self, batch: Records | Linearisation) -> Records:
         records = _recorded(batch)

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from curvext.gradients.structured import (
-    OuterGradient,
-    RowsGradient,
-    StructuredGradient,
-    TiedGradient,
-    join,
-)
+from curvext.gradients.joined import TiedGradient, join
+from curvext.gradients.outer_product import OuterGradient
+from curvext.gradients.rows import RowsGradient
+from curvext.gradients.structured import StructuredGradient
 from curvext.graph.autograd_graph import Graph, leaf_variable
 from curvext.operations.node import DetachedSaved, Node
 from curvext.operations.operation import OutputGradient

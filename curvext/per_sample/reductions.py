@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from curvext.contents import gathered
+from curvext.dtypes import dtype_of_sums
 from curvext.finite import finite_answer, is_finite
-from curvext.gradients.structured import OuterGradient, StructuredGradient
+from curvext.gradients.outer_product import OuterGradient
+from curvext.gradients.structured import StructuredGradient
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import Tape
 from curvext.processes import ALONE, Group
-from curvext.space import ParameterSpace, dtype_of_sums
+from curvext.space import ParameterSpace
 
 
 class BlockSum:

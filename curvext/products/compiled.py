@@ -24,6 +24,7 @@ from curvext.products.kept_graph import (
     check_twice_differentiable,
 )
 from curvext.products.partition import Partition, Values
+from curvext.space import ParameterSpace
 from curvext.torch_internals.switches import deterministic_algorithms
 
 #: the stages: inputs that come with each, and what it gives
@@ -38,15 +39,15 @@ class Compiler:
 
     Args:
         forward: the model as a function of a batch.
-        parameters: the leaves θ.
+        space: the parameters θ.
         backend: of ``torch.compile``.
     """
 
-    def __init__(self, forward: Forward, parameters: Sequence[Tensor], backend: str) -> None:
+    def __init__(self, forward: Forward, space: ParameterSpace, backend: str) -> None:
         self._forward = forward
-        self._parameters = parameters
+        self._space = space
         self._backend = backend
-        self._device = self._parameters[0].device
+        self._device = space.device
         self._traces: dict[tuple[object, ...], Partition] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,22 +56,38 @@ class Compiler:
     def __str__(self) -> str:
         return f"{self._backend}, {len(self._traces)} traces"
 
+    @property
+    def _parameters(self) -> list[Tensor]:
+        """θ, as it stands now."""
+        return list(self._space.parameters.values())
+
     def rebuilt(self) -> None:
         """The model has other modules: it is traced anew."""
         self._traces.clear()
 
-    def jacobian(self, batch: Any, loss: OutputLoss, first: int) -> tuple[Tensor, CompiledJacobian]:
-        """The output of a batch, and the batch ready for products with J; call inside ``forward.isolated()``."""
-        output, started = self._start(batch, loss, twice=False)
+    def jacobian(
+        self, batch: Any, loss: OutputLoss, first: int, number: int
+    ) -> tuple[Tensor, CompiledJacobian]:
+        """The output of a batch, and the batch ready for products with J; call inside ``forward.isolated()``.
+
+        Args:
+            batch: the batch.
+            loss: ℓ.
+            first: index of its first datum.
+            number: of the batch in its pass.
+        """
+        output, started = self._start(batch, loss, number, twice=False)
         return output, CompiledJacobian(*started, self._parameters, first)
 
-    def second_derivatives(self, batch: Any, loss: OutputLoss) -> tuple[Tensor, CompiledHessian]:
+    def second_derivatives(
+        self, batch: Any, loss: OutputLoss, number: int
+    ) -> tuple[Tensor, CompiledHessian]:
         """Likewise, ready for products with second derivatives."""
-        output, started = self._start(batch, loss, twice=True)
+        output, started = self._start(batch, loss, number, twice=True)
         return output, CompiledHessian(*started, self._parameters)
 
     def _start(
-        self, batch: Any, loss: OutputLoss, twice: bool
+        self, batch: Any, loss: OutputLoss, number: int, twice: bool
     ) -> tuple[Tensor, tuple[Partition, Values, LossPoint]]:
         given = _distinct([*self._forward.tensors(), *tensors(batch)])
         key = (
@@ -92,7 +109,7 @@ class Compiler:
             return output
 
         output, target = self._forward.checked(batch, evaluate)
-        point = loss.at(output, target)
+        point = loss.at(output, target, number)
         if staged.awaits(_BACKWARD):  # first derivatives do without the residual
             _, saved = staged.run(_BACKWARD, saved, _plain([point.residual]))
         return output, (staged, saved, point)

@@ -1,9 +1,8 @@
-"""J v, Jᵀ u and second derivatives on a kept graph: the network runs once, products follow."""
+"""J v, Jᵀ u and second derivatives on PyTorch's own graph, kept: the network runs once, products follow."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from curvext.losses import LossPoint
 from curvext.operations.table import operation
 from curvext.products.gradient_graph import GradientGraph
 from curvext.products.jacobian_rows import JacobianRows
+from curvext.products.linearisation import Linearisation, SecondDerivatives
 from curvext.products.tangents import Tangents
 
 
@@ -43,74 +43,6 @@ class _Residual(torch.autograd.Function):
         if not ctx.curvature.active:
             return None, None
         return ctx.curvature.point.hessian_mm(u.unsqueeze(0)).squeeze(0), None
-
-
-class Linearised(ABC):
-    """One batch at fixed parameters, ready for products with G."""
-
-    #: whether it outlives this pass; if not, the last product with its graph frees it on the way
-    kept: bool = True
-
-    @abstractmethod
-    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
-        """Jᵀ H_ℓ J v per parameter for each v, which has one tensor per parameter, one after the other.
-
-        Nothing follows in this pass.
-        """
-
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes that keeping this costs."""
-
-
-class Linearisation(Linearised):
-    """One batch at fixed parameters, ready for products with J = ∂f/∂θ and its transpose.
-
-    Args:
-        point: the loss at f.
-        first: index of the batch's first datum among all.
-    """
-
-    def __init__(self, point: LossPoint, first: int) -> None:
-        self.point = point
-        self.first = first
-
-    @abstractmethod
-    def jvp(self, v: Sequence[Tensor]) -> Tensor:
-        """J v in the shape of the output; ``v`` has one tensor per parameter."""
-
-    @abstractmethod
-    def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
-        """Jᵀ u per parameter; ``u`` has the shape of the output, ``last`` says that nothing follows in this pass."""
-
-    @property
-    def gradient(self) -> list[Tensor]:
-        """∇ℓ per parameter, unnormalised, without graph; nothing follows in this pass."""
-        return self.vjp(self.point.residual, last=True)
-
-    def ggn_mm(self, columns: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
-        # one vector needs no copy: outputs are the largest tensors of a language model
-        moved = [self.jvp(v) for v in columns]
-        tangents = moved.pop().unsqueeze(0) if len(moved) == 1 else torch.stack(moved)
-        outputs = list(self.point.hessian_mm(tangents))
-        del moved, tangents
-        for u in outputs:
-            yield self.vjp(u, last=u is outputs[-1])
-
-
-class SecondDerivatives(ABC):
-    """One batch at fixed parameters, ready for products with second derivatives of its loss."""
-
-    #: as in :class:`Linearised`
-    kept: bool = True
-
-    @abstractmethod
-    def hvp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
-        """∂²ℓ/∂θ² v per parameter: the kernel's part and the model's curvature in one pass."""
-
-    @abstractmethod
-    def model_curvature_vp(self, v: Sequence[Tensor], last: bool = False) -> list[Tensor]:
-        """Σ_c r_c ∂²f_c/∂θ² v per parameter: the same pass with the residual held fixed."""
 
 
 class KeptGraph(Linearisation, SecondDerivatives):
@@ -188,13 +120,17 @@ class KeptGraph(Linearisation, SecondDerivatives):
         )
 
     def jvp(self, v: Sequence[Tensor]) -> Tensor:
-        _refuse(self._once_differentiable)
+        if self._once_differentiable:
+            _refuse(self._once_differentiable)
         product: Tensor | None = None
         if self._hooked and self._gradient_graph is None and self.output.requires_grad:
             self._rows = self._rows or JacobianRows(self.output, self._parameters)
         if self._rows is None:
             try:
-                product = self._directional(v)
+                if self._tangents is not None:
+                    (product,) = self._tangents.of(v)
+                else:
+                    product = self._directional(v)
             except (NotImplementedError, RuntimeError) as error:
                 if not _lacks_a_derivative(error):
                     raise
@@ -211,9 +147,7 @@ class KeptGraph(Linearisation, SecondDerivatives):
         return product
 
     def _directional(self, v: Sequence[Tensor]) -> Tensor | None:
-        """J v by tangents, or as the derivative of w = Jᵀ r by r; None where nothing depends on the parameters."""
-        if self._tangents is not None:
-            return self._tangents(v)
+        """J v as the derivative of w = Jᵀ r by r; None where nothing depends on the parameters."""
         if self._gradient_graph is None:
             return None
         first = self._gradient_graph
@@ -227,9 +161,8 @@ class KeptGraph(Linearisation, SecondDerivatives):
     def vjp(self, u: Tensor, last: bool = False) -> list[Tensor]:
         if not self.output.requires_grad:
             return [torch.zeros_like(p) for p in self._parameters]
-        products = dense_or_zeros(
-            self._pulled(u, self.kept or not last or self._hooked), self._parameters
-        )
+        retain = self.kept or not last or self._hooked
+        products = dense_or_zeros(self._pulled(u, retain), self._parameters)
         if self._hooked:
             check_linear(lambda scaled: self._pulled(scaled, True), u, products)
         return products
@@ -310,9 +243,13 @@ def _refuse(once_differentiable: set[str]) -> None:
 
 def dense_or_zeros(products: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     """One dense tensor per parameter, zeros for those that nothing reached."""
-    return [
-        torch.zeros_like(p) if g is None else _dense(g) for g, p in zip(products, like, strict=True)
-    ]
+    found: list[Tensor] = []
+    for g, p in zip(products, like, strict=True):
+        if g is None:
+            found.append(torch.zeros_like(p))
+        else:
+            found.append(g.to_dense() if g.is_sparse else g)
+    return found
 
 
 def _reachable(roots: Sequence[Any]) -> list[Any]:
@@ -324,7 +261,3 @@ def _reachable(roots: Sequence[Any]) -> list[Any]:
             seen.add(node)
             stack.extend(child for child, _ in node.next_functions if child is not None)
     return list(seen)
-
-
-def _dense(t: Tensor) -> Tensor:
-    return t.to_dense() if t.is_sparse else t

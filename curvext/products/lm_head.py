@@ -13,7 +13,8 @@ from curvext.losses import LossPoint
 from curvext.operations.node import Saved
 from curvext.operations.table import operation
 from curvext.operations.view_chain import is_reshape
-from curvext.products.kept_graph import Linearised, dense_or_zeros
+from curvext.products.kept_graph import dense_or_zeros
+from curvext.products.linearisation import Linearised
 from curvext.products.tangents import Tangents
 
 

@@ -17,8 +17,6 @@ from curvext._version import __version__
 from curvext.algorithms.probes import BLOCK, Probes
 from curvext.algorithms.products import Products
 from curvext.arguments import as_integer, as_seed
-from curvext.losses import LossPoint
-from curvext.per_sample.backward_pass import Tape
 from curvext.results import Comparison, CriticalPoint, Density, Estimate
 from curvext.risk import EmpiricalRisk
 
@@ -237,12 +235,14 @@ def _costs(risk: EmpiricalRisk, comparison: Comparison, rounds: int, seed: int) 
     v = v.to(risk.space.device, risk.space.dtype)
     leaves = [p for p in risk.space.parameters.values()]
 
-    def backward(tape: Tape, point: LossPoint) -> None:
-        if tape.output.requires_grad:
-            torch.autograd.grad(tape.output, leaves, point.residual, allow_unused=True)
+    def gradient() -> None:
+        with risk.tapes() as batches:
+            for tape, point in batches:
+                if tape.output.requires_grad:
+                    torch.autograd.grad(tape.output, leaves, point.residual, allow_unused=True)
 
     ways: dict[str, Callable[[], object]] = {
-        "one gradient: a forward and a backward pass": lambda: risk.visit_tapes(backward)
+        "one gradient: a forward and a backward pass": gradient
     }
     for name, words in (("H", "Hessian"), ("G", "Gauss-Newton"), ("F_emp", "empirical Fisher")):
         if name in comparison.traces:

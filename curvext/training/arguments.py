@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvext.space import dtype_of_sums
+from curvext.dtypes import dtype_of_sums
 
 
 def check_losses(losses: Any) -> None:

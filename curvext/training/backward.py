@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
+from curvext.dtypes import dtype_of_sums
 from curvext.per_sample.backward_pass import Tape
-from curvext.space import dtype_of_sums
 from curvext.torch_internals.hooks import backward_hooks_set_aside, has_backward_hooks
 from curvext.training import graph_checks
 from curvext.training import parameters as trained_parameters

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from curvext.dtypes import dtype_of_sums
 from curvext.gradients.structured import StructuredGradient
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.reductions import BlockSum
-from curvext.space import dtype_of_sums
 from curvext.training.hook_check import OneSample
 
 

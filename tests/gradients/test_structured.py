@@ -7,14 +7,10 @@ import torch
 from compare import assert_close
 
 from curvext.gradients.convolution import ConvolutionGradient
-from curvext.gradients.structured import (
-    DenseGradient,
-    OuterGradient,
-    RowsGradient,
-    SumGradient,
-    TiedGradient,
-    join,
-)
+from curvext.gradients.dense import DenseGradient
+from curvext.gradients.joined import SumGradient, TiedGradient, join
+from curvext.gradients.outer_product import OuterGradient
+from curvext.gradients.rows import RowsGradient
 
 N, S = 5, 3
 TABLE = torch.Size((6, 4))

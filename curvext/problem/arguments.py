@@ -1,0 +1,49 @@
+"""The arguments of a risk that need a look of their own."""
+
+from __future__ import annotations
+
+import torch
+
+from curvext.arguments import as_integer
+from curvext.dtypes import dtype_of_sums
+from curvext.evaluation.evaluation import Forward
+from curvext.products.compiled import Compiler
+from curvext.space import ParameterSpace
+
+
+def checked_dtype(dtype: torch.dtype | None, own: torch.dtype) -> torch.dtype:
+    """The dtype of vectors: the parameters' own, or that of sums."""
+    allowed = {own, dtype_of_sums(own)}
+    if dtype is None:
+        return own
+    if dtype not in allowed:
+        wanted = " or ".join(sorted(map(str, allowed)))
+        raise ValueError(
+            f"dtype: expected None or {wanted} for parameters in {own}, got {dtype!r}: nothing is computed in more"
+        )
+    return dtype
+
+
+def checked_chunk(chunk: int | None) -> int | None:
+    """``chunk_outputs``: a positive number, or None for whole outputs."""
+    if chunk is None:
+        return None
+    return as_integer("chunk_outputs", chunk, 1, why="or None for whole outputs")
+
+
+def checked_compiler(
+    compile: object, chunk: object, evaluation: Forward, space: ParameterSpace
+) -> Compiler | None:
+    """What traces and compiles products, where ``compile`` asks for it."""
+    if compile is False:
+        return None
+    if chunk is not None:
+        raise ValueError(
+            "compile: does not go together with chunk_outputs, whose product is made of chunks; leave one of them"
+        )
+    backend = "inductor" if compile is True else compile
+    if not isinstance(backend, str) or backend not in torch.compiler.list_backends(None):
+        raise ValueError(
+            f"compile: expected True, False or a backend of torch.compile, got {compile!r}"
+        )
+    return Compiler(evaluation, space, backend)

@@ -1,0 +1,147 @@
+"""Is the model what it was: everything that answers depend on, read before each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvext.attributes import Marks
+from curvext.contents import contents, gathered, stored
+from curvext.data import Batches, tensors
+from curvext.evaluation.evaluation import Forward
+from curvext.finite import is_finite
+from curvext.problem.consistency import identity_of
+from curvext.space import ParameterSpace
+from curvext.torch_internals.modules import Members, modules_of, tensors_of
+from curvext.torch_internals.tensors import version_of
+
+#: a loss as the user gives it
+Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is no longer what it was.
+
+    Args:
+        parameters: other tensors stand in the places of parameters.
+        model: modules were replaced, or their attributes, hooks or ``forward`` changed.
+        loss: attributes of the loss changed.
+    """
+
+    parameters: bool
+    model: bool
+    loss: bool
+
+
+class Freshness:
+    """Compares the model, the loss and data in memory with what they were at the last look.
+
+    Compared are modules and their modes; parameters, buffers and tensors of the loss by identity, version, address
+    and contents; attributes, hooks and ``forward`` of modules and of the loss; and autocast. Contents are read only
+    if something is kept: writing to ``p.data``, and fused optimizers, leave versions as they were.
+
+    Args:
+        evaluation: the model.
+        loss: the user's.
+        batches: the data.
+        keeps: whether anything is kept between passes.
+    """
+
+    def __init__(self, evaluation: Forward, loss: Loss, batches: Batches, keeps: bool) -> None:
+        self._evaluation = evaluation
+        self._loss = loss
+        self._batches = batches
+        self._keeps = keeps
+        self._state: list[object] | None = None
+        self._members: Members = evaluation.members
+        self._of_model: object = None
+        self._of_loss: object = None
+
+    def forget(self) -> None:
+        """The next look finds a change."""
+        self._state = None
+
+    def distrust(self) -> None:
+        """The last change could not be followed: the next look finds everything changed."""
+        self._state, self._of_model, self._of_loss = None, object(), object()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy or a pickle has other tensors
+        return {**vars(self), "_state": None, "_of_model": None, "_of_loss": None}
+
+    def look(self) -> Change | None:
+        """What changed since the last look, or None. A change is known as soon as this returns."""
+        state, of_model, of_loss = self._read()
+        if state == self._state:
+            return None
+        before, now = self._members, self._evaluation.members
+        known = self._of_model is not None
+        change = Change(
+            [id(p) for p in before.parameters] != [id(p) for p in now.parameters],
+            [id(m) for m in before.modules] != [id(m) for m in now.modules]
+            or (known and self._of_model != of_model),
+            known and self._of_loss != of_loss,
+        )
+        self._state, self._members = state, now
+        self._of_model, self._of_loss = of_model, of_loss
+        return change
+
+    def _read(self) -> tuple[list[object], object, object]:
+        """The whole state, and of it the attributes of the model and those of the loss."""
+        members = self._evaluation.look()
+        held = [*members.parameters, *members.buffers, *tensors_of_loss(self._loss)]
+        parts = stored(held)  # the parts of a sparse tensor are other objects each time
+        state: list[object] = [(id(m), m.training) for m in members.modules]
+        state += [(id(t), version_of(t)) for t in held]
+        state += [t.data_ptr() for t in parts]
+        kind = self._evaluation.space.device.type
+        casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        state.append(casts or self._evaluation.casts)  # within a pass, autocast is switched off
+        marks = Marks({id(t) for t in held})
+        model_marks: object = self._evaluation.attributes(marks)
+        loss_marks: object = _marks_of(self._loss, marks)
+        state += [model_marks, loss_marks]
+        if self._keeps:
+            parts += [t for t in marks.tensors if _is_plain(t)]
+            state += contents(parts)  # on CUDA this waits for the device once
+        if self._batches.resident:
+            state += [identity_of(stored(tensors(batch))) for batch in self._batches]
+        return state, model_marks, loss_marks
+
+
+def check_finite(space: ParameterSpace) -> None:
+    """Raises a ValueError that names the first parameter which contains nan or inf."""
+    values = [p.detach() for p in space.parameters.values()]
+    if (
+        space.device.type == "cuda"
+    ):  # every look waits for the device; an overflow of the squares only costs time
+        finite = is_finite(torch.nn.utils.get_total_norm(values))
+    else:
+        finite = all(is_finite(t) for t in gathered(values))
+    if finite:
+        return
+    for name, p in space.parameters.items():
+        if not is_finite(p):
+            raise ValueError(f"params: {name!r} contains nan or inf")
+
+
+def tensors_of_loss(loss: Loss) -> list[Tensor]:
+    """The parameters and buffers of a loss: weights of classes, say."""
+    return tensors_of(loss) if isinstance(loss, nn.Module) else []
+
+
+def _marks_of(loss: Loss, marks: Marks) -> object:
+    """What a loss depends on beside parameters and buffers: label_smoothing, say."""
+    if isinstance(loss, nn.Module):
+        return marks.of_modules(modules_of(loss)), [id(t) for t in tensors_of(loss)]
+    return marks.of(loss)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether a tensor among the attributes can be read as parameters are."""
+    return type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and not t.is_meta

@@ -1,0 +1,240 @@
+"""What each batch is ready for, made when it is first needed and kept within the budget of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from curvext.cache import Cache
+from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.hooks import same
+from curvext.losses import LossPoint, OutputLoss
+from curvext.operations.detours import GraphUse
+from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.plan_cache import plan_cache_of
+from curvext.per_sample.recorded import Records
+from curvext.problem.totals import BatchTotals
+from curvext.products.compiled import CompiledHessian, CompiledJacobian, Compiler
+from curvext.products.kept_graph import KeptGraph
+from curvext.products.linearisation import Linearisation, Linearised, SecondDerivatives
+from curvext.products.lm_head import LMHeadLinearisation
+from curvext.space import ParameterSpace
+
+Item = TypeVar("Item", covariant=True)
+Compiled = TypeVar("Compiled", CompiledJacobian, CompiledHessian)
+
+#: per-sample gradients that have to be materialised are kept up to this many elements for each batch
+_MATERIALISED_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True)
+class BatchSlot:
+    """A batch and its place in the data.
+
+    Args:
+        number: of the batch in its pass.
+        first: index of its first datum among those of this rank.
+        batch: the batch.
+        key: of its content.
+    """
+
+    number: int
+    first: int
+    batch: Any
+    key: int
+
+
+@dataclass(frozen=True)
+class Kept(Generic[Item]):
+    """Something made of a batch, with what the batch adds to the totals."""
+
+    totals: BatchTotals
+    item: Item
+
+    def nbytes(self) -> int:
+        """Bytes that keeping it costs."""
+        return int(self.item.nbytes())  # type: ignore[attr-defined]  # what the cache is offered has it
+
+
+class KeptBatches:
+    """Makes what a pass needs of a batch, or gives what is kept of it.
+
+    Args:
+        model: the module.
+        evaluation: the model as a function of a batch.
+        space: the parameters θ.
+        loss: ℓ.
+        cache: where things are kept.
+        compiler: what traces and compiles products, or None.
+        chunk_outputs: how many output positions the last layer of a language model takes at a time, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        evaluation: Forward,
+        space: ParameterSpace,
+        loss: OutputLoss,
+        cache: Cache,
+        compiler: Compiler | None,
+        chunk_outputs: int | None,
+    ) -> None:
+        self._model = model
+        self._evaluation = evaluation
+        self._space = space
+        self._cache = cache
+        self._compiler = compiler
+        self._chunk_outputs = chunk_outputs
+        self._plans = plan_cache_of(model)
+        self._loss = loss
+        #: whether per-sample gradients turned out too large to be kept as records
+        self._too_large = False
+
+    def renew(self, loss: OutputLoss, model_changed: bool) -> None:
+        """Takes the loss as it stands now; what was learnt of a changed model is forgotten."""
+        self._loss = loss
+        if model_changed:
+            self._evaluation.rebuilt()
+            if self._compiler is not None:
+                self._compiler.rebuilt()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_plans": None}  # plans belong to a model, not to its copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._plans = plan_cache_of(self._model)
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        """θ, as it stands now."""
+        return list(self._space.parameters.values())
+
+    # ------------------------------------------------------------------ products
+
+    def linearisation(self, slot: BatchSlot) -> Kept[Linearisation]:
+        """Ready for J v and Jᵀ u."""
+        compiler = self._compiler
+        if compiler is None:
+            return self._graph(slot, twice=False)
+        place = (CompiledJacobian, slot.number)
+        kept: Kept[CompiledJacobian] | None = self._cache.get(place, slot.key)
+        if kept is None:
+            kept = self._put_compiled(
+                place, slot, *compiler.jacobian(slot.batch, self._loss, slot.first, slot.number)
+            )
+        return kept
+
+    def second_derivatives(self, slot: BatchSlot) -> Kept[SecondDerivatives]:
+        """Ready for H v and R v."""
+        compiler = self._compiler
+        if compiler is None:
+            return self._graph(slot, twice=True)
+        place = (CompiledHessian, slot.number)
+        kept: Kept[CompiledHessian] | None = self._cache.get(place, slot.key)
+        if kept is None:
+            kept = self._put_compiled(
+                place, slot, *compiler.second_derivatives(slot.batch, self._loss, slot.number)
+            )
+        return kept
+
+    def ggn(self, slot: BatchSlot) -> Kept[Linearised]:
+        """Ready for G v: in chunks of output positions if that was asked for."""
+        if self._chunk_outputs is None:
+            return self.linearisation(slot)
+        place = (LMHeadLinearisation, slot.number)
+        kept: Kept[LMHeadLinearisation] | None = self._cache.get(place, slot.key)
+        if kept is not None:
+            return kept
+        output, point = self._evaluated(slot, "linearised")
+        if self._evaluation.hooked:
+            raise ValueError(
+                "chunk_outputs: the forward pass puts hooks on tensors, which products in chunks would go past; "
+                "remove them, or leave chunk_outputs=None"
+            )
+        at = LMHeadLinearisation(output, point, self._parameters, self._chunk_outputs)
+        kept = Kept(BatchTotals.of(output, point), at)
+        at.hold(self._cache.put(place, slot.key, kept))
+        return kept
+
+    def _graph(self, slot: BatchSlot, twice: bool) -> Kept[KeptGraph]:
+        once, for_twice = (KeptGraph, 1, slot.number), (KeptGraph, 2, slot.number)
+        kept: Kept[KeptGraph] | None = self._cache.get(for_twice, slot.key)
+        if kept is not None:  # it serves for first derivatives too
+            return kept
+        kept = self._cache.get(once, slot.key)
+        if kept is not None and not twice:
+            return kept
+        if kept is None or not kept.item.twice_differentiable:
+            output, point = self._evaluated(slot, "twice" if twice else "linearised")
+            hooked = self._evaluation.hooked
+            at = KeptGraph(output, point, self._parameters, slot.first, hooked=hooked)
+            if hooked and twice:
+                at = self._without_idle_hooks(at, slot)
+            kept = Kept(BatchTotals.of(output, point), at)
+        if twice:
+            kept.item.keep_gradient()
+            self._cache.drop(once)
+        kept.item.hold(self._cache.put(for_twice if twice else once, slot.key, kept))
+        return kept
+
+    def _without_idle_hooks(self, at: KeptGraph, slot: BatchSlot) -> KeptGraph:
+        """The same batch without hooks on tensors, if its gradient is the same without them; else as it came."""
+        output = self._evaluation.muted(slot.batch)
+        muted = KeptGraph(output, at.point, self._parameters, slot.first)
+        if self._evaluation.hooked or not same(
+            at.vjp(at.point.residual), muted.vjp(at.point.residual)
+        ):
+            return at
+        return muted
+
+    def _put_compiled(
+        self, place: Hashable, slot: BatchSlot, output: Tensor, at: Compiled
+    ) -> Kept[Compiled]:
+        kept = Kept(BatchTotals.of(output, at.point), at)
+        at.hold(self._cache.put(place, slot.key, kept))
+        return kept
+
+    # ------------------------------------------------------------------ per-sample gradients
+
+    def records(self, slot: BatchSlot) -> Kept[Records | Linearisation]:
+        """Recorded per-sample gradients; a linearisation where they would be too large to be materialised."""
+        place = (Records, slot.number)
+        kept: Kept[Records] | None = self._cache.get(place, slot.key)
+        if kept is not None:
+            return kept
+        if self._too_large:
+            return self.linearisation(slot)
+        backward = self.tape(slot)
+        tape, point = backward.item
+        if tape.written_out(summands=True) > _MATERIALISED_LIMIT:
+            self._too_large = True
+            return self.linearisation(slot)
+        records = Records(tape.samples, self._space)
+        tape.play(records, point.residual_by_sample, summands=True)
+        kept = Kept(backward.totals, records)
+        self._cache.put(place, slot.key, kept)
+        return kept
+
+    def tape(self, slot: BatchSlot) -> Kept[tuple[Tape, LossPoint]]:
+        """The batch before its backward pass, and the loss there; never kept."""
+        output, point = self._evaluated(slot, "backward")
+
+        def rerun(batch: Any) -> Tensor:
+            return self._evaluation(batch, "backward")[0]
+
+        hooked = self._evaluation.hooked
+        tape = Tape(output, self._parameters, self._plans, rerun, slot.batch, slot.first, hooked)
+        return Kept(BatchTotals.of(output, point), (tape, point))
+
+    def totals(self, slot: BatchSlot) -> Kept[None]:
+        """N, divisor and value alone, by one forward pass; nothing is linearised or kept."""
+        output, point = self._evaluated(slot, "backward")
+        return Kept(BatchTotals.of(output, point), None)
+
+    def _evaluated(self, slot: BatchSlot, use: GraphUse) -> tuple[Tensor, LossPoint]:
+        output, target = self._evaluation(slot.batch, use)
+        return output, self._loss.at(output.detach(), target, slot.number)

@@ -1,0 +1,143 @@
+"""What the processes of a group tell each other about one risk, and where each one's samples begin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from curvext.contents import fingerprint
+from curvext.evaluation.evaluation import Forward
+from curvext.losses import OutputLoss
+from curvext.problem.freshness import Loss, tensors_of_loss
+from curvext.problem.totals import Totals
+from curvext.processes import Group, Saying, Words
+from curvext.processes.words import digest
+from curvext.space import ParameterSpace
+
+
+class Ranks:
+    """The exchange of one risk: each rank's totals, and whether model, loss and call are the same on all.
+
+    Args:
+        group: the processes; one alone exchanges nothing.
+        evaluation: the model.
+        space: the parameters θ.
+        loss: the user's.
+    """
+
+    def __init__(
+        self, group: Group, evaluation: Forward, space: ParameterSpace, loss: Loss
+    ) -> None:
+        self.group = group
+        self._evaluation = evaluation
+        self._space = space
+        self._loss = loss
+        self._reduction = ""
+        self._digests: dict[str, int] | None = None
+        #: how many samples each rank has, as last heard
+        self.shares: tuple[int, ...] = (0,)
+        #: the index of this rank's first sample among those of all
+        self.start = 0
+        #: the sum over the ranks of the number that the last call counted
+        self.counted = 0.0
+
+    def renew(self, loss: OutputLoss | None = None) -> None:
+        """What is said of model and loss is worked out anew; ``loss`` is what the user's stands for now."""
+        self._digests = None
+        if loss is not None:
+            self._reduction = loss.reduction
+
+    def introduce(self, likely_samples: int | None) -> None:
+        """The first exchange: model, loss and selection are the same everywhere, and some rank has a batch."""
+        self._evaluation.look()
+        heard = self.group.exchange(
+            Words.of_call(
+                "making a risk or operator",
+                digests=self._said(),
+                samples=likely_samples or 0,
+                count=float(likely_samples != 0),
+            )
+        )
+        if not any(w.count for w in heard):
+            raise ValueError("data: empty on every rank; at least one sample is needed")
+        self._locate([w.samples for w in heard])
+
+    def exchange(self, saying: Saying, here: Totals) -> tuple[Totals, bool]:
+        """The totals of all ranks, and whether each of them knew where its samples begin.
+
+        Raises:
+            RuntimeError: another rank raised.
+            ValueError: the ranks do not make the same call, or no rank has a sample.
+        """
+        count = 0.0 if saying.count is None else saying.count()
+        if self.group.alone:
+            self.shares, self.counted = (here.samples,), count
+            if here.samples == 0:
+                raise ValueError(_NO_SAMPLE)
+            return here, True
+        heard = self.group.exchange(
+            Words.of_call(
+                saying.call,
+                saying.vectors,
+                digests=self._said(),
+                start=self.start,
+                count=count,
+                samples=here.samples,
+                divisor=here.divisor,
+                value=here.value,
+            )
+        )
+        self.counted = sum(w.count for w in heard)
+        known = self._locate([w.samples for w in heard]) == [w.start for w in heard]
+        totals = Totals(
+            sum(w.samples for w in heard),
+            sum(w.divisor for w in heard),
+            sum(w.value for w in heard),
+        )
+        if totals.samples == 0:
+            raise ValueError(_NO_SAMPLE)
+        return totals, known
+
+    def _locate(self, shares: list[int]) -> list[int]:
+        """Takes each rank's number of samples; the index of each rank's first sample."""
+        starts = [sum(shares[:rank]) for rank in range(len(shares))]
+        self.shares, self.start = tuple(shares), starts[self.group.rank]
+        return starts
+
+    def _said(self) -> dict[str, int]:
+        """What must be the same on all ranks, by topic; worked out again only where something changed."""
+        if self._digests is None:
+            members, space = self._evaluation.members, self._space
+            kind = space.device.type
+            self._digests = {
+                "params": digest((space.names, list(map(tuple, space.shapes.values())))),
+                "parameters": fingerprint(members.parameters),
+                "buffers": fingerprint(members.buffers),
+                "modes": digest([m.training for m in members.modules]),
+                "loss": digest(
+                    (
+                        digest(_description(self._loss, self._reduction)),
+                        fingerprint(tensors_of_loss(self._loss)),
+                    )
+                ),
+                "settings": digest(
+                    torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+                ),
+            }
+        return self._digests
+
+
+_NO_SAMPLE = "data: no batch of any rank has a sample; at least one is needed"
+
+
+def _description(loss: Loss, reduction: str) -> list[Any]:
+    """What kind of loss it is and its numbers, the same in every process."""
+    kind = loss if hasattr(loss, "__qualname__") else type(loss)
+    plain = (bool, int, float, str, type(None))
+    numbers = {
+        k: v
+        for k, v in getattr(loss, "__dict__", {}).items()
+        if isinstance(v, plain) and k != "training"
+    }
+    return [kind.__module__, kind.__qualname__, reduction, sorted(numbers.items())]
