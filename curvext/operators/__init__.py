@@ -5,7 +5,8 @@ from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.fisher import FisherOperator, MCFisherOperator
 from curvext.operators.ggn import GGNOperator
 from curvext.operators.hessian import HessianOperator, ModelCurvatureOperator
-from curvext.operators.linear import Identity, LinearOperator
+from curvext.operators.identity import Identity
+from curvext.operators.linear import LinearOperator
 
 __all__ = [
     "EmpiricalFisherOperator",

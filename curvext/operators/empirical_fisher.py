@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from curvext.arguments import as_choice, as_integer, as_number
+from curvext.arguments import as_choice, as_number
 from curvext.finite import finite_answer
 from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.operators.linear import LinearOperator, Vector
 from curvext.operators.sample_gradients import SampleGradients, narrowed_blocks
+from curvext.operators.sample_space import eigenvectors, solve
 from curvext.options import Options, spelled_out
 from curvext.per_sample.recorded import Records
 from curvext.per_sample.reductions import SquaredNorms, SquareSum
@@ -26,8 +27,6 @@ from curvext.space import Selection
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # those of typing need Python 3.11
 
-#: rounding of ‖F_emp‖ up to this share of λ leaves each refinement a digit or two to gain
-_SHARE_OF_ROUNDING = 1e-2
 #: what a datum is
 _PER = ("sample", "token")
 
@@ -351,52 +350,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
         right = b.detach().view(self.size, -1) if b.ndim == 1 else b.detach()
         if right.shape[1] == 0:
             return right.clone()
-        rows = SampleGradients(self._problem)
-        gram = (
-            rows.gram(f"{self._name()}.solve, damping={damping!r}", [right])
-            .double()
-            .mul_(self._problem.outer_scale())
-        )
-        norm = float(gram.norm())  # of ‖F_emp‖ a bound, at most √N of it
-        amplified = norm * torch.finfo(rows.dtype).eps > _SHARE_OF_ROUNDING * damping
-        if amplified and rows.dtype is not torch.float64:
-            rows = SampleGradients(self._problem, wide=True)
-            gram = rows.gram(f"{self._name()}.solve").mul_(self._problem.outer_scale())
-        x = self._refined(rows, right.to(rows.dtype), gram, norm, damping)
-        return x.to(b.dtype).view(b.shape)
-
-    def _refined(
-        self, rows: SampleGradients, b: Tensor, gram: Tensor, norm: float, damping: float
-    ) -> Tensor:
-        """The best of Woodbury's answer ``[P, K]`` and its refinements.
-
-        Raises:
-            ValueError: its residual is not small beside ‖F_emp + λ‖ ‖x‖.
-        """
-        scale = self._problem.outer_scale()
-        gram.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        too_small = f"solve: damping: λ = {damping:.3g} is too small beside ‖F_emp‖ ≤ {norm:.1e}: "
-        if int(failed):
-            raise ValueError(too_small + "their sum is singular to rounding; raise damping")
-        x, left, size = torch.zeros_like(b), b, b.norm(dim=0)
-        for _ in range(4):
-            inner = torch.cholesky_solve(rows.times(left).double(), factor).to(b.dtype)
-            trial = x + (left - rows.transposed_times(inner).mul_(scale)) / damping
-            rest = b - rows.transposed_times(rows.times(trial)).mul_(scale) - damping * trial
-            length = rest.norm(dim=0)
-            better = ~(length >= size)  # nan, which only CUDA lets in, is given out
-            halved = length < size / 2
-            x, left = torch.where(better, trial, x), torch.where(better, rest, left)
-            size = torch.where(better, length, size)
-            if not bool(halved.any()):
-                break
-        length = b.norm(dim=0)
-        reach = torch.maximum((norm + damping) * x.norm(dim=0), length)
-        if bool((size > torch.finfo(b.dtype).eps ** (2 / 3) * reach).any()):
-            worst = float((size / length).max())
-            raise ValueError(too_small + f"the residual is {worst:.1e} ‖b‖; raise damping")
-        return x
+        call = f"{self._name()}.solve, damping={damping!r}"
+        return solve(self._problem, right, damping, call).to(b.dtype).view(b.shape)
 
     @collective
     def eigh(self, k: int) -> EigenResult:
@@ -406,29 +361,11 @@ class EmpiricalFisherOperator(CurvatureOperator):
             ValueError: ``k`` exceeds the numerical rank of F_emp, which is at most N.
         """
         self._samples_only("eigh")
-        rows = SampleGradients(self._problem)
-        gram = rows.gram(f"{self._name()}.eigh, k={k!r}").double()
-        scale = self._problem.outer_scale()
-        values, vectors = torch.linalg.eigh(gram.mul_(scale))
-        floor = max(float(values[-1]), 0.0) * len(values) * torch.finfo(self.dtype).eps
-        rank = min(int((values > floor).sum()), self.size)
-        k = as_integer("eigh: k", k, 1, rank, "the numerical rank of F_emp here")
-        values, vectors = values[-k:], vectors[:, -k:]
-        lifted = rows.transposed_times(vectors.to(self.dtype)).mul_(
-            (scale / values).sqrt().to(self.dtype)
-        )
-        # the lift of an orthonormal basis is one up to rounding, which grows as values fall
-        basis, triangle = torch.linalg.qr(lifted.double())
-        basis = (basis * triangle.diagonal().sign()).to(self.dtype)
-        residuals = (self.matmat(basis) - basis * values.to(self.dtype)).norm(dim=0)
+        values, basis = eigenvectors(self._problem, k, f"{self._name()}.eigh, k={k!r}")
+        residuals = (self.matmat(basis) - basis * values).norm(dim=0)
         tolerance = 100 * torch.finfo(self.dtype).eps ** 0.5 * float(values[-1])
-        return EigenResult(
-            values.to(self.dtype),
-            basis,
-            residuals,
-            bool((residuals <= tolerance).all()),
-            products=k,
-        )
+        converged = bool((residuals <= tolerance).all())
+        return EigenResult(values, basis, residuals, converged, products=len(values))
 
     def _squared_norms(self) -> Tensor:
         with self._problem.call(self._saying(".gradient_norms")) as rounds:

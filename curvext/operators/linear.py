@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from curvext.arguments import as_integer, check_dense, from_array
+from curvext.arguments import check_dense
 from curvext.errors import NoClosedFormError
 from curvext.finite import finite_answer, is_finite
+from curvext.operators.to_scipy import scipy_operator
 from curvext.processes import ALONE, Group, collective
 from curvext.space import ParameterSpace
 
@@ -172,30 +173,7 @@ class LinearOperator(ABC):
 
     def to_scipy(self) -> ScipyOperator:
         """A ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays of any dtype; of x + iy it gives A x + i A y."""
-        import numpy as np
-        from scipy.sparse.linalg import LinearOperator as ScipyOperator
-
-        dtype = self.dtype or torch.get_default_dtype()
-        # NumPy has no bfloat16
-        outside = torch.float32 if dtype is torch.bfloat16 else dtype
-
-        def matmat(X: Any) -> Any:
-            if np.iscomplexobj(X):
-                return matmat(X.real) + 1j * matmat(X.imag)
-            product = self.matmat(from_array("to_scipy: x", X).to(self.device, dtype))
-            return product.to("cpu", outside).numpy()
-
-        def matvec(x: Any) -> Any:
-            return matmat(x.reshape(-1, 1)).reshape(-1)
-
-        return ScipyOperator(
-            shape=self.shape,
-            matvec=matvec,
-            rmatvec=matvec,
-            matmat=matmat,
-            rmatmat=matmat,
-            dtype=torch.empty(0, dtype=outside, device="cpu").numpy().dtype,
-        )
+        return scipy_operator(self.matmat, self.size, self.dtype, self.device)
 
     # ------------------------------------------------------------------ algebra
 
@@ -251,36 +229,6 @@ class LinearOperator(ABC):
             and not is_finite(v)
         ):
             raise ValueError(f"{where}: contains nan or inf")
-
-
-class Identity(LinearOperator):
-    """The identity on ℝ^P, for damping: ``G + 1e-3 * Identity(P)``.
-
-    Args:
-        size: P.
-
-    Example:
-        >>> import torch, curvext as cx
-        >>> (0.5 * cx.Identity(3)) @ torch.ones(3)
-        tensor([0.5000, 0.5000, 0.5000])
-    """
-
-    dtype = None
-    device = None
-
-    def __init__(self, size: int) -> None:
-        self.size = as_integer("Identity: size", size, 0)
-
-    def _columns(self, columns: list[Tensor]) -> Tensor:
-        return torch.stack(columns)
-
-    def diagonal(self) -> Tensor:
-        """Ones, ``[P]``."""
-        return torch.ones(self.size, device="cpu")
-
-    def trace(self) -> Tensor:
-        """P."""
-        return torch.tensor(float(self.size), device="cpu")
 
 
 class WeightedSum(LinearOperator):

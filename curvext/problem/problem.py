@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from curvext.cache import Cache
-from curvext.contents import stored
-from curvext.data import Batches, mapped, tensors
+from curvext.data import Batches
 from curvext.evaluation.evaluation import Forward
 from curvext.evaluation.isolation import lock_of
 from curvext.losses import LossPoint, output_loss
 from curvext.per_sample.backward_pass import Tape
 from curvext.per_sample.recorded import Records
 from curvext.problem import arguments, explained
-from curvext.problem.consistency import DataCheck, PassRecord, identity_of
+from curvext.problem.consistency import DataCheck, PassRecord
 from curvext.problem.freshness import Change, Freshness, check_finite
 from curvext.problem.kept import BatchSlot, Kept, KeptBatches
+from curvext.problem.passes import one_pass
 from curvext.problem.ranks import Ranks
 from curvext.problem.totals import BatchTotals, Scales, Totals
 from curvext.processes import Group, Saying, check_loader, collective, unwrapped
@@ -228,40 +228,24 @@ class Problem(Scales):
                 batches.close()
 
     def _iterate(self, item_of: Callable[[BatchSlot], Kept[Item]]) -> Generator[Item, None, None]:
-        """The item of each batch that has samples, inside the isolated model."""
+        batches: Iterable[Any] = self._batches
+        if self._progress:
+            from tqdm.auto import tqdm
+
+            batches = tqdm(
+                batches, total=self._batches.count, unit="batch", desc="curvext", leave=False
+            )
+        record = PassRecord(self._batches.resident)
         found: list[BatchTotals] = []
-        record, first = PassRecord(), 0
-        for number, batch in enumerate(self._shown()):
-            inside = stored(tensors(batch))
-            if self._evaluation.is_empty(batch, inside):
-                continue
-            # a tensor of inference mode cannot be saved for a backward pass
-            if any([t.is_inference() for t in inside]):
-                with torch.inference_mode(False):
-                    batch = mapped(batch, torch.clone)
-                inside = stored(tensors(batch))
-            key = identity_of(inside) if self._batches.resident else record.key_of(inside)
-            with self._evaluation.isolated():
-                kept = item_of(BatchSlot(number, first, batch, key))
-                found.append(kept.totals)
-                first += kept.totals.samples
-                yield kept.item
+        yield from one_pass(batches, self._evaluation, record, item_of, found)
+        here = Totals.of(found)
         try:
-            self.data_check.end(record, first, self.group.alone)
+            self.data_check.end(record, here.samples, self.group.alone)
         except ValueError:
             self._forget()
             raise
         if self._here is None:
-            self._here = Totals.of(found)
-
-    def _shown(self) -> Iterable[Any]:
-        """The batches, behind a progress bar where one was asked for."""
-        if not self._progress:
-            return self._batches
-        from tqdm.auto import tqdm
-
-        batches = self._batches
-        return tqdm(batches, total=batches.count, unit="batch", desc="curvext", leave=False)
+            self._here = here
 
     # ------------------------------------------------------------------ freshness
 

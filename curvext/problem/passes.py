@@ -1,0 +1,51 @@
+"""One pass over the batches of this process, each inside the isolated model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, TypeVar
+
+import torch
+
+from curvext.contents import stored
+from curvext.data import mapped, tensors
+from curvext.evaluation.evaluation import Forward
+from curvext.problem.consistency import PassRecord
+from curvext.problem.kept import BatchSlot, Kept
+from curvext.problem.totals import BatchTotals
+
+Item = TypeVar("Item")
+
+
+def one_pass(
+    batches: Iterable[Any],
+    evaluation: Forward,
+    record: PassRecord,
+    item_of: Callable[[BatchSlot], Kept[Item]],
+    found: list[BatchTotals],
+) -> Generator[Item, None, None]:
+    """The item of each batch that has samples.
+
+    Args:
+        batches: the data.
+        evaluation: the model, which is left as found, also after an error in what is done with an item.
+        record: notes which samples came, and in what order.
+        item_of: a batch → what is kept or made of it.
+        found: what each batch adds to the totals is appended here.
+    """
+    first = 0
+    for number, batch in enumerate(batches):
+        inside = stored(tensors(batch))
+        if evaluation.is_empty(batch, inside):
+            continue
+        # a tensor of inference mode cannot be saved for a backward pass
+        if any([t.is_inference() for t in inside]):
+            with torch.inference_mode(False):
+                batch = mapped(batch, torch.clone)
+            inside = stored(tensors(batch))
+        key = record.key_of(inside)
+        with evaluation.isolated():
+            kept = item_of(BatchSlot(number, first, batch, key))
+            found.append(kept.totals)
+            first += kept.totals.samples
+            yield kept.item
