@@ -19,6 +19,7 @@ from curvext.kronecker.target import FISHERS, Target
 from curvext.operations.view_chain import ViewChain
 from curvext.operators.hessian import HessianOperator
 from curvext.options import Options, spelled_out
+from curvext.per_sample.partners import Wiring
 from curvext.space import ParameterSpace, Selection
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class BlockDiagonalOperator(LiveBlocks):
         exact = ExactSum(self.space, self._max_dim)
         for members in self._members:
             exact.expect(members)
-        self._target.visit(self._problem, lambda tape: _Exact(exact))
+        self._target.visit(self._problem, _Exact(exact))
         scale = self._target.scale(self._problem)
         return [
             exact_block(self._problem, exact, members, scale, self._target, _WHY)
@@ -152,6 +153,9 @@ class _Exact:
 
     def __init__(self, exact: ExactSum) -> None:
         self._exact = exact
+
+    def meet(self, wiring: Wiring) -> None:
+        pass
 
     def begin(self, samples: int, sign: float, last: bool) -> None:
         self._exact.begin(samples, sign)

@@ -23,7 +23,7 @@ from curvext.kronecker.sums import EigenvalueSum, KFACSum, ShampooSum
 from curvext.kronecker.tables import TablePairs
 from curvext.kronecker.target import Target
 from curvext.operations.view_chain import ViewChain
-from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.partners import Wiring
 from curvext.problem import Problem
 from curvext.space import ParameterSpace
 
@@ -37,14 +37,23 @@ _UNREACHED = "zero: the loss does not reach it"
 
 
 def factored_blocks(
-    problem: Problem, target: Target, joint: bool, max_dim: int, sum_of: SumOf, block_of: BlockOf
+    problem: Problem,
+    target: Target,
+    joint: bool,
+    max_dim: int,
+    sum_of: SumOf,
+    block_of: BlockOf,
+    record: bool = False,
 ) -> list[Block]:
-    """The blocks of all parameters: ``block_of`` the factors of each weight, exact ones of the rest."""
+    """The blocks of all parameters: ``block_of`` the factors of each weight, exact ones of the rest.
+
+    ``record``: whether gradients are recorded for a second pass, where the cache keeps anything.
+    """
     roles = Roles(problem.space, joint)
     while True:
         collector = _Collector(problem.space, roles, max_dim, sum_of)
         try:
-            target.visit(problem, collector.of)
+            target.visit(problem, collector, record)
             roles.settle()
         except Revised:
             continue  # roles only ever turn from factors to exact, so that this ends
@@ -62,11 +71,9 @@ class _Collector:
         self._exact = ExactSum(space, max_dim)
         self._last = False
 
-    def of(self, tape: Tape) -> _Collector:
-        """Itself, for the tape of the next batch."""
-        self._roles.meet(tape)
+    def meet(self, wiring: Wiring) -> None:
+        self._roles.meet(wiring)
         self._roles.settle()
-        return self
 
     def begin(self, samples: int, sign: float, last: bool) -> None:
         self._last = last
@@ -153,7 +160,7 @@ def with_eigenvalues(
         sums[i] = EigenvalueSum(block.spectral)
         weight = names.index(block.params[-1 if block.form.bias_first else 0])
         weights[weight], biased[weight] = sums[i], bool(block.form.bias)
-    target.visit(problem, lambda tape: _Rotator(weights, biased))
+    target.visit(problem, _Rotator(weights, biased))
     scale = target.scale(problem)
     return [
         block_of(block, sums[i], scale) if i in sums else block for i, block in enumerate(blocks)
@@ -166,6 +173,9 @@ class _Rotator:
     def __init__(self, sums: dict[int, EigenvalueSum], biased: dict[int, bool]) -> None:
         self._sums = sums
         self._biased = biased
+
+    def meet(self, wiring: Wiring) -> None:
+        pass
 
     def begin(self, samples: int, sign: float, last: bool) -> None:
         pass

@@ -140,6 +140,9 @@ class KFACOperator(LiveBlocks):
         )
 
     def _make(self) -> list[Block]:
+        return self._factored(record=False)
+
+    def _factored(self, record: bool) -> list[Block]:
         return kfac_factors(
             self._problem,
             self._target,
@@ -147,11 +150,18 @@ class KFACOperator(LiveBlocks):
             self._bias == "joint",
             self._positions == "all",
             self._max_dim,
+            record,
         )
 
 
 def kfac_factors(
-    problem: Problem, target: Target, reduce: bool, joint: bool, every: bool, max_dim: int
+    problem: Problem,
+    target: Target,
+    reduce: bool,
+    joint: bool,
+    every: bool,
+    max_dim: int,
+    record: bool,
 ) -> list[Block]:
     """Γ ⊗ A of each weight, and exact blocks."""
 
@@ -162,7 +172,7 @@ def kfac_factors(
     def block_of(place: Place, form: Form, factors: Factors) -> Block:
         return KroneckerBlock(place, form, factors, "a weight: Γ ⊗ A")
 
-    return factored_blocks(problem, target, joint, max_dim, sum_of, block_of)
+    return factored_blocks(problem, target, joint, max_dim, sum_of, block_of, record)
 
 
 class EKFACOperator(KFACOperator):
@@ -245,11 +255,14 @@ class EKFACOperator(KFACOperator):
         problem, target, max_dim = self._problem, self._target, self._max_dim
         joint = self._bias == "joint"
         if self._basis == "kfac":
-            make = super()._make
-            kept: KeptNow = problem.derived(super()._key(), lambda: KeptNow(make()))
+            kept: KeptNow = problem.derived(
+                super()._key(), lambda: KeptNow(self._factored(record=True))
+            )
             factored = kept.blocks
         else:
-            factored = shampoo_factors(problem, target, joint, max_dim, partial(KroneckerBlock))
+            factored = shampoo_factors(
+                problem, target, joint, max_dim, partial(KroneckerBlock), record=True
+            )
         return with_eigenvalues(problem, target, factored, _by_eigenvalues)
 
 

@@ -12,7 +12,7 @@ from curvext.gradients.rows import RowsGradient
 from curvext.gradients.structured import StructuredGradient
 from curvext.kronecker.forms import Form, form_of_convolution, form_of_matrix
 from curvext.operations.view_chain import ViewChain
-from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.partners import Wiring
 from curvext.space import ParameterSpace
 
 
@@ -41,12 +41,11 @@ class Roles:
         self._apart: set[int] = set()
         self._revised = False
 
-    def meet(self, tape: Tape) -> None:
+    def meet(self, wiring: Wiring) -> None:
         """Takes from a batch which biases go with which weights."""
         if not self._joint:
             return
-        now = tape.partners()
-        used = {p for p, path in tape.paths().items() if path != "unused"}
+        now, used = wiring.partners, wiring.used
         for bias, weight in list(self._weight_of.items()):
             if now.get(bias) != weight and {bias, weight} & used:
                 self._part(bias)

@@ -119,14 +119,19 @@ class ShampooOperator(LiveBlocks):
 
 
 def shampoo_factors(
-    problem: Problem, target: Target, joint: bool, max_dim: int, block_of: BlockOf
+    problem: Problem,
+    target: Target,
+    joint: bool,
+    max_dim: int,
+    block_of: BlockOf,
+    record: bool = False,
 ) -> list[Block]:
     """The block that ``block_of`` makes of each weight's R and L, and exact blocks."""
 
     def sum_of(pairs: Pairs, form: Form) -> ShampooSum:
         return ShampooSum(sides_of(pairs, form.fan_out, form.fan_in, max_dim, one_hot=False))
 
-    return factored_blocks(problem, target, joint, max_dim, sum_of, block_of)
+    return factored_blocks(problem, target, joint, max_dim, sum_of, block_of, record)
 
 
 def _by_trace(place: Place, form: Form, factors: Factors) -> Block:

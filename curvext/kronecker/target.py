@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,14 +15,19 @@ from curvext.losses import LossPoint
 from curvext.operations.view_chain import ViewChain
 from curvext.operators.fisher import LABELS
 from curvext.per_sample.backward_pass import Tape
-from curvext.problem import Problem
+from curvext.per_sample.partners import Wiring
+from curvext.per_sample.recorded import Records
+from curvext.problem import Pass, Problem
 
 #: of which matrices there are Kronecker factors
 FISHERS = ("exact", "mc", "empirical")
 
 
 class ColumnVisitor(Protocol):
-    """A tape's visitor that is told where a vector begins and ends."""
+    """A tape's visitor that is told where a batch and a vector begin and end."""
+
+    def meet(self, wiring: Wiring) -> None:
+        """A batch begins, in whose graph the parameters stand like this."""
 
     def begin(self, samples: int, sign: float, last: bool) -> None:
         """A vector of a batch begins, which adds or, for sign −1, subtracts; whether it is the batch's last."""
@@ -88,16 +93,36 @@ class Target:
             return problem.outer_scale()
         return problem.mean_scale() / max(1, self.samples)
 
-    def visit(self, problem: Problem, visitor: Callable[[Tape], ColumnVisitor]) -> None:
-        """One pass over the data: plays every vector of every batch to the visitor of its tape."""
+    def visit(self, problem: Problem, visitor: ColumnVisitor, record: bool = False) -> None:
+        """One pass over the data: plays every vector of every batch to the visitor.
+
+        A batch whose gradients are recorded needs no pass through the network. ``record``: whether they are to be,
+        where there is one vector for each datum and the cache keeps anything.
+        """
         check = problem.data_check
         order = check.in_order(LABELS, always=True) if self.kind == "mc" else nullcontext()
-        with order, problem.tapes() as batches:
-            for tape, point in batches:
-                self._play(tape, point, visitor(tape))
+        with order, self._batches(problem, record) as batches:
+            for batch in batches:
+                if isinstance(batch, Records):
+                    assert batch.wiring is not None
+                    visitor.meet(batch.wiring)
+                    visitor.begin(batch.samples, 1.0, True)
+                    batch.replay(visitor)
+                    visitor.end()
+                else:
+                    tape, point = batch
+                    visitor.meet(tape.wiring())
+                    self._play(tape, point, visitor, problem.ranks.start)
 
-    def _play(self, tape: Tape, point: LossPoint, visitor: ColumnVisitor) -> None:
-        left = self._columns(tape, point)
+    def _batches(self, problem: Problem, record: bool) -> Pass[Records | tuple[Tape, LossPoint]]:
+        if self.kind == "empirical":
+            return problem.recorded(None, record)
+        if self.kind == "mc" and self.samples == 1:
+            return problem.recorded(self.seed, record)
+        return problem.tapes()
+
+    def _play(self, tape: Tape, point: LossPoint, visitor: ColumnVisitor, start: int) -> None:
+        left = self._columns(point, start + tape.first)
         column = next(left, None)
         while column is not None:
             following = next(left, None)
@@ -107,11 +132,11 @@ class Target:
             visitor.end()
             column = following
 
-    def _columns(self, tape: Tape, point: LossPoint) -> Iterator[tuple[Tensor, float]]:
+    def _columns(self, point: LossPoint, first: int) -> Iterator[tuple[Tensor, float]]:
         if self.kind == "empirical":
             yield point.residual_by_sample, 1.0
         elif self.kind == "mc":
             for draw in range(self.samples):
-                yield point.sampled(self.seed, draw, tape.first), 1.0
+                yield point.sampled(self.seed, draw, first), 1.0
         else:
             yield from point.root_columns()

@@ -27,7 +27,7 @@ from curvext.operations.table import operation
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.one_by_one import OneByOne
 from curvext.per_sample.parameter_uses import Schedule, Site
-from curvext.per_sample.partners import partners
+from curvext.per_sample.partners import Wiring, partners
 from curvext.per_sample.plan_cache import Finding, PlanCache
 from curvext.per_sample.probe import Probe, Sketch, drawn_like
 from curvext.samples.layout import Layout
@@ -116,9 +116,20 @@ class Tape:
                 told[i] += ", by structure"
         return told
 
-    def partners(self) -> dict[int, int]:
-        """{bias: weight} by number, of biases that are used with that weight alone, and with each of its uses."""
-        return {} if self._graph is None else partners(self._graph)
+    def wiring(self) -> Wiring:
+        """How the parameters stand in the graph."""
+        graph = self._graph
+        if graph is None:
+            return Wiring({}, frozenset())
+        found, used = partners(graph), frozenset(graph.parameter_at.values())
+        if self._hooked:
+            return Wiring(found, used)
+        paths = {p: r.path for p, r in enumerate(self._find(assume=True).plan.routes)}
+        overlapping, tied = (
+            frozenset(p for p, path in paths.items() if path == name)
+            for name in ("overlapping", "tied")
+        )
+        return Wiring(found, used, overlapping, tied)
 
     def written_out(self, summands: bool) -> int:
         """How many elements of per-sample gradients :meth:`play` will hand over written out."""
@@ -283,6 +294,18 @@ def _removed_after() -> Iterator[list[Any]]:
             handle.remove()
 
 
+def tied(
+    product: tuple[StructuredGradient, ViewChain],
+    look_up: tuple[StructuredGradient, ViewChain],
+    samples: int,
+) -> tuple[StructuredGradient, ViewChain]:
+    """The two uses of a matrix that is also a table as one."""
+    (matrix, arrange_matrix), (table, arrange) = product, look_up
+    assert isinstance(matrix, OuterGradient) and isinstance(table, RowsGradient)
+    turned = not _is_identity(arrange_matrix, table.shape)
+    return TiedGradient(matrix.turned() if turned else matrix, table, samples), arrange
+
+
 def _is_identity(arrange: ViewChain, shape: torch.Size) -> bool:
     """Whether a matrix is used as it is, and not its transpose."""
     seen = arrange(torch.empty(shape, device="meta"))
@@ -360,11 +383,7 @@ class _Waiting:
                 arrange = route.arrangements[group[0]].on(self._graph)
                 found.append((join(uses, self._samples), arrange))
         if route.path == "tied" and len(found) == 2 and not self._summands:
-            (matrix, arrange_matrix), (table, arrange) = found
-            assert isinstance(matrix, OuterGradient) and isinstance(table, RowsGradient)
-            turned = not _is_identity(arrange_matrix, table.shape)
-            tied = TiedGradient(matrix.turned() if turned else matrix, table, self._samples)
-            found = [(tied, arrange)]
+            found = [tied(found[0], found[1], self._samples)]
         for use, arrange in found:
             self._visitor.use(parameter, use, arrange)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from curvext.graph.autograd_graph import Graph
 from curvext.operations.node import Saved
@@ -11,6 +12,23 @@ from curvext.operations.view_chain import is_reshape, is_view
 
 #: (node, number of its edge) of everything that a parameter meets, sorted
 _Meetings = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How the parameters, by number, stand in the graph of a batch.
+
+    Attributes:
+        partners: {bias: weight} of biases that are used with that weight alone, and with each of its uses.
+        used: those in the graph.
+        overlapping: those with uses that share elements.
+        tied: those with two uses, as a matrix and as a table.
+    """
+
+    partners: dict[int, int]
+    used: frozenset[int]
+    overlapping: frozenset[int] = frozenset()
+    tied: frozenset[int] = frozenset()
 
 
 def partners(graph: Graph) -> dict[int, int]:

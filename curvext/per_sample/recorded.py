@@ -10,6 +10,8 @@ from torch import Tensor
 from curvext.dtypes import dtype_of_sums
 from curvext.gradients.structured import StructuredGradient
 from curvext.operations.view_chain import ViewChain
+from curvext.per_sample.backward_pass import Visitor, tied
+from curvext.per_sample.partners import Wiring
 from curvext.per_sample.reductions import BlockSum
 from curvext.space import ParameterSpace
 
@@ -23,10 +25,12 @@ class Records:
     Args:
         samples: N.
         space: the parameters θ.
+        wiring: of the graph that is recorded, for :meth:`replay`.
     """
 
-    def __init__(self, samples: int, space: ParameterSpace) -> None:
+    def __init__(self, samples: int, space: ParameterSpace, wiring: Wiring | None = None) -> None:
         self.samples = samples
+        self.wiring = wiring
         self._space = space
         self._dtype = dtype_of_sums(space.dtype)
         self._parameters = list(space.parameters.values())
@@ -42,6 +46,28 @@ class Records:
         if parameter not in self._rows:
             self._rows[parameter] = gradient.new_zeros(self.samples, gradient.numel())
         self._rows[parameter][sample] = gradient.detach().reshape(-1)
+
+    def replay(self, visitor: Visitor) -> None:
+        """Hands the gradients to ``visitor`` as a pass does in which a parameter's uses do not overlap."""
+        wiring = self.wiring
+        assert wiring is not None
+        for parameter in dict.fromkeys(p for p, _, _ in self._uses):
+            uses = [(use, arrange) for arrange, use in self._uses_of(parameter)]
+            if parameter in wiring.overlapping:
+                for n in range(self.samples):
+                    total = self._zeros(*self._parameters[parameter].shape)
+                    for use, arrange in uses:
+                        here = arrange(total)
+                        here += use.sample(n).reshape(here.shape)
+                    visitor.gradient(parameter, n, total)
+                continue
+            if parameter in wiring.tied and len(uses) == 2:
+                uses = [tied(uses[0], uses[1], self.samples)]
+            for use, arrange in uses:
+                visitor.use(parameter, use, arrange)
+        for parameter, rows in self._rows.items():
+            for n, row in enumerate(rows):
+                visitor.gradient(parameter, n, row.view(self._parameters[parameter].shape))
 
     def dot(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
         """R v for K vectors in blocks, one tensor per parameter: ``[N, K]``."""

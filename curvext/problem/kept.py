@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -16,6 +15,8 @@ from curvext.operations.detours import GraphUse
 from curvext.per_sample.backward_pass import Tape
 from curvext.per_sample.plan_cache import plan_cache_of
 from curvext.per_sample.recorded import Records
+from curvext.problem.kept_records import Draw, KeptRecords
+from curvext.problem.slots import BatchSlot, Kept
 from curvext.problem.totals import BatchTotals
 from curvext.products.compiled import CompiledHessian, CompiledJacobian, Compiler
 from curvext.products.kept_graph import KeptGraph
@@ -23,40 +24,7 @@ from curvext.products.linearisation import Linearisation, Linearised, SecondDeri
 from curvext.products.lm_head import LMHeadLinearisation
 from curvext.space import ParameterSpace
 
-Item = TypeVar("Item", covariant=True)
 Compiled = TypeVar("Compiled", CompiledJacobian, CompiledHessian)
-
-#: per-sample gradients that have to be materialised are kept up to this many elements for each batch
-_MATERIALISED_LIMIT = 64 << 20
-
-
-@dataclass(frozen=True)
-class BatchSlot:
-    """A batch and its place in the data.
-
-    Args:
-        number: of the batch in its pass.
-        first: index of its first datum among those of this rank.
-        batch: the batch.
-        key: of its content.
-    """
-
-    number: int
-    first: int
-    batch: Any
-    key: int
-
-
-@dataclass(frozen=True)
-class Kept(Generic[Item]):
-    """Something made of a batch, with what the batch adds to the totals."""
-
-    totals: BatchTotals
-    item: Item
-
-    def nbytes(self) -> int:
-        """Bytes that keeping it costs."""
-        return int(self.item.nbytes())  # type: ignore[attr-defined]  # what the cache is offered has it
 
 
 class KeptBatches:
@@ -90,8 +58,7 @@ class KeptBatches:
         self._chunk_outputs = chunk_outputs
         self._plans = plan_cache_of(model)
         self._loss = loss
-        #: whether per-sample gradients turned out too large to be kept as records
-        self._too_large = False
+        self._records = KeptRecords(space, cache, self.tape)
 
     def renew(self, loss: OutputLoss, model_changed: bool) -> None:
         """Takes the loss as it stands now; what was learnt of a changed model is forgotten."""
@@ -202,22 +169,17 @@ class KeptBatches:
 
     def records(self, slot: BatchSlot) -> Kept[Records | Linearisation]:
         """Recorded per-sample gradients; a linearisation where they would be too large to be materialised."""
-        place = (Records, slot.number)
-        kept: Kept[Records] | None = self._cache.get(place, slot.key)
-        if kept is not None:
-            return kept
-        if self._too_large:
-            return self.linearisation(slot)
-        backward = self.tape(slot)
-        tape, point = backward.item
-        if tape.written_out(summands=True) > _MATERIALISED_LIMIT:
-            self._too_large = True
-            return self.linearisation(slot)
-        records = Records(tape.samples, self._space)
-        tape.play(records, point.residual_by_sample, summands=True)
-        kept = Kept(backward.totals, records)
-        self._cache.put(place, slot.key, kept)
-        return kept
+        found = self._records.get(slot, None) or self._records.make(slot, None)
+        return self.linearisation(slot) if found is None else found
+
+    def recorded(
+        self, slot: BatchSlot, draw: Draw | None, make: bool
+    ) -> Kept[Records | tuple[Tape, LossPoint]]:
+        """The recorded gradients at the true or drawn labels where they are kept or to be made; else the tape."""
+        found = self._records.get(slot, draw)
+        if found is None and make and self._cache.keeps:
+            found = self._records.make(slot, draw)
+        return self.tape(slot) if found is None else found
 
     def tape(self, slot: BatchSlot) -> Kept[tuple[Tape, LossPoint]]:
         """The batch before its backward pass, and the loss there; never kept."""

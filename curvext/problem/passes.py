@@ -11,7 +11,7 @@ from curvext.contents import stored
 from curvext.data import mapped, tensors
 from curvext.evaluation.evaluation import Forward
 from curvext.problem.consistency import PassRecord
-from curvext.problem.kept import BatchSlot, Kept
+from curvext.problem.slots import BatchSlot, Kept
 from curvext.problem.totals import BatchTotals
 
 Item = TypeVar("Item")

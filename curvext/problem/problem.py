@@ -19,9 +19,11 @@ from curvext.per_sample.recorded import Records
 from curvext.problem import arguments, explained
 from curvext.problem.consistency import DataCheck, PassRecord
 from curvext.problem.freshness import Change, Freshness, check_finite
-from curvext.problem.kept import BatchSlot, Kept, KeptBatches
+from curvext.problem.kept import KeptBatches
+from curvext.problem.kept_records import Draw
 from curvext.problem.passes import one_pass
 from curvext.problem.ranks import Ranks
+from curvext.problem.slots import BatchSlot, Kept
 from curvext.problem.totals import BatchTotals, Scales, Totals
 from curvext.processes import Group, Saying, check_loader, collective, unwrapped
 from curvext.products.linearisation import Linearisation, Linearised, SecondDerivatives
@@ -206,6 +208,16 @@ class Problem(Scales):
         comes as a linearisation.
         """
         return self._pass(self._kept.records)
+
+    def recorded(self, seed: int | None, make: bool) -> Pass[Records | tuple[Tape, LossPoint]]:
+        """The recorded per-sample gradients of each batch where they are kept; else the batch before its backward pass.
+
+        Args:
+            seed: of labels that are drawn, the first draw for each datum; None for the true labels.
+            make: whether records are made and kept where there are none, if the cache keeps anything.
+        """
+        draw = None if seed is None else Draw(seed, self.ranks.start)
+        return self._pass(lambda slot: self._kept.recorded(slot, draw, make))
 
     def tapes(self) -> Pass[tuple[Tape, LossPoint]]:
         """Each batch before its backward pass, and the loss there."""

@@ -59,13 +59,13 @@ def test_scores_of_a_language_model():
 
 
 def test_a_gradient_too_large_to_be_recorded_is_pulled_back(monkeypatch):
-    from curvext.problem import kept
+    from curvext.problem import kept_records
 
     p = pose("weight_norm")
     risk = cx.EmpiricalRisk(p.model, p.loss, p.cut(2, 3))
     K = risk.kfac(kind="empirical")
     wanted = K.scores(p.data, DAMPING)
-    monkeypatch.setattr(kept, "_MATERIALISED_LIMIT", 1)
+    monkeypatch.setattr(kept_records, "_MATERIALISED_LIMIT", 1)
     fresh = cx.EmpiricalRisk(p.model, p.loss, p.cut(2, 3))
     assert_close(fresh.kfac(kind="empirical").scores(p.data, DAMPING), wanted)
 

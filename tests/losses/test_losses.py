@@ -235,7 +235,7 @@ def test_an_output_of_one_number_for_each_sample_may_lack_the_class_dimension(
     name, squeezed, general, written_out, device, monkeypatch
 ):
     if not written_out:
-        monkeypatch.setattr("curvext.problem.kept._MATERIALISED_LIMIT", 0)
+        monkeypatch.setattr("curvext.problem.kept_records._MATERIALISED_LIMIT", 0)
     model = Scalar(squeezed, general).to(device, torch.float64)
     loss = SCALAR_LOSSES[name].to(device)
     x = torch.randn(6, 4).to(device, torch.float64)

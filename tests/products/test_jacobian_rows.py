@@ -10,7 +10,7 @@ from problems import LOSSES, pose, pose_language_model
 from torch import nn
 
 import curvext as cx
-from curvext.problem import kept
+from curvext.problem import kept_records
 
 CUTS = [[N], [1, 3, 1]]
 
@@ -70,7 +70,7 @@ def test_no_columns_give_no_columns(device):
 
 @pytest.mark.parametrize("name", ["bilinear", "mlp", "attention_bias_kv"])
 def test_rows_too_large_to_write_out_go_by_the_linearisation(name, device, monkeypatch):
-    monkeypatch.setattr(kept, "_MATERIALISED_LIMIT", -1)
+    monkeypatch.setattr(kept_records, "_MATERIALISED_LIMIT", -1)
     posed = pose(name, device=device)
     g, V, c = posed.oracle.sample_gradients(), posed.vectors(), weights(posed)
     E = operator(posed, [2, 3])

@@ -1,0 +1,83 @@
+"""The recorded per-sample gradients of batches, at the true labels or at drawn ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from curvext.cache import Cache
+from curvext.losses import LossPoint
+from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.recorded import Records
+from curvext.problem.slots import BatchSlot, Kept
+from curvext.space import ParameterSpace
+
+#: per-sample gradients that have to be materialised are kept up to this many elements for each batch
+_MATERIALISED_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Labels drawn of the network's own distribution, one for each datum.
+
+    Args:
+        seed: of the draws.
+        start: index of this rank's first datum among those of all.
+    """
+
+    seed: int
+    start: int
+
+
+class KeptRecords:
+    """Makes the records of a batch, or gives those that are kept.
+
+    Args:
+        space: the parameters θ.
+        cache: where records are kept.
+        tape: a batch → the batch before its backward pass, and the loss there.
+    """
+
+    def __init__(
+        self,
+        space: ParameterSpace,
+        cache: Cache,
+        tape: Callable[[BatchSlot], Kept[tuple[Tape, LossPoint]]],
+    ) -> None:
+        self._space = space
+        self._cache = cache
+        self._tape = tape
+        #: whether per-sample gradients turned out too large to be kept as records
+        self._too_large = False
+
+    def get(self, slot: BatchSlot, draw: Draw | None) -> Kept[Records] | None:
+        """The records that are kept of this very batch, at its labels or at drawn ones."""
+        kept: Kept[Records] | None = self._cache.get(_place(slot, draw), slot.key)
+        return kept
+
+    def make(self, slot: BatchSlot, draw: Draw | None) -> Kept[Records] | None:
+        """The records, made and kept where the budget allows; None where too much would have to be materialised."""
+        if self._too_large:
+            return None
+        backward = self._tape(slot)
+        tape, point = backward.item
+        if tape.written_out(summands=True) > _MATERIALISED_LIMIT:
+            self._too_large = True
+            return None
+        records = Records(tape.samples, self._space, tape.wiring())
+        tape.play(records, _cotangent(point, slot, draw), summands=True)
+        kept = Kept(backward.totals, records)
+        self._cache.put(_place(slot, draw), slot.key, kept)
+        return kept
+
+
+def _place(slot: BatchSlot, draw: Draw | None) -> Hashable:
+    return (Records, slot.number) if draw is None else (Records, slot.number, slot.first, draw)
+
+
+def _cotangent(point: LossPoint, slot: BatchSlot, draw: Draw | None) -> Tensor:
+    if draw is None:
+        return point.residual_by_sample
+    return point.sampled(draw.seed, 0, draw.start + slot.first)
