@@ -2,7 +2,8 @@
 
 from curvext.kronecker.block_diagonal import BlockDiagonalOperator
 from curvext.kronecker.blocks import Factors
-from curvext.kronecker.kfac import EKFACOperator, KFACOperator
+from curvext.kronecker.ekfac import EKFACOperator
+from curvext.kronecker.kfac import KFACOperator
 from curvext.kronecker.saving import load_factors, save_factors
 from curvext.kronecker.shampoo import ShampooOperator
 

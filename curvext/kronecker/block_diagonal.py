@@ -13,9 +13,9 @@ from curvext.gradients.structured import StructuredGradient
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock
 from curvext.kronecker.collect import exact_block, place_of
 from curvext.kronecker.exact import ExactSum
-from curvext.kronecker.live import MAX_DIM, LiveBlocks, as_max_dim
+from curvext.kronecker.live import COMMON, MAX_DIM, LiveBlocks
 from curvext.kronecker.spectral import symmetric
-from curvext.kronecker.target import FISHERS, Target
+from curvext.kronecker.target import FISHERS
 from curvext.operations.view_chain import ViewChain
 from curvext.operators.hessian import HessianOperator
 from curvext.options import Options, spelled_out
@@ -62,7 +62,7 @@ class BlockDiagonalOperator(LiveBlocks):
                 [0., 0., 2.]])
     """
 
-    own = ("kind", "samples", "seed", "blocks", "max_dim")
+    own = (*COMMON, "blocks")
 
     @spelled_out
     def __init__(
@@ -95,18 +95,10 @@ class BlockDiagonalOperator(LiveBlocks):
         )
 
     def _choose(
-        self,
-        kind: str = "mc",
-        samples: int = 1,
-        seed: int = 0,
-        blocks: str | Iterable[Iterable[str]] = "parameter",
-        max_dim: int = MAX_DIM,
+        self, *, blocks: str | Iterable[Iterable[str]] = "parameter", **common: Any
     ) -> None:
-        owner = type(self).__name__
-        kinds = (*FISHERS, "ggn", "hessian")
-        self._target = Target.checked(owner, self._problem, kind, samples, seed, kinds)
+        self._choose_matrix((*FISHERS, "ggn", "hessian"), **common)
         self._members = _members(self.space, blocks)
-        self._max_dim = as_max_dim(owner, max_dim)
 
     def _key(self) -> Hashable:
         return (BlockDiagonalOperator, self._target, self._members, self._max_dim)

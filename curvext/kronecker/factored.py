@@ -1,9 +1,7 @@
-"""What every block-diagonal operator answers: products, solves, roots, spectra, draws."""
+"""What every block-diagonal operator answers beside products: solves, roots, spectra, draws, influence scores."""
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -12,106 +10,23 @@ from torch import Tensor
 
 from curvext.arguments import as_choice, as_integer, as_number, as_seed
 from curvext.dtypes import dtype_of_sums
-from curvext.kronecker.blocks import Block, Factors, KroneckerBlock
+from curvext.kronecker.block_matrix import BlockMatrix
+from curvext.kronecker.blocks import Block
+from curvext.kronecker.damping import Damping, check_positive, dampings_of, power_of
+from curvext.kronecker.kronecker_block import KroneckerBlock
 from curvext.kronecker.scores import influence_scores
-from curvext.operators.linear import DENSE_LIMIT, LinearOperator, Vector
+from curvext.kronecker.spectrum import leading_pairs
+from curvext.operators.linear import Vector
 from curvext.problem import Problem
 from curvext.results import EigenResult
 from curvext.space import ParameterSpace
 
-#: λ, or one for each block by its first parameter
-Damping = float | Mapping[str, float]
 
-
-class BlockOperator(LinearOperator):
-    """A symmetric matrix B that is zero between blocks of parameters, each a Kronecker product, dense or diagonal."""
+class BlockOperator(BlockMatrix):
+    """What a block-diagonal matrix answers beside products: solves, roots, determinants, spectra, draws and scores."""
 
     #: of the family whose blocks are Γ ⊗ A, so that their sides can be damped one by one
     by_sides: ClassVar[bool] = False
-    space: ParameterSpace
-    dtype: torch.dtype
-    device: torch.device
-
-    @abstractmethod
-    def _now(self) -> Sequence[Block]:
-        """The blocks as they are now, in the order of their first parameters."""
-
-    def _take_space(self, space: ParameterSpace, dtype: torch.dtype) -> None:
-        self.space = space
-        self.size = space.size
-        self.dtype = dtype
-        self.device = space.device
-
-    # ------------------------------------------------------------------ what it is made of
-
-    @property
-    def blocks(self) -> dict[str, Block]:
-        """The operator of each block by the name of its first parameter; values, which stay."""
-        return {block.params[0]: block for block in self._now()}
-
-    @property
-    def factors(self) -> dict[str, Factors]:
-        """What each block is made of, by the name of its first parameter; values, which stay."""
-        return {block.params[0]: block.factors for block in self._now()}
-
-    def explain(self) -> str:
-        """Which parameters are Kronecker products, dense or diagonal, the sizes of their factors, and why."""
-        blocks = self._now()
-        lines = [f"{type(self).__name__}: P = {self.size} in {len(blocks)} blocks, {self.dtype}"]
-        names = [", ".join(block.params) for block in blocks]
-        width = max(len(name) for name in names)
-        for name, block in zip(names, blocks, strict=True):
-            lines.append(f"  {name:<{width}}  {_sizes(block):<28}  {block.why}".rstrip())
-        return "\n".join(lines)
-
-    # ------------------------------------------------------------------ products
-
-    def _columns(self, columns: list[Tensor]) -> Tensor:
-        rows = torch.stack([c.detach() for c in columns]).to(dtype_of_sums(self.dtype))
-        return self._mapped(rows, self._now()).to(self.dtype)
-
-    def _mapped(self, rows: Tensor, blocks: Sequence[Block]) -> Tensor:
-        """B times flat vectors ``[K, P]``."""
-        answer = torch.empty_like(rows)
-        for block in blocks:
-            block.place.write(answer, block.apply(block.place.of(rows)))
-        return answer
-
-    def to_dense(self) -> Tensor:
-        """The matrix ``[P, P]``, block by block.
-
-        Raises:
-            ValueError: P is larger than 20,000.
-        """
-        if self.size > DENSE_LIMIT:
-            raise ValueError(
-                f"to_dense: P = {self.size} is over the limit of {DENSE_LIMIT}; use products, or the blocks' "
-                "own to_dense"
-            )
-        dense = torch.zeros(self.size, self.size, dtype=self.dtype, device=self.device)
-        for block in self._now():
-            index = self._indices(block)
-            dense[index.unsqueeze(1), index] = block.to_dense()
-        return dense
-
-    def _indices(self, block: Block) -> Tensor:
-        parts = [torch.arange(s.start, s.stop, device=self.device) for s in block.place.slices]
-        return torch.cat(parts)
-
-    def diagonal(self) -> Tensor:
-        """The diagonal, ``[P]``, exact."""
-        row = torch.empty(1, self.size, dtype=dtype_of_sums(self.dtype), device=self.device)
-        for block in self._now():
-            block.place.write(row, block.diagonal_in_sums().unsqueeze(0))
-        return row[0].to(self.dtype)
-
-    def trace(self) -> Tensor:
-        """The trace, exact."""
-        return (
-            torch.stack([block.diagonal_in_sums().sum() for block in self._now()])
-            .sum()
-            .to(self.dtype)
-        )
 
     # ------------------------------------------------------------------ functions of the matrix
 
@@ -136,7 +51,7 @@ class BlockOperator(LinearOperator):
             return b.clone()
         blocks = self._now()
         inverse = self._powers("solve", blocks, damping, -1.0)
-        answer = self._mapped(rows.to(dtype_of_sums(self.dtype)), inverse).to(self.dtype)
+        answer = self.mapped(rows.to(dtype_of_sums(self.dtype)), inverse).to(self.dtype)
         return answer[0] if b.ndim == 1 else answer.T
 
     def inverse(self, damping: Damping, method: str = "exact") -> KeptBlocks:
@@ -159,11 +74,11 @@ class BlockOperator(LinearOperator):
                 "for KFACOperator; use method='exact'"
             )
         blocks = self._now()
-        dampings = _dampings("inverse", blocks, damping)
+        dampings = dampings_of("inverse", blocks, damping)
         damped: list[Block] = [
             block.damped_by_sides(value)
             if isinstance(block, KroneckerBlock)
-            else _power("inverse", block, value, -1.0)
+            else power_of("inverse", block, value, -1.0)
             for block, value in zip(blocks, dampings, strict=True)
         ]
         return KeptBlocks(self.space, damped, self.dtype)
@@ -184,8 +99,8 @@ class BlockOperator(LinearOperator):
     def _powers(
         self, where: str, blocks: Sequence[Block], damping: Damping, p: float
     ) -> list[Block]:
-        dampings = _dampings(where, blocks, damping)
-        return [_power(where, b, value, p) for b, value in zip(blocks, dampings, strict=True)]
+        dampings = dampings_of(where, blocks, damping)
+        return [power_of(where, b, value, p) for b, value in zip(blocks, dampings, strict=True)]
 
     def logdet(self, damping: Damping) -> Tensor:
         """log det (B + λI), a scalar tensor.
@@ -195,9 +110,9 @@ class BlockOperator(LinearOperator):
         """
         blocks = self._now()
         parts = []
-        for block, value in zip(blocks, _dampings("logdet", blocks, damping), strict=True):
+        for block, value in zip(blocks, dampings_of("logdet", blocks, damping), strict=True):
             values = block.spectral.values + value
-            _check_positive("logdet", block, values)
+            check_positive("logdet", block, values)
             parts.append(values.double().log().sum())
         return torch.stack(parts).sum().to(self.dtype)
 
@@ -215,30 +130,7 @@ class BlockOperator(LinearOperator):
             ValueError: ``k`` is not within 1..P.
         """
         k = as_integer("eigh: k", k, 1, self.size, why="P")
-        blocks = self._now()
-        values = torch.cat([block.spectral.values.flatten() for block in blocks])
-        leading = values.topk(k).indices.flip(0)  # ascending
-        vectors = torch.zeros(k, self.size, dtype=values.dtype, device=self.device)
-        start = 0
-        for block in blocks:
-            inside = (leading >= start) & (leading < start + block.size)
-            which = leading[inside] - start
-            start += block.size
-            if len(which):
-                rows = torch.zeros(len(which), self.size, dtype=values.dtype, device=self.device)
-                block.place.write(rows, _eigenvectors(block, which))
-                vectors[inside] = rows
-        residuals = (self._mapped(vectors, blocks) - vectors * values[leading].unsqueeze(1)).norm(
-            dim=1
-        )
-        tolerance = 100 * torch.finfo(values.dtype).eps ** 0.5 * float(values[leading[-1]].abs())
-        return EigenResult(
-            values[leading].to(self.dtype),
-            vectors.T.to(self.dtype),
-            residuals.to(self.dtype),
-            bool((residuals <= tolerance).all()),
-            products=k,
-        )
+        return leading_pairs(self, self._now(), k)
 
     # ------------------------------------------------------------------ influence
 
@@ -293,7 +185,7 @@ class BlockOperator(LinearOperator):
             return noise.to(self.device, self.dtype)
         rows = noise.T.to(self.device, dtype_of_sums(self.dtype))
         root = self._powers("sample", self._now(), damping, -0.5)
-        return self._mapped(rows, root).T.to(self.dtype)
+        return self.mapped(rows, root).T.to(self.dtype)
 
 
 class KeptBlocks(BlockOperator):
@@ -322,85 +214,3 @@ class KeptBlocks(BlockOperator):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(P={self.size}, {len(self._blocks)} blocks, {self.dtype})"
-
-
-def _sizes(block: Block) -> str:
-    if block.structure != "kronecker" or block.factors.a is None:
-        return f"{block.structure} {block.size}"
-    form = block.form
-    groups = f"{form.groups} groups of " if form.groups > 1 else ""
-    g, a = block.factors.g, block.factors.a
-    dims = 1 if form.groups == 1 else 2
-    out, inner = (
-        f"{n}{' (diagonal)' if side.ndim == dims else ''}"
-        for n, side in ((form.fan_out, g), (form.fan_in, a))
-    )
-    return f"kronecker {groups}{out} x {inner}"
-
-
-def _dampings(where: str, blocks: Sequence[Block], damping: Any) -> list[float]:
-    """λ of each block."""
-
-    def positive(name: str, value: Any) -> float:
-        try:
-            if isinstance(value, bool):
-                raise TypeError
-            return as_number(name, value, "λ > 0, finite", lambda v: 0 < v < math.inf)
-        except TypeError:
-            raise ValueError(
-                f"{name}: expected λ > 0, finite, or {{block: λ}}, got {value!r}"
-            ) from None
-
-    if not isinstance(damping, Mapping):
-        return [positive(f"{where}: damping", damping)] * len(blocks)
-    names = [block.params[0] for block in blocks]
-    missing = [name for name in names if name not in damping]
-    unknown = [name for name in damping if name not in names]
-    if missing or unknown:
-        raise ValueError(
-            f"{where}: damping: expected one number for each of the {len(names)} blocks by the name of its first "
-            f"parameter: missing {missing[:5]}, unknown {unknown[:5]}"
-        )
-    return [positive(f"{where}: damping[{name!r}]", damping[name]) for name in names]
-
-
-def _power(where: str, block: Block, damping: float, p: float) -> Block:
-    def of(values: Tensor) -> Tensor:
-        damped = values + damping
-        if p == -1:
-            _check_regular(where, block, damped)
-            return damped.reciprocal()
-        if not p.is_integer() or p < 0:
-            _check_positive(where, block, damped)
-        return damped.pow(p)
-
-    return block.function(block.spectral.map(of))
-
-
-def _check_regular(where: str, block: Block, damped: Tensor) -> None:
-    if float(damped.min()) > 0:
-        return
-    least, most = float(damped.abs().min()), float(damped.abs().max())
-    if least <= torch.finfo(damped.dtype).eps * most:
-        raise ValueError(
-            f"{where}: damping: B + λI is singular to rounding in the block {block.params[0]!r} (eigenvalues of "
-            f"magnitude {least:.1e} to {most:.1e}); raise damping"
-        )
-
-
-def _check_positive(where: str, block: Block, damped: Tensor) -> None:
-    least = float(damped.min())
-    if least <= 0:
-        raise ValueError(
-            f"{where}: damping: B + λI is not positive definite: the block {block.params[0]!r} has the eigenvalue "
-            f"{least:.3g}; raise damping"
-        )
-
-
-def _eigenvectors(block: Block, which: Tensor) -> Tensor:
-    """Eigenvectors ``[m, n]`` by their numbers among the block's eigenvalues."""
-    spectral, form = block.spectral, block.form
-    units = torch.zeros(len(which), block.size, dtype=block.sums, device=which.device)
-    units[torch.arange(len(which), device=which.device), which] = 1
-    rotated = units.view(-1, form.groups, form.fan_out, form.fan_in)
-    return form.vectors(spectral.back(rotated))

@@ -1,21 +1,19 @@
-"""K-FAC and EKFAC: Kronecker factors of input and gradient second moments, and their exact eigenvalues."""
+"""K-FAC: Kronecker factors of input and gradient second moments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from curvext.arguments import as_choice
-from curvext.kronecker.blocks import Block, Factors, KroneckerBlock, Place, SpectralBlock
-from curvext.kronecker.collect import factored_blocks, with_eigenvalues
+from curvext.kronecker.blocks import Block, Factors, Place
+from curvext.kronecker.collect import factored_blocks
 from curvext.kronecker.forms import Form
-from curvext.kronecker.live import MAX_DIM, KeptNow, LiveBlocks, as_max_dim
+from curvext.kronecker.kronecker_block import KroneckerBlock
+from curvext.kronecker.live import COMMON, MAX_DIM, LiveBlocks
 from curvext.kronecker.pairs import Pairs
-from curvext.kronecker.shampoo import shampoo_factors
-from curvext.kronecker.sums import EigenvalueSum, KFACSum, sides_of
+from curvext.kronecker.sums import KFACSum, sides_of
 from curvext.kronecker.target import FISHERS, Target
 from curvext.options import Options, spelled_out
 from curvext.problem import Problem
@@ -68,15 +66,7 @@ class KFACOperator(LiveBlocks):
     """
 
     by_sides = True
-    own: tuple[str, ...] = (
-        "kind",
-        "samples",
-        "seed",
-        "approx",
-        "bias",
-        "positions",
-        "max_dim",
-    )
+    own: tuple[str, ...] = (*COMMON, "approx", "bias", "positions")
 
     @spelled_out
     def __init__(
@@ -114,20 +104,16 @@ class KFACOperator(LiveBlocks):
 
     def _choose(
         self,
-        kind: str = "mc",
-        samples: int = 1,
-        seed: int = 0,
+        *,
         approx: str = "expand",
         bias: str = "joint",
         positions: str = "reached",
-        max_dim: int = MAX_DIM,
+        **common: Any,
     ) -> None:
-        owner = type(self).__name__
-        self._target = Target.checked(owner, self._problem, kind, samples, seed, FISHERS)
-        self._approx = as_choice(f"{owner}: approx", approx, ("expand", "reduce"))
-        self._bias = as_choice(f"{owner}: bias", bias, ("joint", "separate"))
-        self._positions = as_choice(f"{owner}: positions", positions, ("reached", "all"))
-        self._max_dim = as_max_dim(owner, max_dim)
+        self._choose_matrix(FISHERS, **common)
+        self._approx = self._choice("approx", approx, ("expand", "reduce"))
+        self._bias = self._choice("bias", bias, ("joint", "separate"))
+        self._positions = self._choice("positions", positions, ("reached", "all"))
 
     def _key(self) -> Hashable:
         return (
@@ -173,101 +159,3 @@ def kfac_factors(
         return KroneckerBlock(place, form, factors, "a weight: Γ ⊗ A")
 
     return factored_blocks(problem, target, joint, max_dim, sum_of, block_of, record)
-
-
-class EKFACOperator(KFACOperator):
-    """EKFAC: the Kronecker eigenbasis with the exact diagonal of M in it (George et al. 2018).
-
-        B = (Q_Γ ⊗ Q_A) diag Λ (Q_Γ ⊗ Q_A)ᵀ,    Λ = Σ_vn (Q_Γᵀ G_vn Q_A)²,    G_vn = Σ_s g_vns a_nsᵀ
-
-    No matrix that is diagonal in this basis is nearer to M's block, so it is never farther than :class:`KFACOperator`,
-    and tr B = tr M. Λ is made from rotated pairs by the kernel ``outer_square``; no G_vn is formed.
-
-    Args:
-        basis: whose eigenvectors Q are: "kfac", those of Γ and A; "shampoo", those of L = Σ G Gᵀ and R = Σ Gᵀ G, which
-            was nearer to M's block in every case measured.
-        model, loss, data, params, cache, kind, samples, seed, approx, bias, positions, max_dim, options: see
-            :class:`KFACOperator`. ``approx`` and ``positions`` enter the basis alone.
-
-    Raises:
-        ValueError: an argument does not fit, or the loss has no likelihood for "exact" and "mc".
-
-    Cost:
-        The factors, their eigendecompositions, and a second pass with ``outer_square``.
-
-    Example:
-        >>> import torch, curvext as cx
-        >>> model, loss = torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss()
-        >>> data = (torch.eye(2), torch.tensor([0, 1]))
-        >>> risk = cx.EmpiricalRisk(model, loss, data)
-        >>> torch.allclose(risk.ekfac(kind="exact").trace(), risk.fisher().trace())
-        True
-    """
-
-    by_sides = False
-    own = (*KFACOperator.own, "basis")
-
-    @spelled_out
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: nn.Module | Callable[[Tensor, Tensor], Tensor],
-        data: Any,
-        params: Selection = None,
-        cache: bool | str | int = "auto",
-        *,
-        kind: str = "mc",
-        samples: int = 1,
-        seed: int = 0,
-        approx: str = "expand",
-        bias: str = "joint",
-        positions: str = "reached",
-        max_dim: int = MAX_DIM,
-        basis: str = "kfac",
-        **options: Unpack[Options],
-    ) -> None:
-        LiveBlocks.__init__(
-            self,
-            model,
-            loss,
-            data,
-            params,
-            cache,
-            kind=kind,
-            samples=samples,
-            seed=seed,
-            approx=approx,
-            bias=bias,
-            positions=positions,
-            max_dim=max_dim,
-            basis=basis,
-            **options,
-        )
-
-    def _choose(self, *args: Any, basis: str = "kfac", **options: Any) -> None:
-        super()._choose(*args, **options)
-        self._basis = as_choice("EKFACOperator: basis", basis, ("kfac", "shampoo"))
-
-    def _key(self) -> Hashable:
-        return (EKFACOperator, self._basis, super()._key())
-
-    def _make(self) -> list[Block]:
-        problem, target, max_dim = self._problem, self._target, self._max_dim
-        joint = self._bias == "joint"
-        if self._basis == "kfac":
-            kept: KeptNow = problem.derived(
-                super()._key(), lambda: KeptNow(self._factored(record=True))
-            )
-            factored = kept.blocks
-        else:
-            factored = shampoo_factors(
-                problem, target, joint, max_dim, partial(KroneckerBlock), record=True
-            )
-        return with_eigenvalues(problem, target, factored, _by_eigenvalues)
-
-
-def _by_eigenvalues(block: Block, values: EigenvalueSum, scale: float) -> Block:
-    why = "a weight: the exact diagonal in the eigenbasis of its factors"
-    return SpectralBlock(
-        block.place, block.form, block.factors, values.spectral(scale), "kronecker", why
-    )

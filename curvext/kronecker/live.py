@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from curvext.arguments import as_integer
+from curvext.arguments import as_choice, as_integer
 from curvext.kronecker.blocks import Block
 from curvext.kronecker.factored import BlockOperator
+from curvext.kronecker.target import Target
 from curvext.problem import Problem
 from curvext.space import Selection
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: the largest symmetric matrix that is formed, where nothing else is said
 MAX_DIM = 8192
+#: names of the arguments of :meth:`LiveBlocks._choose_matrix`
+COMMON = ("kind", "samples", "seed", "max_dim")
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,24 @@ class LiveBlocks(BlockOperator):
         self._choose(**options)
 
     @abstractmethod
-    def _choose(self, *args: Any, **options: Any) -> None:
-        """Checks and takes the operator's own arguments."""
+    def _choose(self, **options: Any) -> None:
+        """Checks and takes the operator's own arguments; hands :data:`COMMON` on to :meth:`_choose_matrix`."""
+
+    def _choose_matrix(
+        self,
+        kinds: tuple[str, ...],
+        kind: str = "mc",
+        samples: int = 1,
+        seed: int = 0,
+        max_dim: int = MAX_DIM,
+    ) -> None:
+        """Checks and takes which matrix M it is of, and how large a matrix is formed."""
+        owner = type(self).__name__
+        self._target = Target.checked(owner, self._problem, kind, samples, seed, kinds)
+        self._max_dim = as_integer(f"{owner}: max_dim", max_dim, 1)
+
+    def _choice(self, name: str, value: str, allowed: tuple[str, ...]) -> str:
+        return as_choice(f"{type(self).__name__}: {name}", value, allowed)
 
     def _own_problem(self) -> Problem | None:
         return self._problem
@@ -106,8 +125,3 @@ class LiveBlocks(BlockOperator):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"
-
-
-def as_max_dim(owner: str, value: Any) -> int:
-    """``max_dim``, a positive integer."""
-    return as_integer(f"{owner}: max_dim", value, 1)

@@ -14,12 +14,12 @@ from curvext.kronecker.blocks import (
     DenseBlock,
     DiagonalBlock,
     Factors,
-    KroneckerBlock,
     Place,
     SpectralBlock,
 )
 from curvext.kronecker.factored import BlockOperator, KeptBlocks
 from curvext.kronecker.forms import Form
+from curvext.kronecker.kronecker_block import KroneckerBlock
 from curvext.kronecker.spectral import Spectral
 from curvext.space import ParameterSpace
 from curvext.storage import read_tensors, write_tensors

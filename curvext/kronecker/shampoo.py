@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from curvext.arguments import as_choice
-from curvext.kronecker.blocks import (
-    Block,
-    Factors,
-    KroneckerBlock,
-    Place,
-    SpectralBlock,
-    grouped,
-)
+from curvext.kronecker.blocks import Block, Factors, Place, SpectralBlock
 from curvext.kronecker.collect import BlockOf, factored_blocks
 from curvext.kronecker.forms import Form
-from curvext.kronecker.live import MAX_DIM, LiveBlocks, as_max_dim
+from curvext.kronecker.kronecker_block import KroneckerBlock, grouped
+from curvext.kronecker.live import COMMON, MAX_DIM, LiveBlocks
 from curvext.kronecker.pairs import Pairs
 from curvext.kronecker.spectral import Spectral, eigenbasis
 from curvext.kronecker.sums import ShampooSum, sides_of
@@ -60,7 +53,7 @@ class ShampooOperator(LiveBlocks):
         True
     """
 
-    own = ("kind", "samples", "seed", "form", "bias", "max_dim")
+    own = (*COMMON, "form", "bias")
 
     @spelled_out
     def __init__(
@@ -94,20 +87,10 @@ class ShampooOperator(LiveBlocks):
             **options,
         )
 
-    def _choose(
-        self,
-        kind: str = "mc",
-        samples: int = 1,
-        seed: int = 0,
-        form: str = "trace",
-        bias: str = "joint",
-        max_dim: int = MAX_DIM,
-    ) -> None:
-        owner = type(self).__name__
-        self._target = Target.checked(owner, self._problem, kind, samples, seed, FISHERS)
-        self._form = as_choice(f"{owner}: form", form, ("trace", "root"))
-        self._bias = as_choice(f"{owner}: bias", bias, ("joint", "separate"))
-        self._max_dim = as_max_dim(owner, max_dim)
+    def _choose(self, *, form: str = "trace", bias: str = "joint", **common: Any) -> None:
+        self._choose_matrix(FISHERS, **common)
+        self._form = self._choice("form", form, ("trace", "root"))
+        self._bias = self._choice("bias", bias, ("joint", "separate"))
 
     def _key(self) -> Hashable:
         return (ShampooOperator, self._target, self._form, self._bias, self._max_dim)

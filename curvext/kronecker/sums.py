@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvext.kronecker.blocks import Factors, ungrouped
+from curvext.kronecker.blocks import Factors
+from curvext.kronecker.kronecker_block import ungrouped
 from curvext.kronecker.moments import InputMoment
 from curvext.kronecker.pairs import Pairs
 from curvext.kronecker.spectral import Spectral
