@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from curvext.operations.operation import Tangent
 from curvext.operations.table import operation
 from curvext.operations.view_chain import rearrangement
 
-_Carry = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
+_Carry = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
 
 
 class Tangents:
@@ -67,10 +67,20 @@ class Tangents:
         at: list[Tensor | None] = [None] * (self._places + 1)
         with torch.no_grad():
             for step, done in zip(self._steps, self._done, strict=True):
+                if step.parameter is not None:
+                    # a column of a block of vectors may have any stride
+                    at[step.outputs[0]] = v[step.parameter].contiguous()
+                    continue
                 inputs = [at[place] for place in step.inputs]
-                if not inputs or any(t is not None for t in inputs):
-                    for place, tangent in zip(step.outputs, step.carry(v, inputs), strict=False):
-                        at[place] = tangent
+                if inputs.count(None) < len(inputs):
+                    if step.rule is not None and step.node is not None:
+                        tangent = step.rule(step.node, *inputs)
+                        # of mixed dtypes, as where a norm on CUDA keeps statistics of bfloat16 in float32, comes the
+                        # widest
+                        at[step.outputs[0]] = None if tangent is None else tangent.to(step.dtype)
+                    elif step.carry is not None:
+                        for place, found in zip(step.outputs, step.carry(inputs), strict=False):
+                            at[place] = found
                 for place in done:
                     at[place] = None
         return [at[place] for place in self._roots]
@@ -81,13 +91,21 @@ class _Step:
     """One operation, or a parameter, which has no inputs.
 
     Args:
-        carry: v and the tangents of its inputs → those of its outputs.
-        inputs, outputs: where they are kept.
+        inputs, outputs: where the tangents are kept.
+        parameter: its number, or None for an operation.
+        rule: the operation's tangent rule, of the node and the tangents of its inputs, or None.
+        node: for the rule.
+        dtype: of the operation's result.
+        carry: without a rule, from the tangents of the inputs to those of the outputs.
     """
 
-    carry: _Carry
     inputs: list[int]
     outputs: range
+    parameter: int | None = None
+    rule: Tangent | None = None
+    node: Node | None = None
+    dtype: torch.dtype | None = None
+    carry: _Carry | None = None
 
 
 def _step(
@@ -96,48 +114,28 @@ def _step(
     """A node as a step; ``places`` tells of those before it, ``complex_places`` which of them are complex."""
     node, free = graph.nodes[position], len(places)
     if graph.names[position] == LEAF:
-        return _Step(_block_of(graph.parameter_at[position]), [], range(free, free + 1))
+        return _Step([], range(free, free + 1), graph.parameter_at[position])
     inputs = [-1 if c is None else places.get((c, nr), -1) for c, nr in graph.edges[position]]
     dtypes = graph.dtypes(position)
     count, is_complex = len(dtypes), any(dtype.is_complex for dtype in dtypes)
     if is_complex:
         complex_places.update(range(free, free + count))
-    here = operation(graph.names[position])
-    carry: _Carry
+    here, outputs = operation(graph.names[position]), range(free, free + count)
     if here.view is not None:
-        carry = _rearranged([rearrangement(graph, position, which) for which in range(count)])
+        views = [rearrangement(graph, position, which) for which in range(count)]
+        return _Step(inputs, outputs, carry=_rearranged(views))
     # a backward multiplies by conjugates, which rules know nothing of
-    elif here.tangent is not None and not is_complex and complex_places.isdisjoint(inputs):
-        carry = _by_rule(here.tangent, Node(node))
-    else:
-        carry = _by_transposition(node)
-    return _Step(carry, inputs, range(free, free + count))
-
-
-def _block_of(parameter: int) -> _Carry:
-    # a column of a block of vectors may have any stride
-    return lambda v, _: (v[parameter].contiguous(),)
+    if here.tangent is not None and not is_complex and complex_places.isdisjoint(inputs):
+        return _Step(inputs, outputs, rule=here.tangent, node=Node(node), dtype=dtypes[0])
+    return _Step(inputs, outputs, carry=partial(transposed, node))
 
 
 def _rearranged(views: list[Callable[[Tensor], Tensor]]) -> _Carry:
-    def carry(v: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    def carry(inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         (x,) = (t for t in inputs if t is not None)
         return [view(x) for view in views]
 
     return carry
-
-
-def _by_rule(rule: Tangent, node: Node) -> _Carry:
-    def carry(v: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        tangent = rule(node, *inputs)
-        # of mixed dtypes, as where a norm on CUDA keeps the statistics of bfloat16 in float32, comes the widest
-        return (None if tangent is None else tangent.to(node.dtype),)
-
-    return carry
-
-
-def _by_transposition(node: Any) -> _Carry:
-    return lambda _, inputs: transposed(node, inputs)
 
 
 def _read_last(inputs: Sequence[Sequence[int]], keep: set[int]) -> list[set[int]]:
