@@ -62,7 +62,8 @@ def _addmm(
     """ẏ of y = β b + α A B."""
     moved: Tensor | None = None
     if bias is not None:
-        moved = _times(bias, node.saved.beta).expand(node.shape)
+        beta = node.saved.beta
+        moved = (bias if beta == 1 else beta * bias).expand(node.shape)
     return _add_products(moved, node, ("mat1", "mat2"), left, right, node.saved.alpha)
 
 

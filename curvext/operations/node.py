@@ -6,7 +6,7 @@ PyTorch names what a node saved for its backward pass (``_saved_mat1``), and pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,19 +20,20 @@ def saved(node: Any, name: str) -> Any:
 class Saved:
     """What a node saved for its backward pass: ``saved.mat1`` is ``node._saved_mat1``."""
 
-    __slots__ = ("_node",)
-
     def __init__(self, node: Any) -> None:
         self._node = node
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._node, "_saved_" + name)
+        value = getattr(self._node, "_saved_" + name)
+        if isinstance(value, (int, float)):
+            setattr(
+                self, name, value
+            )  # numbers stay, so they are read once; tensors may be freed or written to
+        return value
 
 
 class DetachedSaved(Saved):
     """The same, with tensors cut off from the graph."""
-
-    __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._node, "_saved_" + name)
@@ -47,28 +48,14 @@ class Node:
         which: number of the output that is meant.
     """
 
-    __slots__ = ("_dtype", "_shape", "raw", "saved", "which")
-
     def __init__(self, raw: Any, which: int = 0) -> None:
+        metadata = raw._input_metadata[which]
         self.raw = raw
         self.saved = Saved(raw)
         self.which = which
-        self._shape: torch.Size | None = None
-        self._dtype: torch.dtype | None = None
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of output ``which``."""
-        if self._shape is None:
-            self._shape = torch.Size(self.raw._input_metadata[self.which].shape)
-        return self._shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of output ``which``."""
-        if self._dtype is None:
-            self._dtype = cast(torch.dtype, self.raw._input_metadata[self.which].dtype)
-        return self._dtype
+        #: of output ``which``
+        self.shape = torch.Size(metadata.shape)
+        self.dtype: torch.dtype = metadata.dtype
 
 
 # ---------------------------------------------------------------------- dimensions
