@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from curvext.graph.autograd_graph import Graph
 from curvext.operations.node import DetachedSaved
@@ -57,7 +58,7 @@ def assert_tangent(output, parameters, expected=None, seed=0):
     if got is None:
         got = torch.zeros_like(want)
     assert got.shape == want.shape
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    assert_close(got, want, rtol=1e-10, atol=1e-10)
     return graph
 
 
@@ -80,6 +81,37 @@ def derivatives(y, inputs, g, u):
     inner = sum((a * b).sum() for a, b in zip(first, u, strict=True))
     second = torch.autograd.grad(inner, [g, *inputs], materialize_grads=True)
     return [y, *first, *second]
+
+
+def other_ways(node, functions, rtol=1e-11):
+    """A test of every other way to an operation: functions x [3, 4] → y whose graph has its node, by name.
+
+    The way leads past the node to the same value and gradient, and PyTorch differentiates it twice, and rightly.
+    """
+    ways = dict.fromkeys(operation(node).alternatives.values())
+
+    @pytest.mark.parametrize("way", ways)
+    @pytest.mark.parametrize("name", functions)
+    def test(name, way):
+        function, x = functions[name], X.clone().requires_grad_()
+        plain = function(x)
+        assert node in Graph(plain, [x]).names
+        with way():
+            other = function(x)
+        assert node not in Graph(other, [x]).names
+        assert_close(other, plain, rtol=1e-12, atol=1e-12)
+        g = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1)).to(plain)
+        gradients = [torch.autograd.grad(y, x, g)[0] for y in (other, plain)]
+        assert_close(*gradients, rtol=rtol, atol=1e-12)
+
+        def by_the_way(x):
+            with way():
+                return function(x)
+
+        assert torch.autograd.gradgradcheck(by_the_way, x)
+
+    test.node = {node: functions}
+    return test
 
 
 # ---------------------------------------------------------------------- where samples lie
@@ -169,7 +201,7 @@ def per_sample(cases):
             alone[sample_of[n]] = g.flatten()[sample_of[n]]
             (expected,) = torch.autograd.grad(y, w, alone.view_as(y), retain_graph=True)
             got = use.sample(n).reshape(expected.shape)
-            torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+            assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
     test.uses = cases
     return test

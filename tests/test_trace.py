@@ -98,7 +98,10 @@ def test_the_trace_sees_a_deeper_call(risk, monkeypatch):
     inner = type(operator)._columns
     path = Path(ROOT) / "planted.py"
     space: dict[str, Any] = {"inner": inner}
-    exec(compile("def planted(self, columns):\n    return inner(self, columns)", str(path), "exec"), space)
+    exec(
+        compile("def planted(self, columns):\n    return inner(self, columns)", str(path), "exec"),
+        space,
+    )
     monkeypatch.setattr(type(operator), "_columns", space["planted"])
     after = traced(lambda: operator @ v)
     assert after.depth == before.depth + 1 and len(after.files) == len(before.files) + 1

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import torch
-from facets import (
-    N,
-    X,
-    apart,
-    per_sample,
-    tangents,
-    together,
-)
+from facets import N, X, apart, per_sample, tangents, together
 
 ROWS = torch.randn(N, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 

@@ -6,13 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_close
-from facets import (
-    N,
-    apart,
-    assert_tangent,
-    by_double_backward,
-    derivatives,
-)
+from facets import N, apart, assert_tangent, by_double_backward, derivatives, other_ways
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvext.graph.autograd_graph import Graph
@@ -132,3 +126,20 @@ def test_attention_taken_in_pieces_is_that_of_all_heads(device, small_workspace)
     assert_close(tangent_of((q, k, v), (dq, dk, dv), scores), tangent, "tangent")
     for ours, theirs in zip(slope(g, (q, k, v), scores), pulled, strict=True):
         assert_close(ours, theirs, "gradient")
+
+
+def heads(x):
+    """q, k and v of two heads."""
+    return x.view(1, 2, 3, 2), x.exp().view(1, 2, 3, 2), x.sin().view(1, 2, 3, 2)
+
+
+test_other_ways_have_its_value_and_both_derivatives = other_ways(
+    "ScaledDotProductFlashAttentionForCpuBackward0",
+    {
+        "plain": lambda x: F.scaled_dot_product_attention(*heads(x)),
+        "causal": lambda x: F.scaled_dot_product_attention(*heads(x), is_causal=True, scale=0.3),
+        "grouped queries": lambda x: F.scaled_dot_product_attention(
+            x.view(1, 2, 3, 2), x[:, :2][None, None], x[:, 2:][None, None].exp(), enable_gqa=True
+        ),
+    },
+)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from facets import (
-    N,
-    apart,
-    per_sample,
-    tangents,
-)
+from facets import N, apart, per_sample, tangents
 
 test_a_tangent_is_the_derivative = tangents(
     {

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from facets import (
-    N,
-    X,
-    apart,
-    per_sample,
-    tangents,
-    together,
-)
+from facets import N, X, apart, per_sample, tangents, together
 
 IMAGES = torch.randn(N, 2, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 KERNEL = torch.ones(3, 2, 2, dtype=torch.float64)

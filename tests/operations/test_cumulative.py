@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from facets import (
-    N,
-    apart,
-    tangents,
-    together,
-)
+from facets import N, apart, other_ways, tangents, together
 
 test_a_tangent_is_the_derivative = tangents(
     {
@@ -32,4 +27,13 @@ test_nothing_is_said_where_samples_may_meet = together(
     {
         "cumsum over samples": ((N, 3), lambda x: x.cumsum(0)),
     }
+)
+
+test_other_ways_have_its_value_and_both_derivatives = other_ways(
+    "LogcumsumexpBackward0",
+    {
+        "function": lambda x: torch.logcumsumexp(x, 0),
+        "method": lambda x: x.logcumsumexp(-1),
+        "keyword": lambda x: torch.logcumsumexp(x, dim=1),
+    },
 )

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from facets import (
-    MASK,
-    N,
-    X,
-    apart,
-    per_sample,
-    tangents,
-)
+from facets import MASK, N, X, apart, per_sample, tangents
 
 ROWS = torch.randn(N, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from facets import (
-    INDEX,
-    N,
-    X,
-    apart,
-    assert_tangent,
-    per_sample,
-    tangents,
-    together,
-)
+from facets import INDEX, N, X, apart, assert_tangent, per_sample, tangents, together
 
 test_a_tangent_is_the_derivative = tangents(
     {

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from facets import (
-    X,
-    tangents,
-)
+from facets import X, other_ways, tangents
 from torch import nn
 
 import curvext as cx
@@ -58,3 +55,12 @@ def test_the_hessian_of_a_network_with_gelu_is_that_of_the_dense_oracle(approxim
         rtol=1e-10,
         atol=1e-12,
     )
+
+
+test_other_ways_have_its_value_and_both_derivatives = other_ways(
+    "GeluBackward0",
+    {
+        "function": F.gelu,
+        "module": nn.GELU(),
+    },
+)

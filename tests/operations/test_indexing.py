@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 import torch
-from facets import (
-    EDGES,
-    GRAPH_OF,
-    INDEX,
-    MASK,
-    B,
-    N,
-    apart,
-    per_graph,
-    tangents,
-    together,
-)
+from facets import EDGES, GRAPH_OF, INDEX, MASK, B, N, apart, per_graph, tangents, together
 from torch import Tensor
 
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from facets import (
-    N,
-    X,
-    apart,
-    derivatives,
-    per_sample,
-    tangents,
-    together,
-)
+from facets import N, X, apart, derivatives, other_ways, per_sample, tangents, together
 
 from curvext.graph.autograd_graph import Graph
 from curvext.operations import alternative
@@ -108,3 +100,13 @@ def test_a_layer_norm_that_the_closed_form_lacks_is_left_to_pytorch(device):
         closed = F.layer_norm(x.float(), (4,), ones.float(), ones.float())
     assert half.grad_fn.name() == only_bias.grad_fn.name() == "NativeLayerNormBackward0"
     assert closed.grad_fn.name() == "ClosedFormLayerNormBackward"
+
+
+test_other_ways_have_its_value_and_both_derivatives = other_ways(
+    "NativeLayerNormBackward0",
+    {
+        "plain": lambda x: F.layer_norm(x, (4,)),
+        "with weight": lambda x: F.layer_norm(x, (4,), x[0]),
+        "with weight and bias": lambda x: F.layer_norm(x, (4,), x[0], x[1], eps=0.1),
+    },
+)

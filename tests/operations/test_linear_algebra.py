@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import torch
-from facets import (
-    N,
-    apart,
-    together,
-)
+from facets import N, apart, together
 
 test_samples_are_seen_apart_and_never_against_the_jacobian = apart(
     {

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from facets import (
-    INDEX,
-    MASK,
-    N,
-    apart,
-)
+from facets import INDEX, MASK, N, apart
 
 test_samples_are_seen_apart_and_never_against_the_jacobian = apart(
     {

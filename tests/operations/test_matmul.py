@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from facets import (
-    EDGES,
-    B,
-    N,
-    X,
-    apart,
-    per_graph,
-    per_sample,
-    tangents,
-    together,
-)
+from facets import EDGES, B, N, X, apart, per_graph, per_sample, tangents, together
 from torch import Tensor
 
 from curvext.samples.layout import Layout

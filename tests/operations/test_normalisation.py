@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from facets import (
-    N,
-    apart,
-    assert_tangent,
-    by_double_backward,
-    per_sample,
-    tangents,
-    together,
-)
+from facets import N, apart, assert_tangent, by_double_backward, per_sample, tangents, together
 
 ROWS = torch.randn(N, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from facets import (
-    N,
-    apart,
-    tangents,
-)
+from facets import N, apart, tangents
 
 test_a_tangent_is_the_derivative = tangents(
     {

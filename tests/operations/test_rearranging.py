@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from facets import (
-    INDEX,
-    N,
-    X,
-    apart,
-    tangents,
-)
+from facets import INDEX, N, X, apart, tangents
 from torch import Tensor
 
 

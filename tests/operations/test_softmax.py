@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from facets import (
-    N,
-    apart,
-    tangents,
-    together,
-)
+from facets import N, apart, tangents, together
 
 test_a_tangent_is_the_derivative = tangents(
     {

@@ -57,6 +57,14 @@ BY_THEMSELVES = {
     "ScaledDotProductFlashAttentionForCpuBackward0",
     "_ClosedFormAttentionBackward",
 }
+#: other ways to nodes that the CPU does not make in float64: attention's is that of the CPU's node
+WAYS_BY_THEMSELVES = {
+    "CudnnRnnBackward0",
+    "MkldnnRnnLayerBackward0",
+    "ScaledDotProductCudnnAttentionBackward0",
+    "ScaledDotProductEfficientAttentionBackward0",
+    "ScaledDotProductFlashAttentionBackward0",
+}
 
 
 def cases_of(attribute):
@@ -131,6 +139,12 @@ def test_every_tangent_is_tested():
         made |= set(Graph(function(x), [x]).names)
     with_tangent = {name for name, here in OPERATIONS.items() if here.tangent is not None}
     assert sorted(with_tangent - made - ON_CUDA - BY_THEMSELVES) == []
+
+
+def test_every_other_way_is_tested():
+    with_ways = {name for name, here in OPERATIONS.items() if here.alternatives}
+    tested = {node for node, _ in cases_of("node")}
+    assert sorted(with_ways - tested - WAYS_BY_THEMSELVES) == []
 
 
 def test_every_per_sample_rule_is_tested():

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import torch
-from facets import (
-    N,
-    apart,
-    tangents,
-)
+from facets import N, apart, tangents
 
 test_a_tangent_is_the_derivative = tangents(
     {
