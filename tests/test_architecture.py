@@ -142,7 +142,7 @@ def test_every_unit_has_a_place_in_the_import_table(unit):
 @pytest.mark.parametrize(
     "unit, source, count",
     [
-        ("losses", "from curvext.per_sample.backward_pass import Tape", 1),
+        ("losses", "from curvext.per_sample.backward_pass import BackwardPass", 1),
         ("space", "import curvext.data", 1),
         ("reference", "from curvext.errors import NoClosedFormError", 1),
         ("algorithms", "from curvext.operators import GGNOperator", 1),

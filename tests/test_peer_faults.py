@@ -114,7 +114,7 @@ def test_nan_vectors_are_refused(form, kind):
 
 
 def test_empirical_fisher_works_on_many_samples_without_a_gradient_for_each(device):
-    """A peer needs 250 gradients' time and gigabytes; the tape writes no per-sample gradient of a layer out."""
+    """A peer needs 250 gradients' time and gigabytes; no per-sample gradient of a layer is materialised."""
     posed = pose("mlp", device=device, samples=200)
     assert "general" not in risk_of(posed).explain()
     assert_close(

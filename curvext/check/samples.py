@@ -53,16 +53,16 @@ class SampleSums:
 def norms_by_parameter(problem: Problem) -> Tensor:
     """‖g_n‖² by sample and parameter, ``[N, number of parameters]``, as the library computes them."""
     parts: list[Tensor] = []
-    with problem.tapes() as batches:
-        for tape, point in batches:
-            visitor = _ByParameter(tape.samples, problem.space)
-            tape.play(visitor, point.residual_by_sample)
-            parts.append(torch.stack([norms.total for norms in visitor.norms], 1))
+    with problem.backward_passes() as batches:
+        for backward, point in batches:
+            consumer = _ByParameter(backward.samples, problem.space)
+            backward.run(consumer, point.residual_by_sample)
+            parts.append(torch.stack([norms.total for norms in consumer.norms], 1))
     return torch.cat(parts).double() * problem.sample_scale() ** 2
 
 
 class _ByParameter:
-    """Visitor: the squared norms of each parameter's part by themselves."""
+    """Consumer: the squared norms of each parameter's part by themselves."""
 
     def __init__(self, samples: int, space: ParameterSpace) -> None:
         self.norms = [SquaredNorms(samples, space) for _ in space.names]

@@ -141,7 +141,7 @@ _OVER = "the diagonal of its exact block, which is over max_dim"
 
 
 class _Exact:
-    """A visitor that adds up exact blocks."""
+    """A consumer that adds up exact blocks."""
 
     def __init__(self, exact: ExactSum) -> None:
         self._exact = exact

@@ -61,7 +61,7 @@ def factored_blocks(
 
 
 class _Collector:
-    """A visitor that adds up factors and exact blocks."""
+    """A consumer that adds up factors and exact blocks."""
 
     def __init__(self, space: ParameterSpace, roles: Roles, max_dim: int, sum_of: SumOf) -> None:
         self._space = space
@@ -168,7 +168,7 @@ def with_eigenvalues(
 
 
 class _Rotator:
-    """A visitor that adds up Λ."""
+    """A consumer that adds up Λ."""
 
     def __init__(self, sums: dict[int, EigenvalueSum], biased: dict[int, bool]) -> None:
         self._sums = sums

@@ -14,7 +14,7 @@ from curvext.gradients.structured import StructuredGradient
 from curvext.losses import LossPoint
 from curvext.operations.view_chain import ViewChain
 from curvext.operators.fisher import LABELS
-from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.backward_pass import BackwardPass
 from curvext.per_sample.partners import Wiring
 from curvext.per_sample.recorded import Records
 from curvext.problem import Pass, Problem
@@ -24,7 +24,7 @@ FISHERS = ("exact", "mc", "empirical")
 
 
 class ColumnVisitor(Protocol):
-    """A tape's visitor that is told where a batch and a vector begin and end."""
+    """A consumer of a backward pass that is told where a batch and a vector begin and end."""
 
     def meet(self, wiring: Wiring) -> None:
         """A batch begins, in whose graph the parameters stand like this."""
@@ -33,7 +33,7 @@ class ColumnVisitor(Protocol):
         """A vector of a batch begins, which adds or, for sign −1, subtracts; whether it is the batch's last."""
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
-        """See :class:`curvext.per_sample.backward_pass.Visitor`."""
+        """See :class:`curvext.per_sample.backward_pass.Consumer`."""
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
         """Likewise."""
@@ -93,8 +93,8 @@ class Target:
             return problem.outer_scale()
         return problem.mean_scale() / max(1, self.samples)
 
-    def visit(self, problem: Problem, visitor: ColumnVisitor, record: bool = False) -> None:
-        """One pass over the data: plays every vector of every batch to the visitor.
+    def visit(self, problem: Problem, consumer: ColumnVisitor, record: bool = False) -> None:
+        """One pass over the data: plays every vector of every batch to the consumer.
 
         A batch whose gradients are recorded needs no pass through the network. ``record``: whether they are to be,
         where there is one vector for each datum and the cache keeps anything.
@@ -105,31 +105,35 @@ class Target:
             for batch in batches:
                 if isinstance(batch, Records):
                     assert batch.wiring is not None
-                    visitor.meet(batch.wiring)
-                    visitor.begin(batch.samples, 1.0, True)
-                    batch.replay(visitor)
-                    visitor.end()
+                    consumer.meet(batch.wiring)
+                    consumer.begin(batch.samples, 1.0, True)
+                    batch.replay(consumer)
+                    consumer.end()
                 else:
-                    tape, point = batch
-                    visitor.meet(tape.wiring())
-                    self._play(tape, point, visitor, problem.ranks.start)
+                    backward, point = batch
+                    consumer.meet(backward.wiring())
+                    self._play(backward, point, consumer, problem.ranks.start)
 
-    def _batches(self, problem: Problem, record: bool) -> Pass[Records | tuple[Tape, LossPoint]]:
+    def _batches(
+        self, problem: Problem, record: bool
+    ) -> Pass[Records | tuple[BackwardPass, LossPoint]]:
         if self.kind == "empirical":
             return problem.recorded(None, record)
         if self.kind == "mc" and self.samples == 1:
             return problem.recorded(self.seed, record)
-        return problem.tapes()
+        return problem.backward_passes()
 
-    def _play(self, tape: Tape, point: LossPoint, visitor: ColumnVisitor, start: int) -> None:
-        left = self._columns(point, start + tape.first)
+    def _play(
+        self, backward: BackwardPass, point: LossPoint, consumer: ColumnVisitor, start: int
+    ) -> None:
+        left = self._columns(point, start + backward.first)
         column = next(left, None)
         while column is not None:
             following = next(left, None)
             cotangent, sign = column
-            visitor.begin(tape.samples, sign, following is None)
-            tape.play(visitor, cotangent, keep=following is not None)
-            visitor.end()
+            consumer.begin(backward.samples, sign, following is None)
+            backward.run(consumer, cotangent, keep=following is not None)
+            consumer.end()
             column = following
 
     def _columns(self, point: LossPoint, first: int) -> Iterator[tuple[Tensor, float]]:

@@ -135,7 +135,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         """M of this rank's data."""
         if self._problem.loss.reduction == "sum":
             return 0.0
-        with self._problem.tapes() as batches:
+        with self._problem.backward_passes() as batches:
             return sum(point.positions for _, point in batches)
 
     @collective
@@ -154,12 +154,12 @@ class EmpiricalFisherOperator(CurvatureOperator):
         with self._problem.call(self._saying(".diagonal")) as rounds:
             for _ in rounds:
                 squares = SquareSum(self._problem.space)
-                with self._problem.tapes() as batches:
-                    for tape, point in batches:
+                with self._problem.backward_passes() as batches:
+                    for backward, point in batches:
                         columns = (
                             point.residual_by_position() if token else [point.residual_by_sample]
                         )
-                        squares.play(tape, ((column, 1.0) for column in columns))
+                        squares.run(backward, ((column, 1.0) for column in columns))
         return squares.named(self._scale(), dtype or self.dtype, self.group)
 
     @collective
@@ -371,10 +371,10 @@ class EmpiricalFisherOperator(CurvatureOperator):
         with self._problem.call(self._saying(".gradient_norms")) as rounds:
             for _ in rounds:
                 parts = [SquaredNorms(0, self._problem.space).total]
-                with self._problem.tapes() as batches:
-                    for tape, point in batches:
-                        norms = SquaredNorms(tape.samples, self._problem.space)
-                        tape.play(norms, point.residual_by_sample)
+                with self._problem.backward_passes() as batches:
+                    for backward, point in batches:
+                        norms = SquaredNorms(backward.samples, self._problem.space)
+                        backward.run(norms, point.residual_by_sample)
                         parts.append(norms.total)
         rows = self.group.rows(torch.cat(parts), self._problem.ranks.shares)
         return finite_answer(rows, "per-sample gradient norms")

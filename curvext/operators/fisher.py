@@ -150,9 +150,9 @@ class MCFisherOperator(CurvatureOperator):
         with self._problem.call(self._saying(".diagonal")) as rounds:
             for _ in rounds:
                 squares = SquareSum(self._problem.space)
-                with self._in_order(self._problem.tapes()) as batches:
-                    for tape, point in batches:
-                        squares.play(tape, self._drawn(point, tape.first))
+                with self._in_order(self._problem.backward_passes()) as batches:
+                    for backward, point in batches:
+                        squares.run(backward, self._drawn(point, backward.first))
         return squares.named(self._scale(), dtype or self.dtype, self.group)
 
     def _drawn(self, point: LossPoint, first: int) -> Iterator[tuple[Tensor, float]]:

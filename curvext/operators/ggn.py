@@ -56,9 +56,9 @@ class GGNOperator(CurvatureOperator):
         with self._problem.call(self._saying(".diagonal")) as rounds:
             for _ in rounds:
                 squares = SquareSum(self._problem.space)
-                with self._problem.tapes() as batches:
-                    for tape, point in batches:
-                        squares.play(tape, point.root_columns())
+                with self._problem.backward_passes() as batches:
+                    for backward, point in batches:
+                        squares.run(backward, point.root_columns())
         return squares.named(self._problem.mean_scale(), dtype or self.dtype, self.group)
 
     @collective

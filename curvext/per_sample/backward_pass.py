@@ -1,7 +1,7 @@
-"""The tape: one backward pass in which every parameter's per-sample gradients come by and are used up.
+"""One backward pass in which the per-sample gradients of every parameter are formed and used up.
 
 The pass goes through the nodes that use parameters but computes no parameter's gradient: at each such
-node its inputs a and the gradient g at its output are at hand, are handed to the visitor in canonical
+node its inputs a and the gradient g at its output are at hand, are handed to the consumer in canonical
 form, and are gone when the pass has moved on.
 """
 
@@ -33,7 +33,7 @@ from curvext.per_sample.probe import Probe, Sketch, drawn_like
 from curvext.samples.layout import Layout
 
 
-class Visitor(Protocol):
+class Consumer(Protocol):
     """What is done with per-sample gradients as they come by."""
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
@@ -43,7 +43,7 @@ class Visitor(Protocol):
         """The whole gradient of one sample by one parameter."""
 
 
-class Tape:
+class BackwardPass:
     """One batch and its forward graph, ready to be played backwards.
 
     Args:
@@ -131,42 +131,47 @@ class Tape:
         )
         return Wiring(found, used, overlapping, tied)
 
-    def written_out(self, summands: bool) -> int:
+    def materialised(self, allow_overlap: bool) -> int:
         """How many elements of per-sample gradients :meth:`play` will hand over written out."""
         if self._graph is None:
             return 0
         if self._hooked:
             return self.samples * sum(p.numel() for p in self._parameters)
-        parted = {"fused", "tied", "unused", *(["overlapping"] if summands else [])}
+        parted = {"fused", "tied", "unused", *(["overlapping"] if allow_overlap else [])}
         return self.samples * sum(
             p.numel()
             for p, route in zip(self._parameters, self._find(assume=True).plan.routes, strict=True)
             if route.path not in parted
         )
 
-    def play(
-        self, visitor: Visitor, cotangent: Tensor, *, summands: bool = False, keep: bool = False
+    def run(
+        self,
+        consumer: Consumer,
+        cotangent: Tensor,
+        *,
+        allow_overlap: bool = False,
+        keep: bool = False,
     ) -> None:
-        """Hands the per-sample gradients of every parameter to ``visitor``.
+        """Hands the per-sample gradients of every parameter to ``consumer``.
 
         Args:
-            visitor: takes them.
+            consumer: takes them.
             cotangent: ``[N, ...]`` like the output; the gradient of sample n is J_nᵀ cotangent_n.
-            summands: whether the gradient of a parameter may come as several uses that overlap, to be
+            allow_overlap: whether the gradient of a parameter may come as several uses that overlap, to be
                 added. False for what is not linear in the gradient.
-            keep: whether the tape will be played again; otherwise its graph is freed on the way.
+            keep: whether it will run again; otherwise its graph is freed on the way.
         """
         graph = self._graph
         if graph is None:
             return
         if self._hooked:
             every = range(len(self._parameters))
-            self._one_by_one.gradients(every, cotangent, visitor.gradient)
+            self._one_by_one.gradients(every, cotangent, consumer.gradient)
             return
         finding = self._find(assume=not keep)
         plan = finding.plan
-        schedule = plan.schedule(graph, summands)
-        waiting = _Waiting(graph, finding, schedule, visitor, self.samples, summands)
+        schedule = plan.schedule(graph, allow_overlap)
+        waiting = _Waiting(graph, finding, schedule, consumer, self.samples, allow_overlap)
         look = self._watch(finding, cotangent)
 
         def arrived(position: int, gradient: Tensor) -> None:
@@ -200,7 +205,7 @@ class Tape:
                 f"{sorted(waiting.declined)}: the use of these parameters has changed within one structure of the "
                 "graph, so that their per-sample gradients have no fast rule any more; call again"
             )
-        self._one_by_one.gradients(numbers, cotangent, visitor.gradient)
+        self._one_by_one.gradients(numbers, cotangent, consumer.gradient)
 
     def _ask(self, nodes: set[int]) -> dict[int, tuple[Layout, ...] | None]:
         """The layouts of some gradients by backward passes of this batch; None of one of zeros."""
@@ -320,17 +325,17 @@ class _Waiting:
         graph: Graph,
         finding: Finding,
         schedule: Schedule,
-        visitor: Visitor,
+        consumer: Consumer,
         samples: int,
-        summands: bool,
+        allow_overlap: bool,
     ) -> None:
         self._graph = graph
         self._plan = finding.plan
         self._layouts = finding.layouts
         self._schedule = schedule
-        self._visitor = visitor
+        self._consumer = consumer
         self._samples = samples
-        self._summands = summands
+        self._summands = allow_overlap
         self._uses: dict[int, StructuredGradient] = {}
         self._missing = dict(schedule.uses)
         #: parameters of which a use turned out to be beyond its rule, or samples to be mixed there
@@ -385,7 +390,7 @@ class _Waiting:
         if route.path == "tied" and len(found) == 2 and not self._summands:
             found = [tied(found[0], found[1], self._samples)]
         for use, arrange in found:
-            self._visitor.use(parameter, use, arrange)
+            self._consumer.use(parameter, use, arrange)
 
     def finish(self) -> None:
         """Hands on the parameters of which some use was not reached by the gradient, and the formed ones."""
@@ -417,4 +422,4 @@ class _Waiting:
             )
             for p, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
-                    self._visitor.gradient(p, n, gradient)
+                    self._consumer.gradient(p, n, gradient)

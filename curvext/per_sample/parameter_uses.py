@@ -67,11 +67,11 @@ class Plan:
         self.routes = [self._route(graph, number) for number in range(len(self.routes))]
         self._schedules.clear()
 
-    def schedule(self, graph: Graph, summands: bool) -> Schedule:
+    def schedule(self, graph: Graph, allow_overlap: bool) -> Schedule:
         """What a pass over a graph of this structure waits for, worked out once."""
-        if summands not in self._schedules:
-            self._schedules[summands] = Schedule(self, graph, summands)
-        return self._schedules[summands]
+        if allow_overlap not in self._schedules:
+            self._schedules[allow_overlap] = Schedule(self, graph, allow_overlap)
+        return self._schedules[allow_overlap]
 
     def parameters_of(self, site: Site) -> set[int]:
         """The parameters from which the value used at ``site`` is derived."""
@@ -138,12 +138,12 @@ class Schedule:
 
     Args:
         plan, graph: the plan and a graph of its structure.
-        summands: whether the gradient of a parameter may come as several uses that overlap.
+        allow_overlap: whether the gradient of a parameter may come as several uses that overlap.
     """
 
-    def __init__(self, plan: Plan, graph: Graph, summands: bool) -> None:
-        by_use = {"fused", "tied", *(["overlapping"] if summands else [])}
-        by_sample = {"formed"} if summands else {"formed", "overlapping"}
+    def __init__(self, plan: Plan, graph: Graph, allow_overlap: bool) -> None:
+        by_use = {"fused", "tied", *(["overlapping"] if allow_overlap else [])}
+        by_sample = {"formed"} if allow_overlap else {"formed", "overlapping"}
         routes = list(enumerate(plan.routes))
         #: parameters whose uses are handed on
         self.by_use = {p for p, route in routes if route.path in by_use}

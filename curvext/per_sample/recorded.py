@@ -10,14 +10,14 @@ from torch import Tensor
 from curvext.dtypes import dtype_of_sums
 from curvext.gradients.structured import StructuredGradient
 from curvext.operations.view_chain import ViewChain
-from curvext.per_sample.backward_pass import Visitor, tied
+from curvext.per_sample.backward_pass import Consumer, tied
 from curvext.per_sample.partners import Wiring
 from curvext.per_sample.reductions import BlockSum
 from curvext.space import ParameterSpace
 
 
 class Records:
-    """Visitor of a tape: all uses of one batch, and the gradients that had to be written out.
+    """Consumer of a backward pass: all uses of one batch, and the gradients that had to be written out.
 
     With R the N×P matrix whose rows are the per-sample gradients r_n (unnormalised, never formed),
     this gives R v, Rᵀ c and R R'ᵀ, in at least float32.
@@ -47,8 +47,8 @@ class Records:
             self._rows[parameter] = gradient.new_zeros(self.samples, gradient.numel())
         self._rows[parameter][sample] = gradient.detach().reshape(-1)
 
-    def replay(self, visitor: Visitor) -> None:
-        """Hands the gradients to ``visitor`` as a pass does in which a parameter's uses do not overlap."""
+    def replay(self, consumer: Consumer) -> None:
+        """Hands the gradients to ``consumer`` as a pass does in which a parameter's uses do not overlap."""
         wiring = self.wiring
         assert wiring is not None
         for parameter in dict.fromkeys(p for p, _, _ in self._uses):
@@ -59,15 +59,15 @@ class Records:
                     for use, arrange in uses:
                         here = arrange(total)
                         here += use.sample(n).reshape(here.shape)
-                    visitor.gradient(parameter, n, total)
+                    consumer.gradient(parameter, n, total)
                 continue
             if parameter in wiring.tied and len(uses) == 2:
                 uses = [tied(uses[0], uses[1], self.samples)]
             for use, arrange in uses:
-                visitor.use(parameter, use, arrange)
+                consumer.use(parameter, use, arrange)
         for parameter, rows in self._rows.items():
             for n, row in enumerate(rows):
-                visitor.gradient(parameter, n, row.view(self._parameters[parameter].shape))
+                consumer.gradient(parameter, n, row.view(self._parameters[parameter].shape))
 
     def dot(self, columns: Sequence[Sequence[Tensor]]) -> Tensor:
         """R v for K vectors in blocks, one tensor per parameter: ``[N, K]``."""

@@ -1,4 +1,4 @@
-"""Visitors of a tape that sum squares: diagonals and norms."""
+"""Sums of squares over a backward pass: diagonals and norms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from curvext.finite import finite_answer, is_finite
 from curvext.gradients.outer_product import OuterGradient
 from curvext.gradients.structured import StructuredGradient
 from curvext.operations.view_chain import ViewChain
-from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.backward_pass import BackwardPass
 from curvext.processes import ALONE, Group
 from curvext.space import ParameterSpace
 
@@ -81,7 +81,7 @@ class BlockSum:
 
 
 class SquareSum:
-    """Visitor: Σ_n Σ_k ± g_nk² by parameter, unnormalised.
+    """Consumer: Σ_n Σ_k ± g_nk² by parameter, unnormalised.
 
     Args:
         space: the parameters.
@@ -96,8 +96,8 @@ class SquareSum:
         self._separable: dict[tuple[int, int], _Separable] | None = None
         self._met: Counter[int] = Counter()
 
-    def play(self, tape: Tape, columns: Iterable[tuple[Tensor, float]]) -> None:
-        """Adds ± (J_nᵀ s_nk)² for columns s_k with their signs: one backward pass for each, which end the tape.
+    def run(self, backward: BackwardPass, columns: Iterable[tuple[Tensor, float]]) -> None:
+        """Adds ± (J_nᵀ s_nk)² for columns s_k with their signs: one backward pass for each, after which it is used up.
 
         Where a sample has one position, (g aᵀ)² = g² (a²)ᵀ, so its squares are summed over the columns first
         and the product with a² is made once.
@@ -110,7 +110,7 @@ class SquareSum:
                 self._separable = {}
             cotangent, self._sign = column
             self._met.clear()
-            tape.play(self, cotangent, keep=following is not None)
+            backward.run(self, cotangent, keep=following is not None)
             column = following
         for (parameter, _), at in (self._separable or {}).items():
             self._sum.add(parameter, at.use.with_squares(at.squares), at.arrange)
@@ -156,7 +156,7 @@ class _Separable:
 
 
 class SquaredNorms:
-    """Visitor: ‖g_n‖² by sample, unnormalised."""
+    """Consumer: ‖g_n‖² by sample, unnormalised."""
 
     def __init__(self, samples: int, space: ParameterSpace) -> None:
         self.total = torch.zeros(samples, dtype=dtype_of_sums(space.dtype), device=space.device)

@@ -48,9 +48,9 @@ def paths(problem: Problem) -> dict[str, list[str]]:
     found: dict[int, set[str]] = {}
     with problem.call(Saying("paths")) as rounds:
         for _ in rounds:
-            with problem.tapes() as batches:
-                for tape, _ in batches:
-                    for number, path in tape.paths().items():
+            with problem.backward_passes() as batches:
+                for backward, _ in batches:
+                    for number, path in backward.paths().items():
                         found.setdefault(number, set()).add(path)
     nowhere = {"no sample here"}  # where other ranks have them all
     return {name: sorted(found.get(i, nowhere)) for i, name in enumerate(problem.space.names)}

@@ -12,7 +12,7 @@ from curvext.evaluation.evaluation import Forward
 from curvext.evaluation.hooks import same
 from curvext.losses import LossPoint, OutputLoss
 from curvext.operations.detours import GraphUse
-from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.backward_pass import BackwardPass
 from curvext.per_sample.plan_cache import plan_cache_of
 from curvext.per_sample.recorded import Records
 from curvext.problem.kept_records import Draw, KeptRecords
@@ -58,7 +58,7 @@ class KeptBatches:
         self._chunk_outputs = chunk_outputs
         self._plans = plan_cache_of(model)
         self._loss = loss
-        self._records = KeptRecords(space, cache, self.tape)
+        self._records = KeptRecords(space, cache, self.backward_pass)
 
     def renew(self, loss: OutputLoss, model_changed: bool) -> None:
         """Takes the loss as it stands now; what was learnt of a changed model is forgotten."""
@@ -174,14 +174,14 @@ class KeptBatches:
 
     def recorded(
         self, slot: BatchSlot, draw: Draw | None, make: bool
-    ) -> Kept[Records | tuple[Tape, LossPoint]]:
-        """The recorded gradients at the true or drawn labels where they are kept or to be made; else the tape."""
+    ) -> Kept[Records | tuple[BackwardPass, LossPoint]]:
+        """The records at the true or drawn labels, if kept or to be made; else the batch before its backward pass."""
         found = self._records.get(slot, draw)
         if found is None and make and self._cache.keeps:
             found = self._records.make(slot, draw)
-        return self.tape(slot) if found is None else found
+        return self.backward_pass(slot) if found is None else found
 
-    def tape(self, slot: BatchSlot) -> Kept[tuple[Tape, LossPoint]]:
+    def backward_pass(self, slot: BatchSlot) -> Kept[tuple[BackwardPass, LossPoint]]:
         """The batch before its backward pass, and the loss there; never kept."""
         output, point = self._evaluated(slot, "backward")
 
@@ -189,8 +189,10 @@ class KeptBatches:
             return self._evaluation(batch, "backward")[0]
 
         hooked = self._evaluation.hooked
-        tape = Tape(output, self._parameters, self._plans, rerun, slot.batch, slot.first, hooked)
-        return Kept(BatchTotals.of(output, point), (tape, point))
+        backward = BackwardPass(
+            output, self._parameters, self._plans, rerun, slot.batch, slot.first, hooked
+        )
+        return Kept(BatchTotals.of(output, point), (backward, point))
 
     def totals(self, slot: BatchSlot) -> Kept[None]:
         """N, divisor and value alone, by one forward pass; nothing is linearised or kept."""

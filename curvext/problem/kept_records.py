@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvext.cache import Cache
 from curvext.losses import LossPoint
-from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.backward_pass import BackwardPass
 from curvext.per_sample.recorded import Records
 from curvext.problem.slots import BatchSlot, Kept
 from curvext.space import ParameterSpace
@@ -37,18 +37,18 @@ class KeptRecords:
     Args:
         space: the parameters θ.
         cache: where records are kept.
-        tape: a batch → the batch before its backward pass, and the loss there.
+        backward: a batch → the batch before its backward pass, and the loss there.
     """
 
     def __init__(
         self,
         space: ParameterSpace,
         cache: Cache,
-        tape: Callable[[BatchSlot], Kept[tuple[Tape, LossPoint]]],
+        backward: Callable[[BatchSlot], Kept[tuple[BackwardPass, LossPoint]]],
     ) -> None:
         self._space = space
         self._cache = cache
-        self._tape = tape
+        self._backward = backward
         #: whether per-sample gradients turned out too large to be kept as records
         self._too_large = False
 
@@ -61,14 +61,14 @@ class KeptRecords:
         """The records, made and kept where the budget allows; None where too much would have to be materialised."""
         if self._too_large:
             return None
-        backward = self._tape(slot)
-        tape, point = backward.item
-        if tape.written_out(summands=True) > _MATERIALISED_LIMIT:
+        made = self._backward(slot)
+        backward, point = made.item
+        if backward.materialised(allow_overlap=True) > _MATERIALISED_LIMIT:
             self._too_large = True
             return None
-        records = Records(tape.samples, self._space, tape.wiring())
-        tape.play(records, _cotangent(point, slot, draw), summands=True)
-        kept = Kept(backward.totals, records)
+        records = Records(backward.samples, self._space, backward.wiring())
+        backward.run(records, _cotangent(point, slot, draw), allow_overlap=True)
+        kept = Kept(made.totals, records)
         self._cache.put(_place(slot, draw), slot.key, kept)
         return kept
 

@@ -14,7 +14,7 @@ from curvext.data import Batches
 from curvext.evaluation.evaluation import Forward
 from curvext.evaluation.isolation import lock_of
 from curvext.losses import LossPoint, output_loss
-from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.backward_pass import BackwardPass
 from curvext.per_sample.recorded import Records
 from curvext.problem import arguments, explained
 from curvext.problem.consistency import DataCheck, PassRecord
@@ -209,7 +209,9 @@ class Problem(Scales):
         """
         return self._pass(self._kept.records)
 
-    def recorded(self, seed: int | None, make: bool) -> Pass[Records | tuple[Tape, LossPoint]]:
+    def recorded(
+        self, seed: int | None, make: bool
+    ) -> Pass[Records | tuple[BackwardPass, LossPoint]]:
         """The recorded per-sample gradients of each batch where they are kept; else the batch before its backward pass.
 
         Args:
@@ -219,9 +221,9 @@ class Problem(Scales):
         draw = None if seed is None else Draw(seed, self.ranks.start)
         return self._pass(lambda slot: self._kept.recorded(slot, draw, make))
 
-    def tapes(self) -> Pass[tuple[Tape, LossPoint]]:
+    def backward_passes(self) -> Pass[tuple[BackwardPass, LossPoint]]:
         """Each batch before its backward pass, and the loss there."""
-        return self._pass(self._kept.tape)
+        return self._pass(self._kept.backward_pass)
 
     @contextmanager
     def _pass(self, item_of: Callable[[BatchSlot], Kept[Item]]) -> Iterator[Iterator[Item]]:

@@ -236,10 +236,10 @@ def _costs(risk: EmpiricalRisk, comparison: Comparison, rounds: int, seed: int) 
     leaves = [p for p in risk.space.parameters.values()]
 
     def gradient() -> None:
-        with risk.tapes() as batches:
-            for tape, point in batches:
-                if tape.output.requires_grad:
-                    torch.autograd.grad(tape.output, leaves, point.residual, allow_unused=True)
+        with risk.backward_passes() as batches:
+            for backward, point in batches:
+                if backward.output.requires_grad:
+                    torch.autograd.grad(backward.output, leaves, point.residual, allow_unused=True)
 
     ways: dict[str, Callable[[], object]] = {
         "one gradient: a forward and a backward pass": gradient

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from curvext.dtypes import dtype_of_sums
-from curvext.per_sample.backward_pass import Tape
+from curvext.per_sample.backward_pass import BackwardPass
 from curvext.torch_internals.hooks import backward_hooks_set_aside, has_backward_hooks
 from curvext.training import graph_checks
 from curvext.training import parameters as trained_parameters
@@ -149,7 +149,7 @@ class _Step:
         self._reached = reached
         self._leaves = list(reached.values())
         self._retain = retain_graph
-        self._tape = Tape(losses, self._leaves, trained.plans, rerun=None)
+        self._pass = BackwardPass(losses, self._leaves, trained.plans, rerun=None)
 
     def run(
         self,
@@ -164,9 +164,9 @@ class _Step:
         sums = StepSums(self._leaves, len(self._losses), measure, squares, given, check)
         with torch.enable_grad(), backward_hooks_set_aside(self._leaves), _checkpoints_named():
             # what comes written out is summed by a further pass, once the weights are known
-            further = given is None and self._tape.written_out(summands=False) > 0
+            further = given is None and self._pass.materialised(allow_overlap=False) > 0
             keep = self._retain or further or check is not None
-            self._tape.play(sums, torch.ones_like(self._losses), keep=keep)
+            self._pass.run(sums, torch.ones_like(self._losses), keep=keep)
             paths = self._paths()  # a rule may have declined on the way
             if check is not None:
                 check.check()
@@ -185,7 +185,7 @@ class _Step:
         return BackwardResult(found, named, given, paths)
 
     def _paths(self) -> dict[str, str]:
-        told = dict(zip(self._reached, self._tape.paths().values(), strict=True))
+        told = dict(zip(self._reached, self._pass.paths().values(), strict=True))
         return {name: told.get(name, "unused") for name in self._trained.leaves}
 
     def _gradients(self, sums: StepSums, weights: Tensor, linear: bool) -> list[Tensor | None]:

@@ -32,7 +32,7 @@ def remember() -> None:
 
 
 class OneSample:
-    """The gradient of one sample as a tape gave it, to be compared with that by itself.
+    """The gradient of one sample as a backward pass gave it, to be compared with that by itself.
 
     Args:
         losses: ``[N]`` with their graph.

@@ -1,4 +1,4 @@
-"""The visitor of a training step: norms, squares and weighted sums of per-sample gradients as they come by."""
+"""The consumer of a training step: norms, squares and weighted sums of per-sample gradients as they come by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from curvext.training.hook_check import OneSample
 
 
 class StepSums:
-    """Visitor of a tape: ‖g_n‖², Σ_n g_n² and Σ_n w_n g_n, each if it is asked for.
+    """Consumer of a backward pass: ‖g_n‖², Σ_n g_n² and Σ_n w_n g_n, each if it is asked for.
 
     With weights each use is gone when it has come by. Without, uses are held until the weights are known.
 

@@ -20,9 +20,9 @@ MAKES = ["kfac", "ekfac", "shampoo", "block_diagonal"]
 def passes(monkeypatch):
     """The batches that went through the network."""
     met = []
-    tape = KeptBatches.tape
+    backward = KeptBatches.backward_pass
     monkeypatch.setattr(
-        KeptBatches, "tape", lambda self, slot: met.append(slot) or tape(self, slot)
+        KeptBatches, "backward_pass", lambda self, slot: met.append(slot) or backward(self, slot)
     )
     return met
 

@@ -227,14 +227,14 @@ SCALAR_LOSSES = {
 }
 
 
-@pytest.mark.parametrize("written_out", [True, False])
+@pytest.mark.parametrize("materialised", [True, False])
 @pytest.mark.parametrize("general", [False, True])
 @pytest.mark.parametrize("squeezed", [True, False])
 @pytest.mark.parametrize("name", SCALAR_LOSSES)
 def test_an_output_of_one_number_for_each_sample_may_lack_the_class_dimension(
-    name, squeezed, general, written_out, device, monkeypatch
+    name, squeezed, general, materialised, device, monkeypatch
 ):
-    if not written_out:
+    if not materialised:
         monkeypatch.setattr("curvext.problem.kept_records._MATERIALISED_LIMIT", 0)
     model = Scalar(squeezed, general).to(device, torch.float64)
     loss = SCALAR_LOSSES[name].to(device)
