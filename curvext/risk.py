@@ -271,7 +271,7 @@ class EmpiricalRisk(Problem):
             return result
 
     def _checked(self, samples: int, vectors: int, seed: int, wide: bool) -> CheckResult:
-        forward = self._evaluation.widened() if wide else self._evaluation
+        evaluation = self._evaluation.in_float64() if wide else self._evaluation
         loss = PlainLoss(self._given_loss, self.loss.reduction, wide)
-        plain = Plain(forward, self._batches, loss, wide)
+        plain = Plain(evaluation, self._batches, loss, wide)
         return second_opinion(self, plain, samples, vectors, seed)

@@ -308,7 +308,7 @@ def node_names(path: Path, source: str | None = None) -> list[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in FILES if unit_of(p) not in {"operations", "evaluation"}],
+    [p for p in FILES if unit_of(p) != "operations"],
     ids=lambda p: p.stem,
 )
 def test_what_depends_on_an_operation_stands_in_operations(path):

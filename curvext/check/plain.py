@@ -1,7 +1,7 @@
 """The quantities of a risk by plain PyTorch: double backward, and one backward pass for a sample.
 
-Nothing of the library's own derivatives is used here: no rule, kernel, record or kept graph, and no closed form
-of a loss. What is shared is how the model is called and left as found (:class:`curvext.evaluation.evaluation.Forward`).
+Nothing of the library's own derivatives is used here: no rule, kernel, record or kept graph, and no closed form of
+a loss. What is shared is how the model is called and left as found (:class:`curvext.evaluation.evaluation.Evaluation`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from curvext.check.plain_loss import PlainLoss
 from curvext.check.point import Point
 from curvext.data import Batches, mapped
-from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.evaluation import Evaluation
 from curvext.losses import OutputLoss
 
 
@@ -23,17 +23,17 @@ class Plain:
     """A risk once more, in the plainest terms that autograd has.
 
     Args:
-        forward: how the model is called, and its parameters.
+        evaluation: how the model is called, and its parameters.
         batches: the data.
         loss: the user's own.
         wide: whether all is computed in float64, by a copy of the model.
     """
 
     def __init__(
-        self, forward: Forward, batches: Batches, loss: PlainLoss, wide: bool = False
+        self, evaluation: Evaluation, batches: Batches, loss: PlainLoss, wide: bool = False
     ) -> None:
-        self._forward = forward
-        self._space = forward.space
+        self._evaluation = evaluation
+        self._space = evaluation.space
         self._batches = batches
         self._loss = loss
         self._wide = wide
@@ -170,8 +170,8 @@ class Plain:
         """Calls ``visitor`` with each batch that has samples, inside the borrowed model."""
         first = 0
         for batch in self._batches:
-            with self._forward.isolated():
-                evaluated = self._forward.plain(mapped(batch, self._usable))
+            with self._evaluation.isolated():
+                evaluated = self._evaluation.plain(mapped(batch, self._usable))
                 if evaluated is None:
                     continue
                 leaves = list(self._space.parameters.values())

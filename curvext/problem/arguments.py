@@ -6,7 +6,7 @@ import torch
 
 from curvext.arguments import as_integer
 from curvext.dtypes import dtype_of_sums
-from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.evaluation import Evaluation
 from curvext.products.compiled import Compiler
 from curvext.space import ParameterSpace
 
@@ -32,7 +32,7 @@ def checked_chunk(chunk: int | None) -> int | None:
 
 
 def checked_compiler(
-    compile: object, chunk: object, evaluation: Forward, space: ParameterSpace
+    compile: object, chunk: object, evaluation: Evaluation, space: ParameterSpace
 ) -> Compiler | None:
     """What traces and compiles products, where ``compile`` asks for it."""
     if compile is False:

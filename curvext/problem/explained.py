@@ -28,7 +28,7 @@ def text(problem: Problem) -> str:
         f"products: {problem.products_by()}",
         f"kept: {len(cache)} linearisations, records and factors, {cache.nbytes / 2**20:.1f} MiB",
     ]
-    hooked = problem._evaluation.with_backward_hooks()
+    hooked = problem._evaluation.names_with_backward_hooks()
     if hooked:
         lines.append(f"set aside in all passes: backward hooks of {', '.join(hooked)}")
     found = problem.paths()

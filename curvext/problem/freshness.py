@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from curvext.attributes import Marks
 from curvext.contents import contents, gathered, stored
 from curvext.data import Batches, tensors
-from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.evaluation import Evaluation
 from curvext.finite import is_finite
 from curvext.problem.consistency import identity_of
 from curvext.space import ParameterSpace
@@ -52,7 +52,7 @@ class Freshness:
         keeps: whether anything is kept between passes.
     """
 
-    def __init__(self, evaluation: Forward, loss: Loss, batches: Batches, keeps: bool) -> None:
+    def __init__(self, evaluation: Evaluation, loss: Loss, batches: Batches, keeps: bool) -> None:
         self._evaluation = evaluation
         self._loss = loss
         self._batches = batches
@@ -93,7 +93,7 @@ class Freshness:
 
     def _read(self) -> tuple[list[object], object, object]:
         """The whole state, and of it the attributes of the model and those of the loss."""
-        members = self._evaluation.look()
+        members = self._evaluation.refresh_members()
         held = [*members.parameters, *members.buffers, *tensors_of_loss(self._loss)]
         parts = stored(held)  # the parts of a sparse tensor are other objects each time
         state: list[object] = [(id(m), m.training) for m in members.modules]
@@ -101,7 +101,9 @@ class Freshness:
         state += [t.data_ptr() for t in parts]
         kind = self._evaluation.space.device.type
         casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        state.append(casts or self._evaluation.casts)  # within a pass, autocast is switched off
+        state.append(
+            casts or self._evaluation.autocast_dtype
+        )  # within a pass, autocast is switched off
         marks = Marks({id(t) for t in held})
         model_marks: object = self._evaluation.attributes(marks)
         loss_marks: object = _marks_of(self._loss, marks)

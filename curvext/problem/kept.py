@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from curvext.cache import Cache
-from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.evaluation import Evaluation
 from curvext.evaluation.hooks import same
 from curvext.losses import LossPoint, OutputLoss
-from curvext.operations.detours import GraphUse
+from curvext.operations.operation import GraphUse
 from curvext.per_sample.backward_pass import BackwardPass
 from curvext.per_sample.plan_cache import plan_cache_of
 from curvext.per_sample.recorded import Records
@@ -43,7 +43,7 @@ class KeptBatches:
     def __init__(
         self,
         model: nn.Module,
-        evaluation: Forward,
+        evaluation: Evaluation,
         space: ParameterSpace,
         loss: OutputLoss,
         cache: Cache,
@@ -64,9 +64,9 @@ class KeptBatches:
         """Takes the loss as it stands now; what was learnt of a changed model is forgotten."""
         self._loss = loss
         if model_changed:
-            self._evaluation.rebuilt()
+            self._evaluation.invalidate()
             if self._compiler is not None:
-                self._compiler.rebuilt()
+                self._compiler.invalidate()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_plans": None}  # plans belong to a model, not to its copy
@@ -150,7 +150,7 @@ class KeptBatches:
 
     def _without_idle_hooks(self, at: KeptGraph, slot: BatchSlot) -> KeptGraph:
         """The same batch without hooks on tensors, if its gradient is the same without them; else as it came."""
-        output = self._evaluation.muted(slot.batch)
+        output = self._evaluation.without_tensor_hooks(slot.batch)
         muted = KeptGraph(output, at.point, self._parameters, slot.first)
         if self._evaluation.hooked or not same(
             at.vjp(at.point.residual), muted.vjp(at.point.residual)

@@ -9,7 +9,7 @@ import torch
 
 from curvext.contents import stored
 from curvext.data import mapped, tensors
-from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.evaluation import Evaluation
 from curvext.problem.consistency import PassRecord
 from curvext.problem.slots import BatchSlot, Kept
 from curvext.problem.totals import BatchTotals
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 def one_pass(
     batches: Iterable[Any],
-    evaluation: Forward,
+    evaluation: Evaluation,
     record: PassRecord,
     item_of: Callable[[BatchSlot], Kept[Item]],
     found: list[BatchTotals],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from curvext.cache import Cache
 from curvext.data import Batches
-from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.evaluation import Evaluation
 from curvext.evaluation.isolation import lock_of
 from curvext.losses import LossPoint, output_loss
 from curvext.per_sample.backward_pass import BackwardPass
@@ -93,7 +93,7 @@ class Problem(Scales):
             self._given_loss = loss
             self._batches = Batches(data, not self.group.alone, max_batches)
             self._cache = Cache(cache, self.space.device)
-            self._evaluation = Forward(model, self.space, forward, target)
+            self._evaluation = Evaluation(model, self.space, forward, target)
             self._compiler = arguments.checked_compiler(
                 compile, chunk_outputs, self._evaluation, self.space
             )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from curvext.contents import fingerprint
-from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.evaluation import Evaluation
 from curvext.losses import OutputLoss
 from curvext.problem.freshness import Loss, tensors_of_loss
 from curvext.problem.totals import Totals
@@ -27,7 +27,7 @@ class Ranks:
     """
 
     def __init__(
-        self, group: Group, evaluation: Forward, space: ParameterSpace, loss: Loss
+        self, group: Group, evaluation: Evaluation, space: ParameterSpace, loss: Loss
     ) -> None:
         self.group = group
         self._evaluation = evaluation
@@ -50,7 +50,7 @@ class Ranks:
 
     def introduce(self, likely_samples: int | None) -> None:
         """The first exchange: model, loss and selection are the same everywhere, and some rank has a batch."""
-        self._evaluation.look()
+        self._evaluation.refresh_members()
         heard = self.group.exchange(
             Words.of_call(
                 "making a risk or operator",

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from curvext.data import tensors
-from curvext.evaluation.evaluation import Forward
+from curvext.evaluation.evaluation import Evaluation
 from curvext.losses import LossPoint, OutputLoss
 from curvext.products.kept_graph import (
     KeptGraph,
@@ -38,13 +38,13 @@ class Compiler:
     """The traces of one model, by the form of a batch.
 
     Args:
-        forward: the model as a function of a batch.
+        evaluation: the model as a function of a batch.
         space: the parameters θ.
         backend: of ``torch.compile``.
     """
 
-    def __init__(self, forward: Forward, space: ParameterSpace, backend: str) -> None:
-        self._forward = forward
+    def __init__(self, evaluation: Evaluation, space: ParameterSpace, backend: str) -> None:
+        self._evaluation = evaluation
         self._space = space
         self._backend = backend
         self._device = space.device
@@ -61,14 +61,14 @@ class Compiler:
         """θ, as it stands now."""
         return list(self._space.parameters.values())
 
-    def rebuilt(self) -> None:
+    def invalidate(self) -> None:
         """The model has other modules: it is traced anew."""
         self._traces.clear()
 
     def jacobian(
         self, batch: Any, loss: OutputLoss, first: int, number: int
     ) -> tuple[Tensor, CompiledJacobian]:
-        """The output of a batch, and the batch ready for products with J; call inside ``forward.isolated()``.
+        """The output of a batch, and the batch ready for products with J; call inside ``evaluation.isolated()``.
 
         Args:
             batch: the batch.
@@ -89,11 +89,11 @@ class Compiler:
     def _start(
         self, batch: Any, loss: OutputLoss, number: int, twice: bool
     ) -> tuple[Tensor, tuple[Partition, Values, LossPoint]]:
-        given = _distinct([*self._forward.tensors(), *tensors(batch)])
+        given = _distinct([*self._evaluation.tensors(), *tensors(batch)])
         key = (
             twice,
-            self._forward.casts,
-            self._forward.modes(),
+            self._evaluation.autocast_dtype,
+            self._evaluation.members.modes(),
             tuple(t.stride() for t in given),
             _form(batch),
             *_aliases(batch),
@@ -101,14 +101,9 @@ class Compiler:
         if key not in self._traces:
             self._traces[key] = self._traced(batch, given, twice=twice)
         staged = self._traces[key]
-        saved: Values = {}
-
-        def evaluate() -> Tensor:
-            nonlocal saved
-            (output,), saved = staged.run(_FORWARD, {}, [t.detach() for t in given])
-            return output
-
-        output, target = self._forward.checked(batch, evaluate)
+        self._evaluation.check_inputs(batch)
+        (output,), saved = staged.run(_FORWARD, {}, [t.detach() for t in given])
+        target = self._evaluation.checked_target(batch, output)
         point = loss.at(output, target, number)
         if staged.awaits(_BACKWARD):  # first derivatives do without the residual
             _, saved = staged.run(_BACKWARD, saved, _plain([point.residual]))
@@ -116,8 +111,8 @@ class Compiler:
 
     def _traced(self, batch: Any, given: Sequence[Tensor], twice: bool) -> Partition:
         # in eager mode first: whatever is wrong with model or data is found and said there
-        output, _ = self._forward(batch, "twice" if twice else "linearised")
-        if self._forward.hooked:
+        output, _ = self._evaluation(batch, "twice" if twice else "linearised")
+        if self._evaluation.hooked:
             raise RuntimeError(
                 "compile: the forward pass puts hooks on tensors (register_hook), which a trace would go past; remove "
                 "them, or leave compile=False"
@@ -133,7 +128,7 @@ class Compiler:
         ) -> list[Tensor]:
             # the model reads the tensors of ``given`` where it has them: the trace knows them by identity
             point = _Open(residual, u)
-            output = self._forward.composed(batch)
+            output = self._evaluation.traceable(batch)
             at = KeptGraph(output, point, self._parameters, 0, checked=True)
             if twice:
                 at.keep_gradient()

@@ -42,6 +42,10 @@ class Members:
         buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
         return cls(modules, list(parameters.values()), list(buffers.values()))
 
+    def modes(self) -> tuple[bool, ...]:
+        """Which modules are in training mode."""
+        return tuple(m.training for m in self.modules)
+
 
 def members_of(module: nn.Module) -> list[nn.Module | Tensor | None]:
     """The parameters, buffers and modules of one module itself."""
