@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import curvext as cx
-from curvext.gradients import convolution, structured
+from curvext.gradients import convolution, outer_product
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_a_failed_allocation_leaves_the_model_as_found_and_the_risk_usable(
 
     with monkeypatch.context() as planted:
         for kernel in ("outer_square", "outer_norm", "outer_dot", "outer_sum"):
-            for user in (structured, convolution):
+            for user in (outer_product, convolution):
                 if hasattr(user, kernel):
                     planted.setattr(user, kernel, Exhausted(getattr(user, kernel)))
         with pytest.raises(torch.OutOfMemoryError, match="planted"):
