@@ -1,1 +1,1 @@
-"""PyTorch's autograd graph, read: its nodes and edges, and the views of parameters in it."""
+"""PyTorch's autograd graph, read: its nodes, its edges and the leaves that are parameters."""
