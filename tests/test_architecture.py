@@ -15,7 +15,16 @@ PACKAGE = ROOT / "curvext"
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
     {"torch_internals"},
-    {"arguments", "attributes", "contents", "dtypes", "errors", "finite", "memory", "randomness"}
+    {
+        "arguments",
+        "attributes",
+        "dtypes",
+        "errors",
+        "fingerprints",
+        "finite",
+        "memory",
+        "randomness",
+    }
     | {"_C", "_compile", "_version"},
     {"_extension", "reference", "space", "data", "cache", "storage", "processes", "plotting"}
     | {"student"},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from curvext import data
-from curvext.contents import stored
+from curvext.fingerprints import strided_parts
 from curvext.finite import is_finite
 from curvext.torch_internals.tensors import version_of
 
@@ -78,7 +78,7 @@ def check_batch(batch: Any, device: torch.device) -> None:
                 f"data: a tensor is on {t.device}, the parameters on {device}; move the batch"
             )
         if (t.is_floating_point() or t.is_complex()) and not all(
-            is_finite(part) for part in stored([t])
+            is_finite(part) for part in strided_parts([t])
         ):
             raise ValueError(
                 f"data: a tensor of shape {list(t.shape)} contains nan or inf. Leave samples with missing labels "

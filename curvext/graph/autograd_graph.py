@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from curvext.contents import stored
+from curvext.fingerprints import strided_parts
 
 LEAF = "torch::autograd::AccumulateGrad"
 
@@ -218,7 +218,7 @@ def saved_bytes(nodes: Sequence[Node]) -> int:
     for node in nodes:
         for value in _saved(node):
             for t in value if isinstance(value, (tuple, list)) else (value,):
-                for part in stored([t]) if isinstance(t, Tensor) else ():
+                for part in strided_parts([t]) if isinstance(t, Tensor) else ():
                     storage = part.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
     return sum(size for pointer, size in storages.items() if pointer not in leaves)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvext.contents import gathered
 from curvext.dtypes import dtype_of_sums
+from curvext.fingerprints import coalesced
 from curvext.finite import finite_answer, is_finite
 from curvext.gradients.outer_product import OuterGradient
 from curvext.gradients.structured import StructuredGradient
@@ -140,7 +140,7 @@ class SquareSum:
         blocks = self._sum.blocks()
         group.sum_all(blocks)
         torch._foreach_mul_(blocks, scale)
-        if self._space.device.type == "cpu" and not all(is_finite(t) for t in gathered(blocks)):
+        if self._space.device.type == "cpu" and not all(is_finite(t) for t in coalesced(blocks)):
             for name, block in zip(self._space.names, blocks, strict=True):
                 finite_answer(block, f"diagonal: {name!r}")
         return dict(zip(self._space.names, (b.to(dtype) for b in blocks), strict=True))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from curvext.attributes import Marks
-from curvext.contents import contents, gathered, stored
 from curvext.data import Batches, tensors
 from curvext.evaluation.evaluation import Evaluation
+from curvext.fingerprints import coalesced, fingerprints, strided_parts
 from curvext.finite import is_finite
 from curvext.problem.consistency import identity_of
 from curvext.space import ParameterSpace
@@ -95,7 +95,7 @@ class Freshness:
         """The whole state, and of it the attributes of the model and those of the loss."""
         members = self._evaluation.refresh_members()
         held = [*members.parameters, *members.buffers, *tensors_of_loss(self._loss)]
-        parts = stored(held)  # the parts of a sparse tensor are other objects each time
+        parts = strided_parts(held)  # the parts of a sparse tensor are other objects each time
         state: list[object] = [(id(m), m.training) for m in members.modules]
         state += [(id(t), version_of(t)) for t in held]
         state += [t.data_ptr() for t in parts]
@@ -110,9 +110,9 @@ class Freshness:
         state += [model_marks, loss_marks]
         if self._keeps:
             parts += [t for t in marks.tensors if _is_plain(t)]
-            state += contents(parts)  # on CUDA this waits for the device once
+            state += fingerprints(parts)  # on CUDA this waits for the device once
         if self._batches.resident:
-            state += [identity_of(stored(tensors(batch))) for batch in self._batches]
+            state += [identity_of(strided_parts(tensors(batch))) for batch in self._batches]
         return state, model_marks, loss_marks
 
 
@@ -124,7 +124,7 @@ def check_finite(space: ParameterSpace) -> None:
     ):  # every look waits for the device; an overflow of the squares only costs time
         finite = is_finite(torch.nn.utils.get_total_norm(values))
     else:
-        finite = all(is_finite(t) for t in gathered(values))
+        finite = all(is_finite(t) for t in coalesced(values))
     if finite:
         return
     for name, p in space.parameters.items():

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from curvext.contents import stored
 from curvext.data import mapped, tensors
 from curvext.evaluation.evaluation import Evaluation
+from curvext.fingerprints import strided_parts
 from curvext.problem.consistency import PassRecord
 from curvext.problem.slots import BatchSlot, Kept
 from curvext.problem.totals import BatchTotals
@@ -35,14 +35,14 @@ def one_pass(
     """
     first = 0
     for number, batch in enumerate(batches):
-        inside = stored(tensors(batch))
+        inside = strided_parts(tensors(batch))
         if evaluation.is_empty(batch, inside):
             continue
         # a tensor of inference mode cannot be saved for a backward pass
         if any([t.is_inference() for t in inside]):
             with torch.inference_mode(False):
                 batch = mapped(batch, torch.clone)
-            inside = stored(tensors(batch))
+            inside = strided_parts(tensors(batch))
         key = record.key_of(inside)
         with evaluation.isolated():
             kept = item_of(BatchSlot(number, first, batch, key))

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from curvext.contents import fingerprint
 from curvext.evaluation.evaluation import Evaluation
+from curvext.fingerprints import portable_fingerprint
 from curvext.losses import OutputLoss
 from curvext.problem.freshness import Loss, tensors_of_loss
 from curvext.problem.totals import Totals
@@ -112,13 +112,13 @@ class Ranks:
             kind = space.device.type
             self._digests = {
                 "params": digest((space.names, list(map(tuple, space.shapes.values())))),
-                "parameters": fingerprint(members.parameters),
-                "buffers": fingerprint(members.buffers),
+                "parameters": portable_fingerprint(members.parameters),
+                "buffers": portable_fingerprint(members.buffers),
                 "modes": digest([m.training for m in members.modules]),
                 "loss": digest(
                     (
                         digest(_description(self._loss, self._reduction)),
-                        fingerprint(tensors_of_loss(self._loss)),
+                        portable_fingerprint(tensors_of_loss(self._loss)),
                     )
                 ),
                 "settings": digest(

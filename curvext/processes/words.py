@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from curvext.contents import fingerprint
+from curvext.fingerprints import portable_fingerprint
 
 #: what all ranks must say alike, in the order in which a difference is told
 TOPICS = ("call", "vectors", "params", "parameters", "buffers", "modes", "loss", "settings")
@@ -74,7 +74,11 @@ class Words:
         if len(vectors) > 1:
             shapes = f"{len(vectors)} x {shapes}"
         text = f"{text} of {shapes}" if shapes else text
-        digests = {"call": digest(text), "vectors": fingerprint(vectors), **rest.pop("digests", {})}
+        digests = {
+            "call": digest(text),
+            "vectors": portable_fingerprint(vectors),
+            **rest.pop("digests", {}),
+        }
         return cls(text, digests=digests, **rest)
 
     def packed(self) -> bytes:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import curvext as cx
-from curvext.contents import stored
+from curvext.fingerprints import strided_parts
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_model_may_hold_sparse_tensors(layout):
         model.a.register_forward_hook(lambda *_: forwards.append(1))
         V = torch.randn(risk.space.size, 2)
         first = [risk.hessian() @ V, risk.ggn() @ V, risk.gradient()]
-        stored([model.A])[-1].view(-1)[0] = 3.0  # the first entry
+        strided_parts([model.A])[-1].view(-1)[0] = 3.0  # the first entry
         forwards.clear()
         later = [risk.ggn() @ V, risk.ggn() @ V]
         assert len(forwards) == 1, "linearised after the change, and kept from then on"

@@ -1,6 +1,6 @@
-"""What tensors hold, in a few numbers: to see that a parameter or a batch is no longer what it was.
+"""Fingerprints of tensors: a few numbers that show whether a parameter or a batch has changed.
 
-Versions and addresses tell of most changes, but not of ``p.data.neg_()`` nor of a loader that augments at random.
+Version counters and addresses show most changes, but not ``p.data.neg_()``, nor a loader that augments at random.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from curvext.torch_internals.tensors import sparse_parts
 _WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: tensors of at most so many elements are read together
 _SMALL = 1 << 14
-#: words that are worked on at once, in memory of their own
+#: words of one chunk, which is copied
 _AT_ONCE = 1 << 22
 _MULTIPLIER = -7046029254386353131  # odd, its bits irregular
 #: (dtype, device) → random weights, as many as were needed so far
 _weights: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-#: shorter ones than were needed later; another CUDA stream may be reading them, so their memory is not given back
+#: weights that grew too short; kept alive, because another CUDA stream may still be reading them
 _outgrown: list[Tensor] = []
 
 
-def stored(several: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors with storage of their own that make up some tensors: a sparse one is indices and values."""
+def strided_parts(several: Iterable[Tensor]) -> list[Tensor]:
+    """Strided tensors that make up some tensors: a strided one itself, the indices and values of a sparse one."""
     found: list[Tensor] = []
     for t in several:
         if t.layout is torch.strided:
@@ -39,15 +39,18 @@ def stored(several: Iterable[Tensor]) -> list[Tensor]:
         elif t.layout in (torch.sparse_csc, torch.sparse_bsc):
             found += (t.ccol_indices(), t.row_indices(), t.values())
         else:
-            raise TypeError(f"a tensor of layout {t.layout}; strided and sparse ones are known")
+            raise TypeError(
+                f"a tensor of layout {t.layout}; only strided and sparse tensors are supported"
+            )
     return found
 
 
-def contents(several: Sequence[Tensor]) -> list[int]:
-    """Numbers that change with almost any change of what the tensors hold, read at the speed of memory.
+def fingerprints(several: Sequence[Tensor]) -> list[int]:
+    """Numbers that almost any change of the tensors' values changes, computed at the speed of memory.
 
-    The sum of a tensor's bits as integers sees a change of any size in any place; a weighted sum in its own dtype sees
-    what keeps that sum, as a change of sign, a power of two or another order may. A device is waited for once.
+    The sum of a tensor's bits as integers detects a change of any size in any place. A weighted sum in the tensor's own
+    dtype detects what may keep the first sum: a change of sign, a power of two, another order. Synchronises each
+    device once.
     """
     if not several:
         return []
@@ -56,7 +59,7 @@ def contents(several: Sequence[Tensor]) -> list[int]:
     cast = torch.is_autocast_enabled(kind)
     with torch.no_grad(), torch.autocast(kind, enabled=False) if cast else nullcontext():
         parts: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for t in gathered(several):
+        for t in coalesced(several):
             for part in _parts(t):
                 parts.setdefault((part.dtype, part.device), []).append(part)
         for (dtype, _), scalars in parts.items():
@@ -64,8 +67,8 @@ def contents(several: Sequence[Tensor]) -> list[int]:
     return found
 
 
-def gathered(several: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, the small ones of a kind in one: a call of PyTorch costs more than to read them."""
+def coalesced(several: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors; small ones of one dtype and device are concatenated, because each PyTorch call costs more."""
     found: list[Tensor] = []
     small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for t in several:
@@ -77,7 +80,7 @@ def gathered(several: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _parts(t: Tensor) -> list[Tensor]:
-    """Scalars that tell what a tensor holds."""
+    """Scalars that make up the fingerprint of one tensor."""
     if t.is_complex():
         t = torch.view_as_real(t)
     if t.numel() == 0:
@@ -101,7 +104,7 @@ def _parts(t: Tensor) -> list[Tensor]:
 
 
 def _weights_for(values: Tensor) -> Tensor:
-    """One irregular weight for each of some values, the same for the same number of them."""
+    """One pseudorandom weight for each value; equal counts get equal weights."""
     kind = (values.dtype, values.device)
     if kind not in _weights or len(_weights[kind]) < len(values):
         with torch.inference_mode(False):
@@ -122,10 +125,10 @@ def _weights_for(values: Tensor) -> Tensor:
     return _weights[kind][: len(values)]
 
 
-def samples(several: Sequence[Tensor]) -> tuple[int, int]:
-    """What a batch of tensors holds: a number for its samples in whatever order, and one for them in their order.
+def sample_hashes(several: Sequence[Tensor]) -> tuple[int, int]:
+    """Two hashes of a batch's samples: one does not depend on their order, the other does.
 
-    A sample is one row of every tensor that has as many rows as the first.
+    A sample is one row of each tensor that has as many rows as the first.
     """
     rows = next((t.shape[0] for t in several if t.ndim), 1)
     device = next((t.device for t in several), torch.device("cpu"))
@@ -142,14 +145,14 @@ def samples(several: Sequence[Tensor]) -> tuple[int, int]:
 
 
 def _row_numbers(t: Tensor, rows: int) -> Tensor:
-    """A number for each of so many rows of a tensor, int64."""
+    """One int64 hash for each row of a tensor that is read as ``rows`` rows."""
     if t.is_complex():
         t = torch.view_as_real(t)
     if t.numel() == 0:
         return torch.full((rows,), t.ndim, dtype=torch.int64, device=t.device)
     flat = t.contiguous().view(rows, -1)
     size = t.dtype.itemsize
-    # which words are read depends on the shape alone, not on where the tensor lies
+    # the word size depends on the shape alone, not on the address
     if flat.shape[1] * size % 8 == 0:
         flat = flat if flat.storage_offset() * size % 8 == 0 else flat.clone()
         words = flat.view(torch.int64)
@@ -161,23 +164,23 @@ def _row_numbers(t: Tensor, rows: int) -> Tensor:
 
 
 def _mixed(words: Tensor) -> Tensor:
-    """High bits brought down: sums and products carry nothing to below."""
+    """Folds the high bits into the low ones, which sums and products of integers never do."""
     return words ^ (words >> 32)
 
 
-#: elements of a row of a fingerprint, and of the rows that are worked on at once
+#: elements of one row of a fingerprint, and of one chunk of rows
 _ROW, _PIECE = 1 << 14, 1 << 16
 
 
-def fingerprint(several: Iterable[Tensor]) -> int:
-    """A number for shapes, dtypes and contents that is the same in every process, a signed integer of 64 bits.
+def portable_fingerprint(several: Iterable[Tensor]) -> int:
+    """A hash of shapes, dtypes and values that every process computes alike, as a signed 64-bit integer.
 
-    Integers alone are added, so neither threads nor addresses nor the device matter.
+    It adds integers only, so the result does not depend on threads, addresses or the device.
     """
-    parts = stored(several)
+    parts = strided_parts(several)
     found = [str([(str(t.dtype), tuple(t.shape)) for t in parts])]
     with torch.no_grad():
-        numbers = [number.cpu() for t in gathered(parts) for number in _numbers(t)]
+        numbers = [number.cpu() for t in coalesced(parts) for number in _numbers(t)]
     if numbers:
         found.append(str(torch.stack(numbers).tolist()))
     digest = hashlib.blake2b("".join(found).encode(), digest_size=8).digest()
@@ -185,7 +188,7 @@ def fingerprint(several: Iterable[Tensor]) -> int:
 
 
 def _numbers(t: Tensor) -> list[Tensor]:
-    """Scalars, int64, for what a tensor holds: of rows of one length, and of what is left."""
+    """Two int64 hashes of a tensor: of its rows of ``_ROW`` elements, and of the remainder."""
     flat = (torch.view_as_real(t) if t.is_complex() else t).detach().contiguous().view(-1)
     whole = flat.numel() // _ROW * _ROW
     found = []
