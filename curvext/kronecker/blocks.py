@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from curvext.kronecker.few_rows import Rows
 from curvext.kronecker.forms import Form
 from curvext.kronecker.spectral import Spectral, symmetric
 from curvext.operators.linear import DENSE_LIMIT, LinearOperator
@@ -26,10 +27,13 @@ class Factors:
 
     a: Tensor | None
     g: Tensor
+    #: those of A and Γ, where they are fewer than the side
+    rows: tuple[Rows | None, Rows | None] = field(default=(None, None), repr=False, compare=False)
 
     def nbytes(self) -> int:
-        """Bytes of both."""
-        return sum(t.numel() * t.element_size() for t in (self.a, self.g) if t is not None)
+        """Bytes of all."""
+        matrices = sum(t.numel() * t.element_size() for t in (self.a, self.g) if t is not None)
+        return matrices + sum(rows.nbytes() for rows in self.rows if rows is not None)
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,12 @@ def with_eigenvalues(
     target: Target,
     blocks: Sequence[Block],
     block_of: Callable[[Block, EigenvalueSum, float], Block],
+    complete: bool,
 ) -> list[Block]:
-    """The blocks with Λ, the exact diagonal in the eigenbasis of those that are Kronecker products."""
+    """The blocks with Λ, the exact diagonal in the eigenbasis of those that are Kronecker products.
+
+    ``complete``: whether Λ need not be zero outside the ranges of the factors.
+    """
     names = list(problem.space.names)
     weights: dict[int, EigenvalueSum] = {}
     biased: dict[int, bool] = {}
@@ -157,7 +161,7 @@ def with_eigenvalues(
     for i, block in enumerate(blocks):
         if block.structure != "kronecker":
             continue
-        sums[i] = EigenvalueSum(block.spectral)
+        sums[i] = EigenvalueSum(block.spectral.completed() if complete else block.spectral)
         weight = names.index(block.params[-1 if block.form.bias_first else 0])
         weights[weight], biased[weight] = sums[i], bool(block.form.bias)
     target.visit(problem, _Rotator(weights, biased))

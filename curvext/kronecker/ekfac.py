@@ -110,7 +110,9 @@ class EKFACOperator(KFACOperator):
             factored = shampoo_factors(
                 problem, target, joint, max_dim, partial(KroneckerBlock), record=True
             )
-        return with_eigenvalues(problem, target, factored, _by_eigenvalues)
+        return with_eigenvalues(
+            problem, target, factored, _by_eigenvalues, complete=self._approx == "reduce"
+        )
 
 
 def _by_eigenvalues(block: Block, values: EigenvalueSum, scale: float) -> Block:

@@ -111,7 +111,7 @@ class BlockOperator(BlockMatrix):
         blocks = self._now()
         parts = []
         for block, value in zip(blocks, dampings_of("logdet", blocks, damping), strict=True):
-            values = block.spectral.values + value
+            values = block.spectral.eigenvalues + value
             check_positive("logdet", block, values)
             parts.append(values.double().log().sum())
         return torch.stack(parts).sum().to(self.dtype)
@@ -120,7 +120,7 @@ class BlockOperator(BlockMatrix):
 
     def eigenvalues(self) -> Tensor:
         """All eigenvalues, ascending, ``[P]``."""
-        values = torch.cat([block.spectral.values.flatten() for block in self._now()])
+        values = torch.cat([block.spectral.eigenvalues for block in self._now()])
         return values.sort().values.to(self.dtype)
 
     def eigh(self, k: int) -> EigenResult:

@@ -44,9 +44,13 @@ class KroneckerBlock(Block):
 
     @cached_property
     def spectral(self) -> Spectral:
-        out_values, out = eigenbasis(self.g, self.g.ndim == 3)
-        in_values, inner = eigenbasis(self.a, self.a.ndim == 3)
+        (out_values, out), (in_values, inner) = self._side(False), self._side(True)
         return Spectral(out, inner, out_values.unsqueeze(2) * in_values.unsqueeze(1))
+
+    def _side(self, inner: bool) -> tuple[Tensor, Tensor | None]:
+        """Eigenvalues and eigenvectors of a side."""
+        side, rows = (self.a if inner else self.g), self.factors.rows[0 if inner else 1]
+        return eigenbasis(side, side.ndim == 3, rows if self.divisor is None else None)
 
     def diagonal_in_sums(self) -> Tensor:
         g, a = _diagonal(self.g), _diagonal(self.a)
@@ -58,8 +62,8 @@ class KroneckerBlock(Block):
         zero = (mean_out <= 0) | (mean_in <= 0)
         ratio = torch.where(zero, 1.0, (mean_in / mean_out).sqrt())
         root = damping**0.5
-        g = _inverse(self.g, root / ratio, zero, 1 / damping)
-        a = _inverse(self.a, root * ratio, zero, 1.0)
+        g = _inverse(self.g, *self._side(False), root / ratio, zero, 1 / damping)
+        a = _inverse(self.a, *self._side(True), root * ratio, zero, 1.0)
         factors = Factors(ungrouped(a), ungrouped(g))
         return KroneckerBlock(self.place, self.form, factors, self.why)
 
@@ -86,8 +90,18 @@ def _diagonal(side: Tensor) -> Tensor:
     return side.diagonal(dim1=1, dim2=2) if side.ndim == 3 else side
 
 
-def _inverse(side: Tensor, damping: Tensor, zero: Tensor, instead: float) -> Tensor:
-    """(side + damping I)⁻¹ of each group, and ``instead`` times I where it is zero."""
-    values, vectors = eigenbasis(side, side.ndim == 3)
+def _inverse(
+    side: Tensor,
+    values: Tensor,
+    vectors: Tensor | None,
+    damping: Tensor,
+    zero: Tensor,
+    instead: float,
+) -> Tensor:
+    """(side + damping I)⁻¹ of each group, and ``instead`` times I where it is zero, by the side's eigenbasis."""
+    rest = torch.where(zero, instead, 1 / damping).unsqueeze(1)
     inverse = torch.where(zero.unsqueeze(1), instead, 1 / (values + damping.unsqueeze(1)))
-    return inverse if vectors is None else (vectors * inverse.unsqueeze(1)) @ vectors.mT
+    if vectors is None:
+        return inverse
+    inside = (vectors * (inverse - rest).unsqueeze(1)) @ vectors.mT
+    return inside.add_(torch.diag_embed(rest.expand(-1, side.shape[1])))

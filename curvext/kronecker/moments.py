@@ -44,6 +44,11 @@ class InputMoment:
     sums: Tensor | None
     count: Tensor
 
+    @property
+    def side(self) -> int:
+        """I with a bias."""
+        return self.matrix.shape[1] + (self.sums is not None)
+
     def add(self, other: InputMoment) -> InputMoment:
         """Adds those of other data; gives itself."""
         self.matrix.add_(other.matrix)

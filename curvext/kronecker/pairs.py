@@ -46,6 +46,20 @@ class Pairs(ABC):
     def input_moment(self, positions: Tensor, dense: bool, averaged: bool) -> InputMoment:
         """Σ_ns a aᵀ over some ``positions``, or of the means over them of each n, with Σ a for a bias."""
 
+    def count(self, together: bool) -> int:
+        """How many rows the sums are of, with the positions of a datum put ``together`` or not."""
+        _, samples, positions, _ = self.g.shape
+        return samples if together else samples * positions
+
+    def output_rows(self, summed: bool) -> Tensor:
+        """What :meth:`output_moment` sums, ``[M, O]``, of a use of one group."""
+        g = wide(self.g[0])
+        return g.sum(1) if summed and g.shape[1] > 1 else g.flatten(0, 1)
+
+    def input_rows(self, positions: Tensor, averaged: bool) -> Tensor | None:
+        """What :meth:`input_moment` sums, ``[M, I]`` with a bias, of a use of one group; None if not at hand."""
+        return None
+
     @abstractmethod
     def square(self, out: Tensor | None, inner: Tensor | None) -> Tensor:
         """Σ_n (Q_Γᵀ G_n Q_A)², ``[G, O, I]``; None stands for the axes."""
@@ -66,6 +80,7 @@ class PatchPairs(Pairs):
     def __init__(self, g: Tensor, bias: bool) -> None:
         self.g = g
         self._bias = bias
+        self._averages: Tensor | None = None
 
     @abstractmethod
     def _patches(self, start: int, stop: int) -> Tensor:
@@ -98,11 +113,27 @@ class PatchPairs(Pairs):
 
     def input_moment(self, positions: Tensor, dense: bool, averaged: bool) -> InputMoment:
         if averaged and positions.shape[2] > 1:
-            means = self._means(positions)
+            means = self._averages = self._means(positions)
             matrix, sums = second_moment(means, None, dense), means.sum(1)
         else:
             matrix, sums = self._moment(positions, dense)
         return InputMoment(matrix, sums if self._bias else None, counted(positions, averaged))
+
+    def input_rows(self, positions: Tensor, averaged: bool) -> Tensor | None:
+        if averaged and positions.shape[2] > 1:
+            assert self._averages is not None
+            x, w = self._averages[0], positions[0].any(1)
+        else:
+            found = self._rows()
+            if found is None:
+                return None
+            w = positions[0].flatten()
+            x = found * w.unsqueeze(1)
+        return torch.cat([x, w.to(x.dtype).unsqueeze(1)], 1) if self._bias else x
+
+    def _rows(self) -> Tensor | None:
+        """a without a bias as it lies, ``[N S, I]``; None where it does not."""
+        return None
 
     def _moment(self, positions: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
         """Σ_ns a aᵀ, ``[G, I, I]`` or its diagonal, and Σ_ns a, ``[G, I]``, without a bias."""
@@ -172,6 +203,9 @@ class MatrixPairs(PatchPairs):
 
     def _width(self) -> int:
         return self._a.shape[3]
+
+    def _rows(self) -> Tensor:
+        return wide(self._a[0]).flatten(0, 1)
 
 
 def _sides_by_positions(

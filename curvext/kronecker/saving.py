@@ -18,6 +18,7 @@ from curvext.kronecker.blocks import (
     SpectralBlock,
 )
 from curvext.kronecker.factored import BlockOperator, KeptBlocks
+from curvext.kronecker.few_rows import Rows
 from curvext.kronecker.forms import Form
 from curvext.kronecker.kronecker_block import KroneckerBlock
 from curvext.kronecker.spectral import Spectral
@@ -32,7 +33,8 @@ def save_factors(operator: BlockOperator, path: str | os.PathLike[str]) -> None:
     """Writes the factors of a block-diagonal operator to a file, bit for bit.
 
     An existing file is replaced in one step once the new one is complete. The tensors are named ``"<block>/a"``,
-    ``"<block>/g"`` after the block's first parameter; what each is stands in the metadata.
+    ``"<block>/g"`` after the block's first parameter; what each is stands in the metadata. Where fewer data than a side
+    made it, they are there as ``"<block>/rows_a"``, ``"<block>/rows_g"``, as its eigenvectors are made of them.
 
     Args:
         operator: any of :class:`curvext.KFACOperator`, :class:`curvext.EKFACOperator`,
@@ -87,6 +89,8 @@ def load_factors(path: str | os.PathLike[str], device: str | torch.device = "cpu
         ValueError: the file is damaged, or another program's.
     """
     tensors, words = read_tensors("load_factors", path, device, _KEY, "save_factors")
+    # products differ in their last bit with where in memory a tensor begins, which in a file is anywhere
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     about: dict[str, Any] = json.loads(words[_KEY])
     shapes = {name: torch.Size(shape) for name, shape in about["shapes"].items()}
     dtype = _dtype(about["dtype"])
@@ -98,6 +102,8 @@ def load_factors(path: str | os.PathLike[str], device: str | torch.device = "cpu
 def _written(block: Block, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """What a block is but for its tensors, which are added to ``tensors``."""
     parts = {"g": block.factors.g, "a": block.factors.a}
+    rows = dict(zip(("rows_a", "rows_g"), block.factors.rows, strict=True))
+    parts |= {key: None if of is None else of.x for key, of in rows.items()}
     if isinstance(block, SpectralBlock):
         spectral = block.spectral
         parts |= {"values": spectral.values, "out": spectral.out, "inner": spectral.inner}
@@ -116,6 +122,8 @@ def _written(block: Block, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "order": form.order,
         "bias": form.bias,
         "bias_first": form.bias_first,
+        "scales": {key: of.scale for key, of in rows.items() if of is not None},
+        "rest": block.spectral.rest if isinstance(block, SpectralBlock) else 0.0,
         "semidefinite": isinstance(block, DenseBlock) and block.semidefinite,
     }
 
@@ -129,9 +137,13 @@ def _read(about: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype)
     def part(key: str) -> Tensor | None:
         return tensors.get(f"{name}/{key}")
 
+    def rows(key: str) -> Rows | None:
+        x = part(key)
+        return None if x is None else Rows(x, about["scales"][key])
+
     g, values = part("g"), part("values")
     assert g is not None
-    factors = Factors(part("a"), g)
+    factors = Factors(part("a"), g, (rows("rows_a"), rows("rows_g")))
     if about["class"] == "DenseBlock":
         return DenseBlock(place, g, about["semidefinite"], why)
     if about["class"] == "DiagonalBlock":
@@ -139,7 +151,7 @@ def _read(about: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype)
     if about["class"] == "KroneckerBlock":
         return KroneckerBlock(place, form, factors, why, part("divisor"))
     assert values is not None
-    spectral = Spectral(part("out"), part("inner"), values)
+    spectral = Spectral(part("out"), part("inner"), values, about.get("rest", 0.0))
     return SpectralBlock(place, form, factors, spectral, about["structure"], why)
 
 

@@ -9,24 +9,28 @@ from torch import Tensor
 
 from curvext.kronecker.block_matrix import BlockMatrix
 from curvext.kronecker.blocks import Block
+from curvext.kronecker.spectral import Spectral
 from curvext.results import EigenResult
 
 
 def leading_pairs(operator: BlockMatrix, blocks: Sequence[Block], k: int) -> EigenResult:
     """The ``k`` leading eigenpairs of ``operator``, whose blocks these are."""
-    values = torch.cat([block.spectral.values.flatten() for block in blocks])
+    spectra = [block.spectral for block in blocks]
+    if k > sum(spectral.values.numel() for spectral in spectra):
+        spectra = [spectral.completed() for spectral in spectra]
+    values = torch.cat([spectral.values.flatten() for spectral in spectra])
     leading = values.topk(k).indices.flip(0)  # ascending
     vectors = torch.zeros(k, operator.size, dtype=values.dtype, device=operator.device)
     start = 0
-    for block in blocks:
-        inside = (leading >= start) & (leading < start + block.size)
+    for block, spectral in zip(blocks, spectra, strict=True):
+        inside = (leading >= start) & (leading < start + spectral.values.numel())
         which = leading[inside] - start
-        start += block.size
+        start += spectral.values.numel()
         if len(which):
             rows = torch.zeros(
                 len(which), operator.size, dtype=values.dtype, device=operator.device
             )
-            block.place.write(rows, _eigenvectors(block, which))
+            block.place.write(rows, _eigenvectors(block, spectral, which))
             vectors[inside] = rows
     residuals = (operator.mapped(vectors, blocks) - vectors * values[leading].unsqueeze(1)).norm(
         dim=1
@@ -41,10 +45,8 @@ def leading_pairs(operator: BlockMatrix, blocks: Sequence[Block], k: int) -> Eig
     )
 
 
-def _eigenvectors(block: Block, which: Tensor) -> Tensor:
-    """Eigenvectors ``[m, n]`` by their numbers among the block's eigenvalues."""
-    spectral, form = block.spectral, block.form
-    units = torch.zeros(len(which), block.size, dtype=block.sums, device=which.device)
+def _eigenvectors(block: Block, spectral: Spectral, which: Tensor) -> Tensor:
+    """Eigenvectors ``[m, n]`` by their numbers among the values of the block's ``spectral``."""
+    units = torch.zeros(len(which), spectral.values.numel(), dtype=block.sums, device=which.device)
     units[torch.arange(len(which), device=which.device), which] = 1
-    rotated = units.view(-1, form.groups, form.fan_out, form.fan_in)
-    return form.vectors(spectral.back(rotated))
+    return block.form.vectors(spectral.back(units.view(-1, *spectral.values.shape)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvext.kronecker.blocks import Factors
+from curvext.kronecker.few_rows import FewRows
 from curvext.kronecker.kronecker_block import ungrouped
 from curvext.kronecker.moments import InputMoment
 from curvext.kronecker.pairs import Pairs
@@ -52,10 +53,17 @@ class KFACSum(LayerSum):
         self._g: Tensor | None = None
         self._a: InputMoment | None = None
         self._positions: Tensor | None = None
+        self._rows_of_g: FewRows | None = None
+        self._rows_of_a: FewRows | None = None
 
     def add(self, pairs: Pairs, last: bool) -> None:
         """Adds g gᵀ; and a aᵀ with the last vector, when it is known which positions any of them reaches."""
-        self._g = _added(self._g, pairs.output_moment(self._sides.out, self._reduce))
+        g = pairs.output_moment(self._sides.out, self._reduce)
+        self._g = _added(self._g, g)
+        if self._rows_of_g is None:
+            self._rows_of_g = FewRows(g.shape[1] if self._sides.out and len(g) == 1 else 0)
+        if self._rows_of_g.want(pairs.count(self._reduce)):
+            self._rows_of_g.add(pairs.output_rows(self._reduce))
         if not self._every:
             reached = pairs.reached()
             self._positions = reached if self._positions is None else self._positions | reached
@@ -64,6 +72,12 @@ class KFACSum(LayerSum):
         positions = pairs.present() if self._every else self._positions
         assert positions is not None
         moment = pairs.input_moment(positions, self._sides.inner, self._reduce)
+        if self._rows_of_a is None:
+            self._rows_of_a = FewRows(
+                moment.side if self._sides.inner and len(moment.count) == 1 else 0
+            )
+        if self._rows_of_a.want(pairs.count(self._reduce)):
+            self._rows_of_a.add(pairs.input_rows(positions, self._reduce))
         self._a = moment if self._a is None else self._a.add(moment)
         self._positions = None
 
@@ -71,7 +85,10 @@ class KFACSum(LayerSum):
         """A and Γ, which carries the scale of M; ends the summation."""
         a, g, self._a, self._g = self._a, self._g, None, None
         assert a is not None and g is not None
-        return Factors(ungrouped(a.mean()), ungrouped(g.mul_(scale)))
+        assert self._rows_of_a is not None and self._rows_of_g is not None
+        rows_of_a = self._rows_of_a.rows(1 / max(1, int(a.count[0])))
+        rows = (rows_of_a, self._rows_of_g.rows(scale))
+        return Factors(ungrouped(a.mean()), ungrouped(g.mul_(scale)), rows)
 
 
 class ShampooSum(LayerSum):

@@ -60,7 +60,8 @@ class TablePairs(Pairs):
         g = wide(self._use.g)
         g = g if out is None else g @ out[0]
         if inner is None:
-            return RowsGradient(self._use.index, g, self._use.shape).square().mT.unsqueeze(0)
+            shape = torch.Size((self._rows, g.shape[2]))
+            return RowsGradient(self._use.index, g, shape).square().mT.unsqueeze(0)
         return outer_square(inner[0][self._use.index], g.unsqueeze(0)).unsqueeze(0)
 
     def sides(self, dense_out: bool, dense_in: bool) -> tuple[Tensor, Tensor]:
