@@ -72,7 +72,7 @@ class Tangents:
                     at[step.outputs[0]] = v[step.parameter].contiguous()
                     continue
                 inputs = [at[place] for place in step.inputs]
-                if inputs.count(None) < len(inputs):
+                if any([t is not None for t in inputs]):
                     if step.rule is not None and step.node is not None:
                         tangent = step.rule(step.node, *inputs)
                         # of mixed dtypes, as where a norm on CUDA keeps statistics of bfloat16 in float32, comes the
