@@ -7,6 +7,7 @@ python -m benchmarks scaling                cost by N, S, I, O, P, K, C
 python -m benchmarks memory                 peak memory, each in a process of its own
 python -m benchmarks training               what curvext.backward adds to a training step
 python -m benchmarks kronecker [names]      Kronecker factors, their inverses and eigenvalues, beside curvlinops
+python -m benchmarks overhead [names]       the library's own work, on networks so small that it decides
 python -m benchmarks proofs                 what it costs on each batch to know where samples lie
 python -m benchmarks report                 JSON to tables, pictures and docs/performance.md
 python -m benchmarks compare A.json B.json  what got slower by more than noise; exit status 1 if anything did
@@ -29,9 +30,18 @@ from benchmarks.compare import compare
 from benchmarks.machine import cores, environment, machine
 from benchmarks.record import QUICK_RESULTS, RESULTS, Record, Row, load
 from benchmarks.report import page
-from benchmarks.suites import kernels, kronecker, memory, models, proofs, scaling, training
+from benchmarks.suites import (
+    kernels,
+    kronecker,
+    memory,
+    models,
+    overhead,
+    proofs,
+    scaling,
+    training,
+)
 
-SUITES = ("kernels", "models", "scaling", "memory", "proofs", "training", "kronecker")
+SUITES = ("kernels", "models", "scaling", "memory", "proofs", "training", "kronecker", "overhead")
 #: seconds between two writes of a suite that is not done
 SAVE_EVERY = 10.0
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -106,9 +116,10 @@ def measure(
             "proofs": proofs,
             "training": training,
             "kronecker": kronecker,
+            "overhead": overhead,
         }
         chosen = effort(modules[name], options)
-        if name in ("training", "kronecker") and options.names:
+        if name in ("training", "kronecker", "overhead") and options.names:
             chosen = dataclasses.replace(chosen, networks=tuple(options.names))
         modules[name].run(record, options.device, chosen, keep)
 

@@ -148,23 +148,32 @@ class _Bottleneck(nn.Module):
         return F.relu(self.norm3(self.conv3(y)) + self.short(x))
 
 
-def resnet50(n: int = 64) -> Network:
-    """ResNet-50 with random weights on 224×224 pixels, batch-norm in eval mode, N = 64."""
+def _resnet50(name: str, n: int, width: int, pixels: int, classes: int) -> Network:
     layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
+        nn.Conv2d(3, width, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.MaxPool2d(3, 2, 1),
     ]
-    inputs = 64
+    inputs = width
     for stage, blocks in enumerate((3, 4, 6, 3)):
         for block in range(blocks):
             stride = 2 if stage and not block else 1
-            layers.append(_Bottleneck(inputs, 64 << stage, stride))
-            inputs = 256 << stage
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000)]
-    batch = (torch.randn(n, 3, 224, 224), torch.randint(1000, (n,)))
-    return Network("resnet50", nn.Sequential(*layers).eval(), nn.CrossEntropyLoss(), batch)
+            layers.append(_Bottleneck(inputs, width << stage, stride))
+            inputs = 4 * width << stage
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
+    batch = (torch.randn(n, 3, pixels, pixels), torch.randint(classes, (n,)))
+    return Network(name, nn.Sequential(*layers).eval(), nn.CrossEntropyLoss(), batch)
+
+
+def resnet50(n: int = 64) -> Network:
+    """ResNet-50 with random weights on 224×224 pixels, batch-norm in eval mode, N = 64."""
+    return _resnet50("resnet50", n, 64, 224, 1000)
+
+
+def resnet50_toy(n: int = 8) -> Network:
+    """ResNet-50's structure (161 parameters) at width 4 on 32×32 pixels, batch-norm in eval mode, N = 8."""
+    return _resnet50("resnet50-toy", n, 4, 32, 10)
 
 
 class _Block(nn.Module):
@@ -236,6 +245,47 @@ def gpt2(n: int = 4, layers: int = 12, length: int = 1024) -> Network:
     return Network("gpt2", model, cx.CausalLMLoss(), (tokens, tokens))
 
 
+def mlp_tiny(n: int = 16) -> Network:
+    """MLP 20-32-4 with tanh, N = 16."""
+    model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 4))
+    batch = (torch.randn(n, 20), torch.randint(4, (n,)))
+    return Network("mlp-tiny", model, nn.CrossEntropyLoss(), batch)
+
+
+def lenet(n: int = 64) -> Network:
+    """LeNet (two convolutions, three linear layers) on 28×28 pixels, N = 64."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
+    batch = (torch.randn(n, 1, 28, 28), torch.randint(10, (n,)))
+    return Network("lenet", model, nn.CrossEntropyLoss(), batch)
+
+
+def gpt2_toy(n: int = 8) -> Network:
+    """GPT-2's structure (12 layers) at width 32, T = 16, V = 64, N = 8."""
+    tokens = torch.randint(64, (n, 16))
+    model = _GPT(32, 12, 16, 64, heads=4, tied=True)
+    return Network("gpt2-toy", model, cx.CausalLMLoss(), (tokens, tokens))
+
+
+#: what the library's own cost is measured on
+SMALL: dict[str, Callable[[], Network]] = {
+    "mlp-tiny": mlp_tiny,
+    "lenet": lenet,
+    "gpt2-toy": gpt2_toy,
+    "resnet50-toy": resnet50_toy,
+}
 #: what time is measured of
 NETWORKS: dict[str, Callable[[], Network]] = {
     "mlp": mlp,
@@ -252,4 +302,4 @@ LARGE: dict[str, Callable[[], Network]] = {"resnet50": resnet50, "gpt2": gpt2}
 def build(name: str, device: str) -> Network:
     """A network of the list on a device, from a fixed seed: the same numbers in every process."""
     torch.manual_seed(0)
-    return {**NETWORKS, **LARGE}[name]().to(device)
+    return {**NETWORKS, **LARGE, **SMALL}[name]().to(device)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,40 +20,42 @@ from curvext.operations.operation import Tangent
 from curvext.operations.table import operation
 from curvext.operations.view_chain import rearrangement
 
+#: a node of the graph and its output, by numbers
+Root = tuple[int, int]
+#: what :attr:`Graph.signature` is
+Signature = tuple[Any, ...]
+#: dtypes of the outputs of each node on the way, in the order of the steps; none for a parameter
+Dtypes = tuple[tuple[torch.dtype, ...], ...]
 _Carry = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
 
 
 class Tangents:
     """The tangents of some values along a direction of the parameters, on a kept graph.
 
+    The order of the steps follows from the structure of the graph alone, and is worked out once for each structure.
+
     Args:
         graph: the graph.
         roots: (node, which of its outputs) of the values; None for the graph's output alone.
     """
 
-    def __init__(self, graph: Graph, roots: Sequence[tuple[int, int]] | None = None) -> None:
-        wanted = [(0, graph.output_nr)] if roots is None else list(roots)
-        order = _children_first(graph, [position for position, _ in wanted])
-        #: (node, which of its outputs) → where its tangent is kept; the place after the last stays empty
-        places: dict[tuple[int, int], int] = {}
-        complex_places: set[int] = set()
-        self._steps: list[_Step] = []
-        for position in order:
-            step = _step(graph, position, places, complex_places)
-            places |= {(position, which): place for which, place in enumerate(step.outputs)}
-            self._steps.append(step)
-        self._places = len(places)
-        self._roots = [places.get(root, -1) for root in wanted]
-        self._done = _read_last([step.inputs for step in self._steps], keep={-1, *self._roots})
+    def __init__(self, graph: Graph, roots: Sequence[Root] | None = None) -> None:
+        wanted = ((0, graph.output_nr),) if roots is None else tuple(roots)
+        order = children_first(graph.signature, tuple([position for position, _ in wanted]))
+        dtypes = [() if graph.names[i] == LEAF else tuple(graph.dtypes(i)) for i in order]
+        self._schedule = _schedule(graph.signature, wanted, tuple(dtypes))
+        self._rules = [_rule_of(graph, step) for step in self._schedule.steps]
 
     @staticmethod
     def missing(graph: Graph) -> set[str]:
         """The names of nodes that have no tangent: functions written in Python, fused attention not known here."""
+        order = children_first(graph.signature, (0,))
+        names = {graph.names[i] for i in order} - {LEAF}
+        without = {name for name in names if operation(name).tangent is None}
         return {
             graph.names[i]
-            for i in _children_first(graph)
-            if graph.names[i] != LEAF
-            and operation(graph.names[i]).tangent is None
+            for i in order
+            if graph.names[i] in without
             and (
                 is_python_function(graph.nodes[i]) or operation(graph.names[i]).once_differentiable
             )
@@ -64,26 +67,27 @@ class Tangents:
 
     def of(self, v: Sequence[Tensor]) -> list[Tensor | None]:
         """The tangent of every root."""
-        at: list[Tensor | None] = [None] * (self._places + 1)
+        schedule = self._schedule
+        at: list[Tensor | None] = [None] * (schedule.places + 1)
         with torch.no_grad():
-            for step, done in zip(self._steps, self._done, strict=True):
+            for step, (rule, node, carry) in zip(schedule.steps, self._rules, strict=True):
                 if step.parameter is not None:
                     # a column of a block of vectors may have any stride
                     at[step.outputs[0]] = v[step.parameter].contiguous()
                     continue
                 inputs = [at[place] for place in step.inputs]
                 if any([t is not None for t in inputs]):
-                    if step.rule is not None and step.node is not None:
-                        tangent = step.rule(step.node, *inputs)
+                    if rule is not None:
+                        tangent = rule(node, *inputs)
                         # of mixed dtypes, as where a norm on CUDA keeps statistics of bfloat16 in float32, comes the
                         # widest
                         at[step.outputs[0]] = None if tangent is None else tangent.to(step.dtype)
-                    elif step.carry is not None:
-                        for place, found in zip(step.outputs, step.carry(inputs), strict=False):
+                    else:
+                        for place, found in zip(step.outputs, carry(inputs), strict=False):
                             at[place] = found
-                for place in done:
+                for place in step.done:
                     at[place] = None
-        return [at[place] for place in self._roots]
+        return [at[place] for place in schedule.roots]
 
 
 @dataclass(frozen=True)
@@ -91,43 +95,87 @@ class _Step:
     """One operation, or a parameter, which has no inputs.
 
     Args:
+        position: of its node.
         inputs, outputs: where the tangents are kept.
+        done: the inputs that no later step reads.
         parameter: its number, or None for an operation.
-        rule: the operation's tangent rule, of the node and the tangents of its inputs, or None.
-        node: for the rule.
-        dtype: of the operation's result.
-        carry: without a rule, from the tangents of the inputs to those of the outputs.
+        dtype: of the operation's first result.
+        real: whether no complex number is among inputs and results.
     """
 
-    inputs: list[int]
+    position: int
+    inputs: tuple[int, ...]
     outputs: range
-    parameter: int | None = None
-    rule: Tangent | None = None
-    node: Node | None = None
-    dtype: torch.dtype | None = None
-    carry: _Carry | None = None
+    done: tuple[int, ...]
+    parameter: int | None
+    dtype: torch.dtype | None
+    real: bool
 
 
-def _step(
-    graph: Graph, position: int, places: dict[tuple[int, int], int], complex_places: set[int]
-) -> _Step:
-    """A node as a step; ``places`` tells of those before it, ``complex_places`` which of them are complex."""
-    node, free = graph.nodes[position], len(places)
-    if graph.names[position] == LEAF:
-        return _Step([], range(free, free + 1), graph.parameter_at[position])
-    inputs = [-1 if c is None else places.get((c, nr), -1) for c, nr in graph.edges[position]]
-    dtypes = graph.dtypes(position)
-    count, is_complex = len(dtypes), any(dtype.is_complex for dtype in dtypes)
-    if is_complex:
-        complex_places.update(range(free, free + count))
-    here, outputs = operation(graph.names[position]), range(free, free + count)
+@dataclass(frozen=True)
+class _Schedule:
+    """The steps in order, how many places they write to, and the places of the roots."""
+
+    steps: tuple[_Step, ...]
+    places: int
+    roots: tuple[int, ...]
+
+
+@lru_cache(maxsize=256)
+def _schedule(signature: Signature, roots: tuple[Root, ...], dtypes: Dtypes) -> _Schedule:
+    """A function of the structure and of the dtypes alone, as all that is remembered must be."""
+    _, edges, parameters = signature
+    parameter_at = dict(parameters)
+    order = children_first(signature, tuple([position for position, _ in roots]))
+    #: (node, which of its outputs) → where its tangent is kept; the place after the last stays empty
+    places: dict[Root, int] = {}
+    complex_places: set[int] = set()
+    read: list[tuple[int, ...]] = []
+    written: list[range] = []
+    real: list[bool] = []
+    for position, kinds in zip(order, dtypes, strict=True):
+        parameter, free = parameter_at.get(position), len(places)
+        outputs = range(free, free + (1 if parameter is not None else len(kinds)))
+        inputs: tuple[int, ...] = ()
+        if parameter is None:
+            inputs = tuple(
+                [-1 if c is None else places.get((c, nr), -1) for c, nr in edges[position]]
+            )
+        if any(kind.is_complex for kind in kinds):
+            complex_places.update(outputs)
+        real.append(complex_places.isdisjoint(inputs) and complex_places.isdisjoint(outputs))
+        places |= {(position, which): place for which, place in enumerate(outputs)}
+        read.append(inputs)
+        written.append(outputs)
+    wanted = tuple([places.get(root, -1) for root in roots])
+    done = _read_last(read, keep={-1, *wanted})
+    steps = [
+        _Step(i, inputs, outputs, gone, parameter_at.get(i), kinds[0] if kinds else None, is_real)
+        for i, inputs, outputs, gone, kinds, is_real in zip(
+            order, read, written, done, dtypes, real, strict=True
+        )
+    ]
+    return _Schedule(tuple(steps), len(places), wanted)
+
+
+def _rule_of(graph: Graph, step: _Step) -> tuple[Tangent | None, Node, _Carry]:
+    """The rule of a step's operation with its node, or in place of a rule what carries inputs to outputs."""
+    position, raw = step.position, graph.nodes[step.position]
+    node = Node(raw)
+    if step.parameter is not None:
+        return None, node, _nothing
+    here = operation(graph.names[position])
     if here.view is not None:
-        views = [rearrangement(graph, position, which) for which in range(count)]
-        return _Step(inputs, outputs, carry=_rearranged(views))
+        views = [rearrangement(graph, position, which) for which in range(len(step.outputs))]
+        return None, node, _rearranged(views)
     # a backward multiplies by conjugates, which rules know nothing of
-    if here.tangent is not None and not is_complex and complex_places.isdisjoint(inputs):
-        return _Step(inputs, outputs, rule=here.tangent, node=Node(node), dtype=dtypes[0])
-    return _Step(inputs, outputs, carry=partial(transposed, node))
+    if here.tangent is not None and step.real:
+        return here.tangent, node, _nothing
+    return None, node, partial(transposed, raw)
+
+
+def _nothing(inputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    return ()
 
 
 def _rearranged(views: list[Callable[[Tensor], Tensor]]) -> _Carry:
@@ -138,19 +186,22 @@ def _rearranged(views: list[Callable[[Tensor], Tensor]]) -> _Carry:
     return carry
 
 
-def _read_last(inputs: Sequence[Sequence[int]], keep: set[int]) -> list[set[int]]:
+def _read_last(inputs: Sequence[Sequence[int]], keep: set[int]) -> list[tuple[int, ...]]:
     """For each step the inputs that none after it reads, but for those to keep."""
     read = set(keep)
-    done: list[set[int]] = []
+    done: list[tuple[int, ...]] = []
     for places in reversed(inputs):
-        done.append(set(places) - read)
+        done.append(tuple(set(places) - read))
         read.update(places)
     return done[::-1]
 
 
-def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:
+@lru_cache(maxsize=256)
+def children_first(signature: Signature, roots: tuple[int, ...]) -> tuple[int, ...]:
     """The positions at and below ``roots`` from which a parameter can be reached, each after all it depends on."""
-    active: list[bool | None] = [None] * len(graph.nodes)
+    names, edges, parameters = signature
+    parameter_at = dict(parameters)
+    active: list[bool | None] = [None] * len(names)
     order: list[int] = []
     stack = list(roots)
     while stack:
@@ -158,14 +209,12 @@ def _children_first(graph: Graph, roots: Sequence[int] = (0,)) -> list[int]:
         if active[i] is not None:
             stack.pop()
             continue
-        waiting = [c for c, _ in graph.edges[i] if c is not None and active[c] is None]
+        waiting = [c for c, _ in edges[i] if c is not None and active[c] is None]
         if waiting:
             stack.extend(waiting)
             continue
         stack.pop()
-        active[i] = i in graph.parameter_at or any(
-            c is not None and bool(active[c]) for c, _ in graph.edges[i]
-        )
+        active[i] = i in parameter_at or any(c is not None and bool(active[c]) for c, _ in edges[i])
         if active[i]:
             order.append(i)
-    return order
+    return tuple(order)
