@@ -106,10 +106,14 @@ class BlockDiagonalOperator(LiveBlocks):
     def _make(self) -> list[Block]:
         if self._target.kind == "hessian":
             return [self._of_hessian(members) for members in self._members]
-        exact = ExactSum(self.space, self._max_dim)
-        for members in self._members:
-            exact.expect(members)
-        self._target.visit(self._problem, _Exact(exact))
+        with self._problem.call(self._target.saying("blocks")) as rounds:
+            for _ in rounds:
+                exact = ExactSum(self.space, self._max_dim)
+                for members in self._members:
+                    exact.expect(members)
+                self._target.visit(self._problem, _Exact(exact))
+        if not self.group.alone:
+            exact.add_over(self.group, self._members)
         scale = self._target.scale(self._problem)
         return [
             exact_block(self._problem, exact, members, scale, self._target, _WHY)

@@ -11,6 +11,7 @@ from torch import Tensor
 from curvext.dtypes import dtype_of_sums
 from curvext.kronecker.blocks import Block, Factors
 from curvext.operators.linear import DENSE_LIMIT, LinearOperator
+from curvext.processes import collective
 from curvext.space import ParameterSpace
 
 
@@ -22,8 +23,11 @@ class BlockMatrix(LinearOperator):
     device: torch.device
 
     @abstractmethod
-    def _now(self) -> Sequence[Block]:
-        """The blocks as they are now, in the order of their first parameters."""
+    def _now(self, what: str, vectors: Sequence[Tensor] = ()) -> Sequence[Block]:
+        """The blocks as they are now, in the order of their first parameters.
+
+        ``what`` says what they are for, with its numbers, and ``vectors``: with several processes they are compared.
+        """
 
     def _take_space(self, space: ParameterSpace, dtype: torch.dtype) -> None:
         self.space = space
@@ -34,18 +38,21 @@ class BlockMatrix(LinearOperator):
     # ------------------------------------------------------------------ what it is made of
 
     @property
+    @collective
     def blocks(self) -> dict[str, Block]:
         """The operator of each block by the name of its first parameter; values, which stay."""
-        return {block.params[0]: block for block in self._now()}
+        return {block.params[0]: block for block in self._now("blocks")}
 
     @property
+    @collective
     def factors(self) -> dict[str, Factors]:
         """What each block is made of, by the name of its first parameter; values, which stay."""
-        return {block.params[0]: block.factors for block in self._now()}
+        return {block.params[0]: block.factors for block in self._now("factors")}
 
+    @collective
     def explain(self) -> str:
         """Which parameters are Kronecker products, dense or diagonal, the sizes of their factors, and why."""
-        blocks = self._now()
+        blocks = self._now("explain")
         lines = [f"{type(self).__name__}: P = {self.size} in {len(blocks)} blocks, {self.dtype}"]
         names = [", ".join(block.params) for block in blocks]
         width = max(len(name) for name in names)
@@ -57,7 +64,7 @@ class BlockMatrix(LinearOperator):
 
     def _columns(self, columns: list[Tensor]) -> Tensor:
         rows = torch.stack([c.detach() for c in columns]).to(dtype_of_sums(self.dtype))
-        return self.mapped(rows, self._now()).to(self.dtype)
+        return self.mapped(rows, self._now("@ v", columns)).to(self.dtype)
 
     def mapped(self, rows: Tensor, blocks: Sequence[Block]) -> Tensor:
         """B times flat vectors ``[K, P]``."""
@@ -66,6 +73,7 @@ class BlockMatrix(LinearOperator):
             block.place.write(answer, block.apply(block.place.of(rows)))
         return answer
 
+    @collective
     def to_dense(self) -> Tensor:
         """The matrix ``[P, P]``, block by block.
 
@@ -78,7 +86,7 @@ class BlockMatrix(LinearOperator):
                 "own to_dense"
             )
         dense = torch.zeros(self.size, self.size, dtype=self.dtype, device=self.device)
-        for block in self._now():
+        for block in self._now("to_dense"):
             index = self._indices(block)
             dense[index.unsqueeze(1), index] = block.to_dense()
         return dense
@@ -87,17 +95,19 @@ class BlockMatrix(LinearOperator):
         parts = [torch.arange(s.start, s.stop, device=self.device) for s in block.place.slices]
         return torch.cat(parts)
 
+    @collective
     def diagonal(self) -> Tensor:
         """The diagonal, ``[P]``, exact."""
         row = torch.empty(1, self.size, dtype=dtype_of_sums(self.dtype), device=self.device)
-        for block in self._now():
+        for block in self._now("diagonal"):
             block.place.write(row, block.diagonal_in_sums().unsqueeze(0))
         return row[0].to(self.dtype)
 
+    @collective
     def trace(self) -> Tensor:
         """The trace, exact."""
         return (
-            torch.stack([block.diagonal_in_sums().sum() for block in self._now()])
+            torch.stack([block.diagonal_in_sums().sum() for block in self._now("trace")])
             .sum()
             .to(self.dtype)
         )

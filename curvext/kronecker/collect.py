@@ -16,21 +16,23 @@ from curvext.gradients.structured import StructuredGradient
 from curvext.kronecker.blocks import Block, DenseBlock, DiagonalBlock, Factors, Place
 from curvext.kronecker.exact import ExactSum
 from curvext.kronecker.forms import Form
+from curvext.kronecker.over_ranks import agreed_sums
 from curvext.kronecker.pairs import MatrixPairs, Pairs
 from curvext.kronecker.patches import ConvolutionPairs
 from curvext.kronecker.roles import Revised, Roles
-from curvext.kronecker.sums import EigenvalueSum, KFACSum, ShampooSum
+from curvext.kronecker.sums import EigenvalueSum, LayerSum
 from curvext.kronecker.tables import TablePairs
 from curvext.kronecker.target import Target
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.partners import Wiring
 from curvext.problem import Problem
+from curvext.processes import Group
 from curvext.space import ParameterSpace
 
 #: (place, form, factors) → the block of a weight
 BlockOf = Callable[[Place, Form, Factors], Block]
 #: (pairs, form) → the sums of a weight
-SumOf = Callable[[Pairs, Form], "KFACSum | ShampooSum"]
+SumOf = Callable[[Pairs, Form], LayerSum]
 
 _FORMED = "exact: its gradients come sample by sample (risk.explain() names the path)"
 _UNREACHED = "zero: the loss does not reach it"
@@ -51,13 +53,25 @@ def factored_blocks(
     """
     roles = Roles(problem.space, joint)
     while True:
+        with problem.call(target.saying("factors")) as rounds:
+            for _ in rounds:
+                collector = _collected(problem, target, roles, max_dim, sum_of, record)
+        if collector.agree(problem.group):
+            return collector.blocks(target, problem, block_of)
+
+
+def _collected(
+    problem: Problem, target: Target, roles: Roles, max_dim: int, sum_of: SumOf, record: bool
+) -> _Collector:
+    """The sums over this process's data."""
+    while True:
         collector = _Collector(problem.space, roles, max_dim, sum_of)
         try:
             target.visit(problem, collector, record)
             roles.settle()
         except Revised:
             continue  # roles only ever turn from factors to exact, so that this ends
-        return collector.blocks(target, problem, block_of)
+        return collector
 
 
 class _Collector:
@@ -67,7 +81,7 @@ class _Collector:
         self._space = space
         self._roles = roles
         self._sum_of = sum_of
-        self._sums: dict[int, KFACSum | ShampooSum] = {}
+        self._sums: dict[int, LayerSum] = {}
         self._exact = ExactSum(space, max_dim)
         self._last = False
 
@@ -102,6 +116,15 @@ class _Collector:
 
     def end(self) -> None:
         self._exact.end()
+
+    def agree(self, group: Group) -> bool:
+        """Adds up over the ranks of a group; False where roles turned out to be others, and a new pass is needed."""
+        if group.alone:
+            return True
+        sums = agreed_sums(group, self._roles, self._sums, self._exact, self._space.device)
+        if sums is not None:
+            self._sums = sums
+        return sums is not None
 
     def blocks(self, target: Target, problem: Problem, block_of: BlockOf) -> list[Block]:
         scale = target.scale(problem)
@@ -155,16 +178,21 @@ def with_eigenvalues(
     ``complete``: whether Λ need not be zero outside the ranges of the factors.
     """
     names = list(problem.space.names)
-    weights: dict[int, EigenvalueSum] = {}
-    biased: dict[int, bool] = {}
-    sums: dict[int, EigenvalueSum] = {}
-    for i, block in enumerate(blocks):
-        if block.structure != "kronecker":
-            continue
-        sums[i] = EigenvalueSum(block.spectral.completed() if complete else block.spectral)
-        weight = names.index(block.params[-1 if block.form.bias_first else 0])
-        weights[weight], biased[weight] = sums[i], bool(block.form.bias)
-    target.visit(problem, _Rotator(weights, biased))
+    kronecker = {i: block for i, block in enumerate(blocks) if block.structure == "kronecker"}
+    bases = {
+        i: block.spectral.completed() if complete else block.spectral
+        for i, block in kronecker.items()
+    }
+    weight_of = {
+        i: names.index(block.params[-1 if block.form.bias_first else 0])
+        for i, block in kronecker.items()
+    }
+    biased = {weight_of[i]: bool(block.form.bias) for i, block in kronecker.items()}
+    with problem.call(target.saying("eigenvalues")) as rounds:
+        for _ in rounds:
+            sums = {i: EigenvalueSum(basis) for i, basis in bases.items()}
+            target.visit(problem, _Rotator({weight_of[i]: s for i, s in sums.items()}, biased))
+    problem.group.sum_all([found.values for found in sums.values()])
     scale = target.scale(problem)
     return [
         block_of(block, sums[i], scale) if i in sums else block for i, block in enumerate(blocks)

@@ -16,6 +16,7 @@ from curvext.kronecker.live import MAX_DIM, KeptNow, LiveBlocks
 from curvext.kronecker.shampoo import shampoo_factors
 from curvext.kronecker.sums import EigenvalueSum
 from curvext.options import Options, spelled_out
+from curvext.processes import Saying
 from curvext.space import Selection
 
 if TYPE_CHECKING:
@@ -102,8 +103,9 @@ class EKFACOperator(KFACOperator):
         problem, target, max_dim = self._problem, self._target, self._max_dim
         joint = self._bias == "joint"
         if self._basis == "kfac":
-            kept: KeptNow = problem.derived(
-                super()._key(), lambda: KeptNow(self._factored(record=True))
+            key = super()._key()
+            kept = problem.derived(
+                key, lambda: KeptNow(self._factored(record=True)), Saying(f"factors, {key}")
             )
             factored = kept.blocks
         else:

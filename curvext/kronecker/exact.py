@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from curvext.kronecker.moments import second_moment
 from curvext.kronecker.spectral import symmetric
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.reductions import BlockSum
+from curvext.processes import Group
 from curvext.space import ParameterSpace
 
 
@@ -31,6 +34,7 @@ class ExactSum:
         self._block_of: dict[int, tuple[int, ...]] = {}
         self._matrices: dict[tuple[int, ...], Tensor] = {}
         self._squares = BlockSum(space, torch.empty(space.size, dtype=self._dtype, device="meta"))
+        self._diagonals: dict[tuple[int, ...], Tensor] = {}
         self._rows: dict[int, Tensor] = {}
         self._complete: set[int] = set()
         self._samples = 0
@@ -43,6 +47,25 @@ class ExactSum:
     def expects(self, parameter: int) -> bool:
         """Whether a parameter is in a block."""
         return parameter in self._block_of
+
+    @property
+    def blocks(self) -> set[tuple[int, ...]]:
+        """The blocks whose gradients were expected."""
+        return set(self._block_of.values())
+
+    def add_over(self, group: Group, blocks: Sequence[tuple[int, ...]]) -> None:
+        """Adds up the blocks over the ranks of a group, in place; the same ``blocks`` on every rank."""
+        for block in blocks:
+            self.expect(block)
+            if not self.is_dense(block):
+                self._diagonals[block] = self.diagonal(block, 1.0)
+            elif block not in self._matrices:
+                size = sum(self._space.sizes[p] for p in block)
+                device = self._space.device
+                self._matrices[block] = torch.zeros(size, size, dtype=self._dtype, device=device)
+        group.sum_all(
+            [self._matrices[b] if self.is_dense(b) else self._diagonals[b] for b in blocks]
+        )
 
     def is_dense(self, block: tuple[int, ...]) -> bool:
         """Whether a block is formed."""
@@ -115,5 +138,7 @@ class ExactSum:
 
     def diagonal(self, block: tuple[int, ...], scale: float) -> Tensor:
         """The diagonal of a block that is not formed, ``[n]``, times ``scale``."""
+        if block in self._diagonals:
+            return self._diagonals[block] * scale
         blocks = self._squares.blocks()
         return torch.cat([blocks[p].reshape(-1) for p in block]) * scale

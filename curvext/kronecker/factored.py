@@ -18,6 +18,7 @@ from curvext.kronecker.scores import influence_scores
 from curvext.kronecker.spectrum import leading_pairs
 from curvext.operators.linear import Vector
 from curvext.problem import Problem
+from curvext.processes import collective
 from curvext.results import EigenResult
 from curvext.space import ParameterSpace
 
@@ -30,6 +31,7 @@ class BlockOperator(BlockMatrix):
 
     # ------------------------------------------------------------------ functions of the matrix
 
+    @collective
     def solve(self, b: Vector, damping: Damping) -> Vector:
         """(B + λI)⁻¹ b, exactly, in the eigenbasis of each block.
 
@@ -49,11 +51,12 @@ class BlockOperator(BlockMatrix):
         rows = (b.detach().unsqueeze(1) if b.ndim == 1 else b.detach()).T
         if len(rows) == 0:
             return b.clone()
-        blocks = self._now()
+        blocks = self._now(f"solve, damping={damping!r}", [b])
         inverse = self._powers("solve", blocks, damping, -1.0)
         answer = self.mapped(rows.to(dtype_of_sums(self.dtype)), inverse).to(self.dtype)
         return answer[0] if b.ndim == 1 else answer.T
 
+    @collective
     def inverse(self, damping: Damping, method: str = "exact") -> KeptBlocks:
         """(B + λI)⁻¹ as an operator, whose values stay whatever becomes of the model.
 
@@ -73,7 +76,7 @@ class BlockOperator(BlockMatrix):
                 f"inverse: method: 'pi' damps Γ and A one by one, which {type(self).__name__} is not made of; it is "
                 "for KFACOperator; use method='exact'"
             )
-        blocks = self._now()
+        blocks = self._now(f"inverse, damping={damping!r}, by sides")
         dampings = dampings_of("inverse", blocks, damping)
         damped: list[Block] = [
             block.damped_by_sides(value)
@@ -83,6 +86,7 @@ class BlockOperator(BlockMatrix):
         ]
         return KeptBlocks(self.space, damped, self.dtype)
 
+    @collective
     def power(self, p: float, damping: Damping) -> KeptBlocks:
         """(B + λI)^p as an operator, whose values stay: p = −1 is the inverse, −0.5 its root.
 
@@ -94,7 +98,8 @@ class BlockOperator(BlockMatrix):
             TypeError, ValueError: an argument does not fit, or B + λI has an eigenvalue without such a power.
         """
         p = as_number("power: p", p, "a finite number")
-        return KeptBlocks(self.space, self._powers("power", self._now(), damping, p), self.dtype)
+        blocks = self._now(f"power, p={p!r}, damping={damping!r}")
+        return KeptBlocks(self.space, self._powers("power", blocks, damping, p), self.dtype)
 
     def _powers(
         self, where: str, blocks: Sequence[Block], damping: Damping, p: float
@@ -102,13 +107,14 @@ class BlockOperator(BlockMatrix):
         dampings = dampings_of(where, blocks, damping)
         return [power_of(where, b, value, p) for b, value in zip(blocks, dampings, strict=True)]
 
+    @collective
     def logdet(self, damping: Damping) -> Tensor:
         """log det (B + λI), a scalar tensor.
 
         Raises:
             TypeError, ValueError: ``damping`` does not fit, or B + λI is not positive definite.
         """
-        blocks = self._now()
+        blocks = self._now(f"logdet, damping={damping!r}")
         parts = []
         for block, value in zip(blocks, dampings_of("logdet", blocks, damping), strict=True):
             values = block.spectral.eigenvalues + value
@@ -118,11 +124,13 @@ class BlockOperator(BlockMatrix):
 
     # ------------------------------------------------------------------ spectrum
 
+    @collective
     def eigenvalues(self) -> Tensor:
         """All eigenvalues, ascending, ``[P]``."""
-        values = torch.cat([block.spectral.eigenvalues for block in self._now()])
+        values = torch.cat([block.spectral.eigenvalues for block in self._now("eigenvalues")])
         return values.sort().values.to(self.dtype)
 
+    @collective
     def eigh(self, k: int) -> EigenResult:
         """The ``k`` leading eigenpairs.
 
@@ -130,7 +138,7 @@ class BlockOperator(BlockMatrix):
             ValueError: ``k`` is not within 1..P.
         """
         k = as_integer("eigh: k", k, 1, self.size, why="P")
-        return leading_pairs(self, self._now(), k)
+        return leading_pairs(self, self._now(f"eigh, k={k}"), k)
 
     # ------------------------------------------------------------------ influence
 
@@ -138,6 +146,7 @@ class BlockOperator(BlockMatrix):
         """The risk it was made of, if it has one."""
         return None
 
+    @collective
     def scores(self, query: Any, damping: Damping, train: Any = None) -> Tensor:
         """Influence scores ⟨g_q, (B + λI)⁻¹ g_n⟩ of training data n on query data q, ``[Q, N]``.
 
@@ -160,11 +169,17 @@ class BlockOperator(BlockMatrix):
             For each chunk of queries a pass over them and a product with the training records (a backward pass for each
             batch where they are not kept); in memory 32 M elements of queries' gradients, or one gradient, twice.
         """
+        if not self.group.alone:
+            raise NotImplementedError(
+                "scores: process_group: queries and training data of several processes do not meet; save the factors, "
+                "and take the scores of load_factors(path) with risks without process_group="
+            )
         inverse = self.power(-1.0, damping)
         return influence_scores(inverse, self._own_problem(), query, train)
 
     # ------------------------------------------------------------------ draws
 
+    @collective
     def sample(self, count: int, damping: Damping, seed: int = 0) -> Tensor:
         """Draws from N(0, (B + λI)⁻¹), ``[P, count]``: the Laplace posterior about the parameters.
 
@@ -184,7 +199,8 @@ class BlockOperator(BlockMatrix):
         if count == 0:
             return noise.to(self.device, self.dtype)
         rows = noise.T.to(self.device, dtype_of_sums(self.dtype))
-        root = self._powers("sample", self._now(), damping, -0.5)
+        blocks = self._now(f"sample, count={count}, damping={damping!r}, seed={seed!r}")
+        root = self._powers("sample", blocks, damping, -0.5)
         return self.mapped(rows, root).T.to(self.dtype)
 
 
@@ -209,7 +225,7 @@ class KeptBlocks(BlockOperator):
         self._blocks = list(blocks)
         self.by_sides = by_sides  # type: ignore[misc]  # of an instance here
 
-    def _now(self) -> Sequence[Block]:
+    def _now(self, what: str, vectors: Sequence[Tensor] = ()) -> Sequence[Block]:
         return self._blocks
 
     def __repr__(self) -> str:

@@ -153,7 +153,7 @@ def kfac_factors(
 
     def sum_of(pairs: Pairs, form: Form) -> KFACSum:
         sides = sides_of(pairs, form.fan_out, form.fan_in, max_dim, one_hot=not reduce)
-        return KFACSum(sides, reduce, every)
+        return KFACSum(sides, reduce, every, problem.group.alone)
 
     def block_of(place: Place, form: Form, factors: Factors) -> Block:
         return KroneckerBlock(place, form, factors, "a weight: Γ ⊗ A")

@@ -14,6 +14,7 @@ from curvext.kronecker.blocks import Block
 from curvext.kronecker.factored import BlockOperator
 from curvext.kronecker.target import Target
 from curvext.problem import Problem
+from curvext.processes import Saying
 from curvext.space import Selection
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ class LiveBlocks(BlockOperator):
     ) -> None:
         # what is left of the options is a risk's
         mine = {name: options.pop(name) for name in self.own if name in options}
-        self._begin(Problem(model, loss, data, params, cache, **options), **mine)
+        problem = Problem(model, loss, data, params, cache, **options)
+        with problem.group.guarded():
+            self._begin(problem, **mine)
 
     @classmethod
     def of(cls, problem: Problem, **options: Any) -> Self:
@@ -74,16 +77,13 @@ class LiveBlocks(BlockOperator):
                     f"{cls.__name__}: there is no argument {name!r} beside a risk's own; it takes {', '.join(cls.own)}"
                 )
         operator = cls.__new__(cls)
-        operator._begin(problem, **options)
+        with problem.group.guarded():
+            operator._begin(problem, **options)
         return operator
 
     def _begin(self, problem: Problem, **options: Any) -> None:
-        if not problem.group.alone:
-            raise NotImplementedError(
-                f"{type(self).__name__}: process_group: there are no factors of the data of several processes yet; "
-                "make one without process_group= on this process's data"
-            )
         self._problem = problem
+        self.group = problem.group
         self._take_space(problem.space, problem.dtype)
         self.check_finite = problem.check_finite
         self._choose(**options)
@@ -119,8 +119,10 @@ class LiveBlocks(BlockOperator):
     def _make(self) -> list[Block]:
         """The blocks of the model as it is, by passes over the data."""
 
-    def _now(self) -> Sequence[Block]:
-        kept: KeptNow = self._problem.derived(self._key(), lambda: KeptNow(self._make()))
+    def _now(self, what: str, vectors: Sequence[Tensor] = ()) -> Sequence[Block]:
+        key = self._key()
+        saying = Saying(f"{type(self).__name__}.{what}, {key}", vectors)
+        kept = self._problem.derived(key, lambda: KeptNow(self._make()), saying)
         return kept.blocks
 
     def __repr__(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from curvext.gradients.convolution import ConvolutionGradient
@@ -18,6 +21,56 @@ from curvext.space import ParameterSpace
 
 class Revised(Exception):
     """A later batch showed that a parameter is no factor's after all: what was added up is for nothing."""
+
+
+@dataclass(frozen=True)
+class SaidOfRoles:
+    """The roles that one process found.
+
+    Attributes:
+        forms, exact, bias_of: see :class:`Roles`.
+        apart: biases that do not go with one weight.
+        seen: parameters that some batch uses.
+    """
+
+    forms: dict[int, Form]
+    exact: dict[int, str]
+    bias_of: dict[int, int]
+    apart: set[int]
+    seen: set[int]
+
+
+def merged(said: Sequence[SaidOfRoles]) -> SaidOfRoles:
+    """The roles for the data of all processes: those that one would find."""
+    exact: dict[int, str] = {}
+    forms: dict[int, Form] = {}
+    for one in said:
+        for parameter, why in one.exact.items():
+            exact.setdefault(parameter, why)
+        for parameter, form in one.forms.items():
+            if forms.setdefault(parameter, form) != form:
+                exact.setdefault(parameter, _NOT_WHOLE)
+    apart: set[int] = set().union(*(one.apart for one in said))
+    pairs = {(weight, bias) for one in said for weight, bias in one.bias_of.items()}
+    for weight, bias in pairs:
+        elsewhere = any(
+            {weight, bias} & one.seen and one.bias_of.get(weight) != bias for one in said
+        )
+        if elsewhere or bias in exact or weight in exact:
+            apart.add(bias)
+    return SaidOfRoles(
+        {p: form for p, form in forms.items() if p not in exact},
+        exact,
+        {weight: bias for weight, bias in pairs if bias not in apart},
+        apart,
+        set().union(*(one.seen for one in said)),
+    )
+
+
+def differs(one: SaidOfRoles, common: SaidOfRoles) -> bool:
+    """Whether what a process has added up has another role than it had there."""
+    parted = any(common.bias_of.get(weight) != bias for weight, bias in one.bias_of.items())
+    return parted or not common.exact.keys().isdisjoint(one.forms)
 
 
 class Roles:
@@ -40,9 +93,27 @@ class Roles:
         self._weight_of: dict[int, int] = {}
         self._apart: set[int] = set()
         self._revised = False
+        self._seen: set[int] = set()
+
+    def said(self) -> SaidOfRoles:
+        """What this process found."""
+        return SaidOfRoles(
+            dict(self.forms),
+            dict(self.exact),
+            dict(self.bias_of),
+            set(self._apart),
+            set(self._seen),
+        )
+
+    def take(self, said: SaidOfRoles) -> None:
+        """Takes what all processes agree on."""
+        self.forms, self.exact = dict(said.forms), dict(said.exact)
+        self.bias_of, self._apart = dict(said.bias_of), set(said.apart)
+        self._weight_of = {bias: weight for weight, bias in said.bias_of.items()}
 
     def meet(self, wiring: Wiring) -> None:
         """Takes from a batch which biases go with which weights."""
+        self._seen |= wiring.used
         if not self._joint:
             return
         now, used = wiring.partners, wiring.used
@@ -126,4 +197,7 @@ def _why(use: StructuredGradient) -> str:
         return "exact: a bias of its own, a scale or another parameter that is no matrix"
     if isinstance(use, TiedGradient):
         return "exact: used in two roles, as a table and as a matrix"
-    return "exact: not used as one whole matrix"
+    return _NOT_WHOLE
+
+
+_NOT_WHOLE = "exact: not used as one whole matrix"

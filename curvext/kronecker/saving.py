@@ -62,7 +62,7 @@ def save_factors(operator: BlockOperator, path: str | os.PathLike[str]) -> None:
             f"{type(operator).__name__}"
         )
     tensors: dict[str, Tensor] = {}
-    blocks = [_written(block, tensors) for block in operator._now()]
+    blocks = [_written(block, tensors) for block in operator._now("save_factors")]
     about = {
         "shapes": {name: list(shape) for name, shape in operator.param_shapes.items()},
         "dtype": _name(operator.dtype),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from curvext.kronecker.blocks import Factors
-from curvext.kronecker.few_rows import FewRows
+from curvext.kronecker.few_rows import FewRows, Rows
 from curvext.kronecker.kronecker_block import ungrouped
 from curvext.kronecker.moments import InputMoment
 from curvext.kronecker.pairs import Pairs
 from curvext.kronecker.spectral import Spectral
 from curvext.kronecker.tables import TablePairs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing.Self needs Python 3.11
 
 
 class LayerSum(ABC):
@@ -23,6 +27,19 @@ class LayerSum(ABC):
     @abstractmethod
     def add(self, pairs: Pairs, last: bool) -> None:
         """The pairs along one vector of a batch; whether it is the batch's last."""
+
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """The sums themselves, which may be added to those of other data."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, tensors: list[Tensor]) -> Self:
+        """Such sums of what :meth:`tensors` gave."""
+
+    @abstractmethod
+    def factors(self, scale: float) -> Factors:
+        """The factors of M, whose scale it is; ends the summation."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +61,11 @@ class KFACSum(LayerSum):
         sides: what is written out.
         reduce: whether the positions of a datum are put together.
         every: whether a position counts that no gradient reaches.
+        alone: whether these data are all; rows of those of other processes are not at hand.
     """
 
-    def __init__(self, sides: Sides, reduce: bool, every: bool) -> None:
+    def __init__(self, sides: Sides, reduce: bool, every: bool, alone: bool = True) -> None:
+        self._alone = alone
         self._sides = sides
         self._reduce = reduce
         self._every = every
@@ -61,7 +80,7 @@ class KFACSum(LayerSum):
         g = pairs.output_moment(self._sides.out, self._reduce)
         self._g = _added(self._g, g)
         if self._rows_of_g is None:
-            self._rows_of_g = FewRows(g.shape[1] if self._sides.out and len(g) == 1 else 0)
+            self._rows_of_g = FewRows(g.shape[1] if self._few(self._sides.out, len(g)) else 0)
         if self._rows_of_g.want(pairs.count(self._reduce)):
             self._rows_of_g.add(pairs.output_rows(self._reduce))
         if not self._every:
@@ -74,20 +93,37 @@ class KFACSum(LayerSum):
         moment = pairs.input_moment(positions, self._sides.inner, self._reduce)
         if self._rows_of_a is None:
             self._rows_of_a = FewRows(
-                moment.side if self._sides.inner and len(moment.count) == 1 else 0
+                moment.side if self._few(self._sides.inner, len(moment.count)) else 0
             )
         if self._rows_of_a.want(pairs.count(self._reduce)):
             self._rows_of_a.add(pairs.input_rows(positions, self._reduce))
         self._a = moment if self._a is None else self._a.add(moment)
         self._positions = None
 
+    def _few(self, dense: bool, groups: int) -> bool:
+        """Whether a side's eigenvectors may come of its rows."""
+        return self._alone and dense and groups == 1
+
+    def tensors(self) -> list[Tensor]:
+        a, g = self._a, self._g
+        assert a is not None and g is not None
+        return [g, a.matrix, a.count, *([] if a.sums is None else [a.sums])]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> KFACSum:
+        found = cls(Sides(True, True), False, False, alone=False)
+        found._g, matrix, count, *sums = tensors
+        found._a = InputMoment(matrix, sums[0] if sums else None, count)
+        return found
+
     def factors(self, scale: float) -> Factors:
         """A and Γ, which carries the scale of M; ends the summation."""
         a, g, self._a, self._g = self._a, self._g, None, None
         assert a is not None and g is not None
-        assert self._rows_of_a is not None and self._rows_of_g is not None
-        rows_of_a = self._rows_of_a.rows(1 / max(1, int(a.count[0])))
-        rows = (rows_of_a, self._rows_of_g.rows(scale))
+        rows: tuple[Rows | None, Rows | None] = (None, None)
+        if self._rows_of_a is not None and self._rows_of_g is not None:
+            rows_of_a = self._rows_of_a.rows(1 / max(1, int(a.count[0])))
+            rows = (rows_of_a, self._rows_of_g.rows(scale))
         return Factors(ungrouped(a.mean()), ungrouped(g.mul_(scale)), rows)
 
 
@@ -104,6 +140,16 @@ class ShampooSum(LayerSum):
         left, right = pairs.sides(self._sides.out, self._sides.inner)
         self._left, self._right = _added(self._left, left), _added(self._right, right)
 
+    def tensors(self) -> list[Tensor]:
+        assert self._left is not None and self._right is not None
+        return [self._left, self._right]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> ShampooSum:
+        found = cls(Sides(True, True))
+        found._left, found._right = tensors
+        return found
+
     def factors(self, scale: float) -> Factors:
         """R and L, both of which carry the scale of M; ends the summation."""
         left, right, self._left, self._right = self._left, self._right, None, None
@@ -111,7 +157,7 @@ class ShampooSum(LayerSum):
         return Factors(ungrouped(right.mul_(scale)), ungrouped(left.mul_(scale)))
 
 
-class EigenvalueSum(LayerSum):
+class EigenvalueSum:
     """Λ = Σ (Q_Γᵀ G Q_A)², by the squares of rotated pairs.
 
     Args:
@@ -126,12 +172,17 @@ class EigenvalueSum(LayerSum):
         """Adds the squares of every datum's rotated gradient."""
         self._values = _added(self._values, pairs.square(self._basis.out, self._basis.inner))
 
+    @property
+    def values(self) -> Tensor:
+        """Λ, unscaled."""
+        if self._values is None:
+            self._values = torch.zeros_like(self._basis.values)
+        self._values = self._values.to(self._basis.values)
+        return self._values
+
     def spectral(self, scale: float) -> Spectral:
         """The basis with Λ."""
-        values = self._values
-        if values is None:
-            values = torch.zeros_like(self._basis.values)
-        return Spectral(self._basis.out, self._basis.inner, values.to(self._basis.values) * scale)
+        return Spectral(self._basis.out, self._basis.inner, self.values * scale)
 
 
 def sides_of(pairs: Pairs, fan_out: int, fan_in: int, max_dim: int, one_hot: bool) -> Sides:

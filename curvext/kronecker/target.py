@@ -18,6 +18,7 @@ from curvext.per_sample.backward_pass import BackwardPass
 from curvext.per_sample.partners import Wiring
 from curvext.per_sample.recorded import Records
 from curvext.problem import Pass, Problem
+from curvext.processes import Saying
 
 #: of which matrices there are Kronecker factors
 FISHERS = ("exact", "mc", "empirical")
@@ -92,6 +93,10 @@ class Target:
         if self.kind == "empirical":
             return problem.outer_scale()
         return problem.mean_scale() / max(1, self.samples)
+
+    def saying(self, what: str) -> Saying:
+        """What ranks say of a pass: it is compared."""
+        return Saying(f"{what} of {self}", by_index=self.kind == "mc")
 
     def visit(self, problem: Problem, consumer: ColumnVisitor, record: bool = False) -> None:
         """One pass over the data: plays every vector of every batch to the consumer.

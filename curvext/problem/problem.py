@@ -301,10 +301,15 @@ class Problem(Scales):
         self.ranks.renew()
         self._freshness.forget()
 
-    def derived(self, slot: Hashable, make: Callable[[], Derived]) -> Derived:
-        """What ``make`` makes of the model as it is, kept in ``slot`` until that changes, where the budget allows."""
+    def derived(self, slot: Hashable, make: Callable[[], Derived], saying: Saying) -> Derived:
+        """What ``make`` makes of the model as it is, kept in ``slot`` until that changes, where the budget allows.
+
+        All ranks make it anew where one of them has not kept it; ``saying`` is compared before.
+        """
         self.refresh()
         kept: Derived | None = self._cache.get(slot, 0)
+        if not self.ranks.all_have(saying, kept is not None):
+            kept = None
         if kept is None:
             kept = make()
             self._cache.put(slot, 0, kept)

@@ -99,6 +99,18 @@ class Ranks:
             raise ValueError(_NO_SAMPLE)
         return totals, known
 
+    def all_have(self, saying: Saying, here: bool) -> bool:
+        """Whether all ranks, which make the same call on the same model, have something that this one has or not.
+
+        Raises:
+            RuntimeError: another rank raised.
+            ValueError: the ranks do not make the same call, or not on the same model.
+        """
+        if self.group.alone:
+            return here
+        words = Words.of_call(saying.call, saying.vectors, digests=self._said(), count=float(here))
+        return all(heard.count for heard in self.group.exchange(words))
+
     def _locate(self, shares: list[int]) -> list[int]:
         """Takes each rank's number of samples; the index of each rank's first sample."""
         starts = [sum(shares[:rank]) for rank in range(len(shares))]
