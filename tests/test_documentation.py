@@ -12,6 +12,7 @@ from curvext import errors, kernels, results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK_TO_HEADING = re.compile(r"\]\((?!https?:)([^)#]+)#([^)]+)\)")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -75,7 +76,7 @@ def test_every_public_name_has_a_page():
     assert without_a_page(kernels.__all__, "curvext.kernels") == []
     for module in (results, errors):
         classes = [c for c in vars(module).values() if isinstance(c, type)]
-        own = [c.__name__ for c in classes if c.__module__ == module.__name__]
+        own = [c.__name__ for c in classes if c.__module__.startswith(module.__name__)]
         own = [name for name in own if not name.startswith("_")]
         assert own and without_a_page(own, module.__name__) == []
 
@@ -89,3 +90,23 @@ def test_every_page_is_in_the_navigation():
     for page in PAGES[1:]:
         name = str(page.relative_to(ROOT / "docs"))
         assert f": {name}" in nav, f"{name} is not in mkdocs.yml"
+
+
+def test_the_entry_page_reaches_every_page_in_one_step():
+    linked = re.findall(r"\]\(([^)#]+)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}
+    of_architecture = {page for page in pages if page.startswith("decisions/")}
+    assert pages - of_architecture - {"index.md"} == set(linked)
+
+
+def anchor(heading: str) -> str:
+    """The anchor that GitHub and MkDocs give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_links_into_a_page_name_one_of_its_headings():
+    for page in PAGES:
+        for target, heading in LINK_TO_HEADING.findall(page.read_text(encoding="utf-8")):
+            text = (page.parent / target).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            assert heading in {anchor(h) for h in headings}, f"{page.name}: {target}#{heading}"

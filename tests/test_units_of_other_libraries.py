@@ -72,6 +72,18 @@ def test_hessian_eigenthings_has_our_units(loss):
         close(operator.matvec(v).detach(), ours @ v, 1)
 
 
+@pytest.mark.parametrize("loss", ["ce", "mse", "bce"])
+def test_pyhessian_has_our_units_for_unequal_batches_too(loss):
+    pyhessian = pytest.importorskip("pyhessian")
+    model, criterion, x, y = problem(loss)
+    batches = [(x[:5], y[:5]), (x[5:], y[5:])]
+    H = cx.HessianOperator(model, criterion, batches)
+    v = torch.randn(H.shape[0], dtype=torch.float64)
+    theirs = pyhessian.hessian(model, criterion, dataloader=batches, cuda=False)
+    found = theirs.dataloader_hv_product(list(H.split(v).values()))[1]
+    close(torch.cat([part.reshape(-1) for part in found]), H @ v, 1)
+
+
 def test_hessian_eigenthings_averages_unequal_batches_with_equal_weights():
     he = pytest.importorskip("hessian_eigenthings")
     standard = pytest.importorskip("hessian_eigenthings.loss_fns.standard")

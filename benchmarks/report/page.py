@@ -127,7 +127,7 @@ def performance() -> str:
     models = found["models"]
     lines = [METHOD.format(links=links), f"## Whole networks on {latest}", ""]
     lines += [f"float32, {hardware(models)}.", "", "![cost in gradients](images/models.svg)", ""]
-    lines += [*tables.readme_table(models), "", beside_others(models), ""]
+    lines += [*tables.summary_table(models), "", beside_others(models), ""]
     if kernels := found.get("kernels"):
         lines += ["## Kernels", "", hardware_limits(kernels), ""]
         lines += [
@@ -184,7 +184,7 @@ def readme_section(machine: str) -> str:
     described = " ".join(words[n] for n in tables.README_NETWORKS if n in words)
     picture = "docs/images/models.svg"
     lines = [f"<!-- measured: {machine} -->", f"![cost in gradients]({picture})", ""]
-    lines += [*tables.readme_table(models), ""]
+    lines += [*tables.summary_table(models, tables.README_ROWS), ""]
     if others(models):
         lines.append(beside_others(models))
     lines.append(f"float32, {hardware(models)}.")

@@ -30,8 +30,8 @@ QUANTITIES = (
     "Lanczos G",
     "Lanczos H",
 )
-#: README's rows: (words, quantity, mode)
-README_ROWS = (
+#: rows of the summary: (words, quantity, mode)
+SUMMARY_ROWS = (
     ("diag F_emp", "diag F_emp", "eager"),
     ("per-sample gradient norms", "norms", "eager"),
     ("F_emp v, kept", "F_emp v kept", "eager"),
@@ -45,6 +45,8 @@ README_ROWS = (
     ("H v, from scratch", "H v", "eager"),
     ("H v, from scratch, `compile=True`", "H v", "compiled"),
 )
+#: README's rows: those without compilation
+README_ROWS = tuple(row for row in SUMMARY_ROWS if row[2] == "eager")
 #: a fast wrong answer is not fast: from this relative error on a row is no rival
 WRONG = 1e-3
 README_NETWORKS = ("mlp", "cnn", "gpt")
@@ -128,11 +130,13 @@ def fastest_other(record: Record, network: str, quantity: str) -> Row | None:
     return min(rows, key=lambda row: row["gradients"], default=None)
 
 
-def readme_table(record: Record) -> list[str]:
+def summary_table(
+    record: Record, chosen: Sequence[tuple[str, str, str]] = SUMMARY_ROWS
+) -> list[str]:
     """curvext and the fastest other library, in gradients."""
     found = gradients(record)
     rows = []
-    for words, quantity, mode in README_ROWS:
+    for words, quantity, mode in chosen:
         own_rows = [found.get((n, quantity, "curvext", mode)) for n in README_NETWORKS]
         if mode == "compiled" and not any(own_rows):
             continue  # not asked for in this run
