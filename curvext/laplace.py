@@ -3,6 +3,8 @@
 Pass one as ``backend=`` to ``laplace.Laplace``. All derive from the interfaces of laplace-torch, take the arguments
 that its own backends take, and give the curvature of the *sum* of the losses times ``factor``: 0.5 with squared errors,
 so that the Gaussian has unit variance, and 1 with cross-entropy.
+
+One file because its three backends are one interface, with a docstring for each method.
 """
 
 from __future__ import annotations

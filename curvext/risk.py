@@ -1,4 +1,7 @@
-"""The empirical risk: the problem, checked once, and the operators that share its linearisation."""
+"""The empirical risk: the problem, checked once, and the operators that share its linearisation.
+
+One file because half of it is the docstrings of one class.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The space of parameters: which ones, their order, and the way between a flat vector and named tensors."""
+"""The space of parameters: which ones, their order, and the way between a flat vector and named tensors.
+
+One file because selection, order and the flat vector are one map.
+"""
 
 from __future__ import annotations
 

@@ -447,3 +447,18 @@ def test_no_room_for_private_pytorch_stands_empty(place):
 )
 def test_a_planted_private_name_is_seen(source, count):
     assert len(private_names(PACKAGE / "planted.py", source)) == count
+
+
+# ---------------------------------------------------------------------- size
+
+
+#: a longer file says at its head why it is one: in its docstring, in words that begin so
+LONG, REASON = 250, "One file because "
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_long_file_says_why(path):
+    source = path.read_text()
+    lines = source.count("\n")
+    head = ast.get_docstring(ast.parse(source)) or ""
+    assert lines <= LONG or REASON in head, f"{lines} lines"

@@ -1,4 +1,7 @@
-"""Linear systems (A + λI) x = b by preconditioned conjugate gradients."""
+"""Linear systems (A + λI) x = b by preconditioned conjugate gradients.
+
+One file because the recurrence, the masking of converged columns and the exits are one algorithm.
+"""
 
 from __future__ import annotations
 

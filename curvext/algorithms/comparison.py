@@ -1,4 +1,7 @@
-"""The curvature matrices of one risk at one point, side by side."""
+"""The curvature matrices of one risk at one point, side by side.
+
+One file because the five matrices share their eigenpairs, probes and refusals, and are read side by side.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What kind of point the parameters are at: minimum, maximum, saddle, degenerate, or not critical."""
+"""What kind of point the parameters are at: minimum, maximum, saddle, degenerate, or not critical.
+
+One file because the decision reads the gradient, the spectrum and their errors together.
+"""
 
 from __future__ import annotations
 

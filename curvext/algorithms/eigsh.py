@@ -1,4 +1,7 @@
-"""Some eigenpairs of a symmetric operator, by thick-restart Lanczos."""
+"""Some eigenpairs of a symmetric operator, by thick-restart Lanczos.
+
+One file because search, restart and locking work on one basis.
+"""
 
 from __future__ import annotations
 

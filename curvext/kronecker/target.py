@@ -34,7 +34,7 @@ class ColumnVisitor(Protocol):
         """A vector of a batch begins, which adds or, for sign −1, subtracts; whether it is the batch's last."""
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
-        """See :class:`curvext.per_sample.backward_pass.Consumer`."""
+        """See :class:`curvext.per_sample.collected_uses.Consumer`."""
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
         """Likewise."""

@@ -1,4 +1,7 @@
-"""Softmax cross-entropy, as for classifiers and for causal language models."""
+"""Softmax cross-entropy, as for classifiers and for causal language models.
+
+One file because classifiers and language models differ in how labels meet positions alone.
+"""
 
 from __future__ import annotations
 

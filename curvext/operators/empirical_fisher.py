@@ -1,4 +1,7 @@
-"""The empirical Fisher matrix."""
+"""The empirical Fisher matrix.
+
+One file because half of it is the docstrings of one class; solves and eigenpairs are in sample_space.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Linear operators as values: products, sums, scalings, and the way to SciPy."""
+"""Linear operators as values: products, sums, scalings, and the way to SciPy.
+
+One file because products, checks and algebra of operators make each other.
+"""
 
 from __future__ import annotations
 

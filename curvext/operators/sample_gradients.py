@@ -1,4 +1,7 @@
-"""The matrix of all per-sample gradients, by products; its rows may lie on several processes."""
+"""The matrix of all per-sample gradients, by products; its rows may lie on several processes.
+
+One file because products with R, Rᵀ and R Rᵀ share the order of rows and the ring of processes.
+"""
 
 from __future__ import annotations
 

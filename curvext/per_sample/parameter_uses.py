@@ -10,6 +10,8 @@ The paths, from fast to general, all exact:
 * formed  – a parametrisation: each sample's gradient is formed from the uses of what was derived
             from the parameter, and pulled back to it;
 * general – some use has no rule: one backward pass for each sample.
+
+One file because routes are chosen from sites, and schedules from routes.
 """
 
 from __future__ import annotations
@@ -62,8 +64,12 @@ class Plan:
         #: whether a pass has gone through without any parameter on the general path
         self.settled = False
 
+    def refuse(self, site: Site) -> None:
+        """The rule of a site has declined its use; :meth:`reroute` when the pass is over."""
+        site.usable = False
+
     def reroute(self, graph: Graph) -> None:
-        """Chooses the paths anew after a site turned out unusable."""
+        """Chooses the paths anew after a site was refused."""
         self.routes = [self._route(graph, number) for number in range(len(self.routes))]
         self._schedules.clear()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from curvext.dtypes import dtype_of_sums
 from curvext.gradients.structured import StructuredGradient
 from curvext.operations.view_chain import ViewChain
-from curvext.per_sample.backward_pass import Consumer, tied
+from curvext.per_sample.collected_uses import Consumer, tied
 from curvext.per_sample.partners import Wiring
 from curvext.per_sample.reductions import BlockSum
 from curvext.space import ParameterSpace

@@ -1,4 +1,7 @@
-"""The empirical risk as operators see it: checked once, iterated batch by batch, scaled in one place."""
+"""The empirical risk as operators see it: checked once, iterated batch by batch, scaled in one place.
+
+One file because it composes the other files of this folder, and its signature and docstrings are half of it.
+"""
 
 from __future__ import annotations
 

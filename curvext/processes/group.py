@@ -2,6 +2,8 @@
 
 Every collective call works on its own shard first, then all say in one exchange how that went, then what is large is
 summed. So a rank that raises has something to say and nothing to wait for, and the others hear of it.
+
+One file because errors can be told to all ranks only where all that is sent goes through one class.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A product is traced as the eager code computes it, by operations of PyTorch's own, and cut into stages: what the
 batch alone decides, and what comes with each vector. The loss stays outside, between two stages, with its kernels.
+
+One file because trace, stages and the two products of a trace share the numbering of their inputs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""J v, Jᵀ u and second derivatives on PyTorch's own graph, kept: the network runs once, products follow."""
+"""J v, Jᵀ u and second derivatives on PyTorch's own graph, kept: the network runs once, products follow.
+
+One file because J v, Jᵀ u and second derivatives use one graph, and each knows what the others keep of it.
+"""
 
 from __future__ import annotations
 

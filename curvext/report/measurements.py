@@ -1,4 +1,7 @@
-"""Every figure of a report, measured on one risk."""
+"""Every figure of a report, measured on one risk.
+
+One file because each figure is a few lines, and the order in which they are measured is what the report costs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A report as one HTML page: no script, nothing loaded, readable on a phone and on paper."""
+"""A report as one HTML page: no script, nothing loaded, readable on a phone and on paper.
+
+One file because one page is written from top to bottom.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Threads that each saved and restored a switch would put back what another had set. Where PyTorch asks Python, a switch
 acts only in the threads that entered it; a switch in C++ acts on every thread meanwhile, as noted for each.
+
+One file because every switch is held in the same way, and one must see all of them to know what a pass changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""``backward``: in place of ``losses.mean().backward()``, with per-sample quantities on the way."""
+"""``backward``: in place of ``losses.mean().backward()``, with per-sample quantities on the way.
+
+One file because one call, with what it refuses and why.
+"""
 
 from __future__ import annotations
 
