@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import curvext as cx
-from curvext.per_sample.backward_pass import _gradients_at
+from curvext.per_sample.node_gradients import gradients_at
 from curvext.per_sample.plan_cache import plan_cache_of
 from curvext.per_sample.probe import Probe, Sketch
 from curvext.samples.layout import Layout
@@ -348,8 +348,8 @@ def test_an_unknown_operation_that_keeps_samples_apart_is_fast_and_says_so():
 def test_a_proof_costs_no_pass_or_one_for_each_later_batch(call, later, monkeypatch):
     passes = []
     monkeypatch.setattr(
-        "curvext.per_sample.backward_pass._gradients_at",
-        lambda *args, **options: (passes.append(1), _gradients_at(*args, **options))[1],
+        "curvext.per_sample.backward_pass.gradients_at",
+        lambda *args, **options: (passes.append(1), gradients_at(*args, **options))[1],
     )
     model = Net(call, **two_layers())
     for number, order in enumerate(([0, 1, 2, 3], [2, 0, 3, 1], [1, 0, 3, 2])):
