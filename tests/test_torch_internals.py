@@ -102,6 +102,17 @@ def test_a_switch_is_kept_until_the_last_thread_leaves(name):
     assert read() == before
 
 
+def test_every_attention_may_run_inside_a_context_of_one_and_that_one_comes_back():
+    before = attention_backends()
+    with switches.with_math_attention():
+        held = attention_backends()
+        with pytest.raises(ZeroDivisionError), switches.with_every_attention():
+            assert attention_backends() == (True, True, True)
+            1 / 0  # noqa: B018
+        assert attention_backends() == held == (False, False, True)
+    assert attention_backends() == before
+
+
 def test_a_context_that_fails_to_begin_is_not_held():
     begun = []
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from curvext.operations.alternative import Replaced
 from curvext.operations.attention_formulas import (
@@ -19,13 +19,7 @@ from curvext.operations.attention_formulas import (
     slope,
     square,
 )
-
-_FUSED = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-]
+from curvext.torch_internals.switches import with_every_attention
 
 
 class _ClosedFormAttention(torch.autograd.Function):
@@ -34,7 +28,7 @@ class _ClosedFormAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         ctx.scores = scores
-        with sdpa_kernel(_FUSED):
+        with with_every_attention():
             if _has_fused_slope(q, k, v, scores):
                 y, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                     q, k, v, 0.0, scores.causal, scale=scores.alpha

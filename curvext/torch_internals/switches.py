@@ -90,6 +90,18 @@ def with_math_attention() -> Iterator[None]:
 
 
 @SharedContext
+def with_every_attention() -> Iterator[None]:
+    """PyTorch chooses among all its attentions, also inside :func:`with_math_attention`. Public, but process-wide."""
+    fused = [
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+    ]
+    with sdpa_kernel([*fused, SDPBackend.MATH]):
+        yield
+
+
+@SharedContext
 def deterministic_algorithms() -> Iterator[None]:
     """Scattered sums are added in a fixed order; operations that have no such order run nonetheless, without a warning.
 
