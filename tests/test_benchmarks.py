@@ -19,7 +19,16 @@ from benchmarks.models.networks import LARGE, NETWORKS, build, mlp
 from benchmarks.models.quantities import LIBRARIES, Truth, ask, missing
 from benchmarks.record import Record, load, reason
 from benchmarks.report import page, pictures, tables
-from benchmarks.suites import kernels, kronecker, memory, models, proofs, scaling, training
+from benchmarks.suites import (
+    kernels,
+    kronecker,
+    memory,
+    models,
+    overhead,
+    proofs,
+    scaling,
+    training,
+)
 from benchmarks.timing import interleaved, summary
 
 
@@ -426,6 +435,25 @@ def test_a_training_step_is_measured_in_gradients(monkeypatch):
     found = {row["quantity"]: row["gradients"] for row in record.rows}
     assert {training.GRADIENT, *training.QUANTITIES} <= set(found)
     assert found[training.GRADIENT] == 1 and all(value > 0 for value in found.values())
+
+
+def test_the_own_cost_of_small_networks_is_measured_and_counted():
+    record = Record("overhead", {})
+    overhead.run(
+        record, "cpu", overhead.Effort(("mlp-tiny",), rounds=2, budget=0.0), lambda _: None
+    )
+    found = {row["quantity"]: row for row in record.rows}
+    assert (
+        found[overhead.GRADIENT]["gradients"] == 1 and found[overhead.GRADIENT]["Python calls"] == 0
+    )
+    for letter in ("G", "H", "F_emp"):
+        first, following, kept = (
+            found[f"{letter} v, {when}"] for when in ("first", "next batch", "kept")
+        )
+        assert first["Python calls"] > following["Python calls"] > kept["Python calls"] > 0
+        assert first["operations"] >= following["operations"] > kept["operations"] > 0
+    line = next(x for x in tables.overhead_table(record) if "| G v, kept |" in x)
+    assert f"| {found['G v, kept']['Python calls']} |" in line
 
 
 def test_kronecker_factors_are_measured_in_gradients(monkeypatch):

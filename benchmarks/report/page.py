@@ -106,6 +106,8 @@ def details(machine: str) -> str:
         lines += [*tables.memory_table(memory), *tables.language_model_table(memory), ""]
     if kronecker := found.get("kronecker"):
         lines += ["## Kronecker factors", "", *tables.kronecker_table(kronecker), ""]
+    if overhead := found.get("overhead"):
+        lines += ["## The library's own cost", "", *tables.overhead_table(overhead), ""]
     lines += ["## Not measured", "", *tables.failures_table(found.values()), ""]
     return "\n".join(lines)
 

@@ -347,6 +347,32 @@ def kronecker_summary(record: Record) -> list[str]:
     return table(["in gradients", *(n.upper() for n in networks)], cells)
 
 
+def overhead_table(record: Record) -> list[str]:
+    """What small networks take: gradients, microseconds for each parameter tensor, and the two counts."""
+    cells = [
+        [
+            row["network"],
+            row["quantity"],
+            figure(row["gradients"]),
+            f"{figure(row['lower'])}–{figure(row['upper'])}",
+            figure(row["microseconds for each parameter"], 0),
+            str(row.get("Python calls", "–")),
+            str(row.get("operations", "–")),
+        ]
+        for row in record.rows
+    ]
+    header = [
+        "network",
+        "quantity",
+        "gradients",
+        "quartiles",
+        "µs / parameter",
+        "Python calls",
+        "operations",
+    ]
+    return table(header, cells)
+
+
 def failures_table(records: Iterable[Record]) -> list[str]:
     """What could not be measured, and why; one row for each reason."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
