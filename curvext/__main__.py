@@ -1,5 +1,5 @@
-"""The command line: ``curvext info`` tells what is installed, ``curvext build`` compiles the kernels,
-``curvext check`` recomputes a risk by plain PyTorch, ``curvext report`` writes a page on it."""
+"""The command line: ``curvext info`` shows what is installed, ``curvext build`` compiles the kernels,
+``curvext check`` recomputes a risk with plain PyTorch, ``curvext report`` writes a page on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from curvext.risk import EmpiricalRisk
 
 
 class RefusedError(ValueError):
-    """What was asked for on the command line cannot be done; the message says why."""
+    """The command cannot be carried out; the message says why."""
 
 
 def describe() -> str:
@@ -74,7 +74,7 @@ def risk_of(target: str) -> EmpiricalRisk:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Reads an integer of the command line that must not be less."""
+    """A parser of integers that are at least ``least``."""
 
     def read(text: str) -> int:
         if text.isdecimal() and int(text) >= least:
@@ -85,7 +85,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def say(words: str) -> None:
-    """Tells on stderr what is being done."""
+    """Reports progress on stderr."""
     print(f"{words} ...", file=sys.stderr, flush=True)
 
 
@@ -106,7 +106,7 @@ def _asked_for(options: argparse.Namespace) -> EmpiricalRisk:
 
 
 def print_check(options: argparse.Namespace) -> bool:
-    """Recomputes by plain PyTorch, prints the table, and answers whether all agrees."""
+    """Recomputes with plain PyTorch, prints the table, and returns whether everything agrees."""
     risk = _asked_for(options)
     result = risk.check(options.samples, options.vectors, options.seed)
     print(result)
@@ -114,7 +114,7 @@ def print_check(options: argparse.Namespace) -> bool:
 
 
 def write_report(options: argparse.Namespace) -> None:
-    """Measures and writes, telling on stderr what is being done."""
+    """Measures and writes the page, with progress on stderr."""
     path = Path(options.output)
     if path.suffix not in (".html", ".json"):
         raise RefusedError(

@@ -20,15 +20,15 @@ from curvext import _extension
 
 
 class BuildError(RuntimeError):
-    """The extension cannot be compiled here; the message says what is missing, or what the compiler said."""
+    """The extension cannot be compiled here; the message names what is missing, or quotes the compiler."""
 
 
 def build(say: Callable[[str], None] = print, jobs: int | None = None) -> Path:
     """Compiles ``curvext._C`` and puts it where the next ``import curvext`` finds it.
 
-    Into the package, or where that cannot be written into a cache folder that is named after torch, Python, the
-    sources and the compiler (:func:`curvext._extension.cache_folder`). It takes the place of an earlier one only
-    when it is whole and loads.
+    The file goes into the package or, where the package is not writable, into a cache folder named after torch,
+    Python, the sources and the compiler (:func:`curvext._extension.cache_folder`). It replaces an earlier one only
+    once it is complete and loads.
 
     Args:
         say: takes each line of progress.
@@ -64,7 +64,7 @@ def build(say: Callable[[str], None] = print, jobs: int | None = None) -> Path:
 
 
 def _environment(jobs: int | None) -> dict[str, str]:
-    """That of this process, with the scripts of its Python on the path: ninja lies there, activated or not."""
+    """The environment of this process, with its Python's scripts (ninja among them) on the path."""
     environment = dict(os.environ)
     scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
     environment["PATH"] = os.pathsep.join([*scripts, environment.get("PATH", "")])
@@ -108,7 +108,7 @@ def _target(compiler: str) -> Path:
 
 
 def _run(root: Path, folder: Path, environment: dict[str, str], say: Callable[[str], None]) -> None:
-    """Compiles in a process of its own, and says which file each step is of."""
+    """Compiles in a subprocess and reports the file of each step."""
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from pathlib import Path\n"
@@ -138,7 +138,7 @@ def _run(root: Path, folder: Path, environment: dict[str, str], say: Callable[[s
 
 
 def _check_loads(path: Path) -> None:
-    """Tries what was built in a process of its own, as this one may have an earlier one in it."""
+    """Loads the new extension in a subprocess, because this process may hold an earlier one."""
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""Checks of single arguments: what fits comes back as a plain number, what does not is named."""
+"""Checks of single arguments: a valid one is returned as a plain number, an invalid one named in the error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def as_integer(
 
     Args:
         where: function and argument, for the message: "eigsh: k".
-        value: what came.
+        value: the argument.
         least, most: the range.
         why: a reason for the range.
 
@@ -65,7 +65,7 @@ def as_number(
 
     Args:
         where: function and argument, for the message: "cg: damping".
-        value: what came.
+        value: the argument.
         wanted: what is expected, in words.
         fits: whether a number is such; false for nan.
 

@@ -1,8 +1,8 @@
-"""What a model goes by beside parameters and buffers: plain attributes of its modules, hooks, and ``forward`` itself.
+"""What a model's output depends on beside parameters and buffers: attributes of its modules, hooks, and ``forward``.
 
-An attribute is told by a mark: numbers and strings by value, tensors by identity, version and address, small containers
-and plain objects by what they hold, anything else by identity. Two equal marks of the same object mean that nothing
-changed which a mark can see: not what lies deeper than a few levels, and not in containers of many entries.
+A mark records an attribute: numbers and strings by value, tensors by identity, version and address, small containers
+and plain objects by their entries, anything else by identity. Equal marks of one object mean that it has not changed,
+as far as marks see: they skip whatever lies deeper than a few levels, and containers with many entries.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from curvext.torch_internals.hooks import FORWARD_HOOKS, GLOBAL_FORWARD_HOOKS
 from curvext.torch_internals.modules import members_of
 from curvext.torch_internals.tensors import version_of
 
-#: what is told by its value
+#: types that are compared by value
 _SIMPLE = frozenset(
     {
         *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis)),
         *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
     }
 )
-#: attributes that every module has: its parts are looked at as such, its hooks by identity
+#: attributes that every module has: its parts are marked separately, its hooks by identity
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-#: containers that are put back as they were
+#: containers whose entries are restored
 _CONTAINERS = frozenset({list, deque, dict, OrderedDict, defaultdict, Counter, set})
-#: entries of a container, and levels of containers and objects, that are looked at
+#: limits of a mark: entries of a container, and nesting levels
 _ENTRIES, _LEVELS = 256, 4
 
 
 class _Same:
-    """Equal if it is of the same object, which lives meanwhile, so that no other has its place in memory."""
+    """Compares an object by identity, and keeps it alive so that its address is not reused."""
 
     __slots__ = ("_of",)
 
@@ -52,7 +52,7 @@ class _Same:
 
 
 def _key(key: object) -> object:
-    """A key of a dictionary, as it is compared."""
+    """The comparable form of a dictionary's key."""
     return key if type(key) in _SIMPLE else _Same(key)
 
 
@@ -60,7 +60,7 @@ class Marks:
     """Marks of some attributes, and the tensors met among them.
 
     Args:
-        known: ids of tensors that are looked at elsewhere: parameters and buffers.
+        known: ids of tensors that are checked elsewhere: parameters and buffers.
     """
 
     def __init__(self, known: Collection[int] = ()) -> None:
@@ -69,7 +69,7 @@ class Marks:
         self.tensors: list[Tensor] = []
 
     def of_modules(self, modules: Iterable[nn.Module]) -> list[tuple[Any, ...]]:
-        """For each module the marks of what it has of its own, with their names; then the global hooks."""
+        """The named marks of each module's own attributes; then those of the global hooks."""
         found: list[tuple[Any, ...]] = []
         of = self.of
         for module in modules:
@@ -119,7 +119,7 @@ class Marks:
         return (id(value), version_of(value), address, value.shape, value.requires_grad)
 
     def _of_function(self, value: Any) -> object:
-        """A function with the numbers and tensors that it holds, and the global ones that it names."""
+        """A function, with the numbers and tensors in its closure and the globals that it names."""
         if not isinstance(value, FunctionType) or id(value) in self._seen:
             return value
         self._seen.add(id(value))
@@ -142,7 +142,7 @@ class Marks:
                 partial,
                 *(self.of(v, levels) for v in (value.func, value.args, value.keywords)),
             )
-        if isinstance(value, nn.Module):  # one that is no submodule, in a list say
+        if isinstance(value, nn.Module):  # not registered as a submodule, in a list for instance
             parts: list[Any] = [*members_of(value)]
             parts += [v for name, v in vars(value).items() if name not in _OF_EVERY_MODULE]
             return (_Same(value), value.training, *(self.of(v, levels - 1) for v in parts))
@@ -156,12 +156,12 @@ class Marks:
 
 
 class Attributes:
-    """The attributes of some modules as they stand, to be told from those of later and put back.
+    """A snapshot of the attributes of some modules, to find changes and undo them.
 
     Args:
         modules: the modules.
         known: as in :class:`Marks`.
-        contents: whether tensors are copied too, so that what was written to one can be undone.
+        contents: whether to copy tensors too, so that writes to them can be undone.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Attributes:
         ]
 
     def changed(self, name_of: Callable[[nn.Module], str]) -> list[str]:
-        """The names of attributes that are not as they were."""
+        """The names of attributes that have changed."""
         now = Marks(self._known).of_modules(self._modules)
         if now == self._marks:
             return []
@@ -199,7 +199,7 @@ class Attributes:
         return list(names)
 
     def put_back(self) -> None:
-        """Makes them what they were, but for what lies inside of objects."""
+        """Restores them, except for what lies inside objects."""
         for module, held in zip(self._modules, self._held, strict=True):
             now = vars(module)
             for name in [n for n in now if n not in held]:

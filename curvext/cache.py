@@ -1,4 +1,4 @@
-"""What is kept between products, batch by batch, within a budget of memory."""
+"""A cache of items by batch, within a memory budget, that lives between products."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entry:
 
 
 class Cache:
-    """Kept items by slot. An item of another content is not given out.
+    """Items by slot. An item is returned only for the content that it was made from.
 
     Args:
         budget: True for no limit, False for nothing, a number of bytes, or "auto" for half of what
@@ -42,16 +42,16 @@ class Cache:
 
     @property
     def keeps(self) -> bool:
-        """Whether there is anything it would keep."""
+        """Whether the budget allows keeping anything at all."""
         return self._budget is not False and self._budget != 0
 
     def get(self, slot: Hashable, key: int) -> Any | None:
-        """The item kept in ``slot`` if it was made of the content ``key``."""
+        """The item in ``slot`` if it was made from the content ``key``, else None."""
         entry = self._entries.get(slot)
         return entry.item if entry is not None and entry.key == key else None
 
     def put(self, slot: Hashable, key: int, item: Any) -> bool:
-        """Keeps ``item``, which tells its size as ``item.nbytes()``, if the budget allows; whether it did."""
+        """Keeps ``item``, of size ``item.nbytes()``, if the budget allows; returns whether it did."""
         self.drop(slot)
         if not self.keeps:
             return False
@@ -62,7 +62,7 @@ class Cache:
         return True
 
     def drop(self, slot: Hashable) -> None:
-        """Drops what is kept in ``slot``, if anything is."""
+        """Drops the item in ``slot``, if there is one."""
         self._entries.pop(slot, None)
 
     def __getstate__(self) -> dict[str, Any]:

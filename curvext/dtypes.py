@@ -1,4 +1,4 @@
-"""The dtype in which sums accumulate, and tensors brought to it."""
+"""The dtype in which sums accumulate, and conversion to it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def dtype_of_sums(dtype: torch.dtype) -> torch.dtype:
 
 
 def wide(t: Tensor) -> Tensor:
-    """At least float32, the dtype in which squares are summed."""
+    """``t`` in at least float32, the dtype in which squares are summed."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def alike(*tensors: Tensor) -> list[Tensor]:
-    """In one dtype, the widest of theirs, and at least float32."""
+    """The tensors in their widest dtype, and at least float32."""
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     return [t.to(dtype) for t in tensors]

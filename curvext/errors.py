@@ -4,7 +4,7 @@
 class NoClosedFormError(NotImplementedError):
     """The quantity has no closed form cheaper than P products; the message names what to use instead.
 
-    A NotImplementedError, so that it is caught by who catches that: nothing is missing, nothing cheaper exists.
+    It derives from NotImplementedError so that callers who catch that catch it too; no implementation is missing.
     """
 
 

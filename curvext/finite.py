@@ -1,4 +1,4 @@
-"""Nan and inf: found in what comes in, and in what would go out."""
+"""Checks for nan and inf in inputs and answers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def is_finite(t: Tensor) -> bool:
 
 
 def finite_answer(answer: Tensor, where: str, always: bool = False) -> Tensor:
-    """An answer as it is, if it is finite: of finite input nan is a fault, and no answer.
+    """Returns ``answer`` if it is finite, and raises otherwise.
 
     Args:
-        answer: what would be given out.
+        answer: the tensor to check.
         where: names the quantity in the message.
-        always: whether to look on CUDA too, where that waits for the device.
+        always: whether to check on CUDA too, which synchronises the device.
 
     Raises:
         NotFiniteError: it contains nan or inf.

@@ -63,9 +63,9 @@ class _Curvext(CurvatureInterface):
         """The loss, and the diagonal ``[P]`` or ``[S]``, both times ``factor``; no Jacobian is formed.
 
         Args:
-            x: inputs of one batch, or a mapping, which the model gets whole.
+            x: inputs of one batch, or a mapping, which is passed to the model whole.
             y: labels.
-            kwargs: ``mc_samples`` with ``stochastic=True``; others are not looked at.
+            kwargs: ``mc_samples`` with ``stochastic=True``; others are ignored.
 
         Raises:
             TypeError, ValueError: x, y or the model do not fit; the message says what would.
@@ -129,8 +129,8 @@ class _Curvext(CurvatureInterface):
     def eig_lowrank(self, data_loader: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The leading eigenpairs of the union of the batches: vectors ``[P, k]``, values ``[k]``, and the loss.
 
-        Values and loss are times ``factor``. At most :attr:`low_rank` pairs; those whose value is not positive but for
-        rounding are left out, as a posterior has no use for them.
+        Values and loss are multiplied by ``factor``. At most :attr:`low_rank` pairs; pairs whose value is not positive
+        beyond rounding are left out, because a posterior cannot use them.
 
         Args:
             data_loader: gives pairs (x, y), or mappings with the key ``dict_key_y``.
@@ -169,7 +169,7 @@ class _Curvext(CurvatureInterface):
         return sum(p.numel() for p in self.params)
 
     def _loss(self, problem: Problem) -> Tensor:
-        """``factor`` times the sum of the losses, as the last pass found it."""
+        """``factor`` times the sum of the losses, from the last pass."""
         value = torch.tensor(
             self.factor * problem.totals.value, dtype=torch.float64, device=problem.space.device
         )
@@ -225,7 +225,7 @@ class CurvextEF(_Curvext, EFInterface):
 
     Args:
         model, likelihood, last_layer, subnetwork_indices, dict_key_x, dict_key_y: as for :class:`CurvextGGN`.
-        stochastic, num_samples: taken so that all backends are made alike; labels are the data's.
+        stochastic, num_samples: accepted so that all backends have one signature; labels are the data's.
 
     Cost: ``diag`` one backward pass.
     """
@@ -319,7 +319,7 @@ def _check_batch(x: Any, y: Any) -> None:
 
 
 def _touched(params: list[nn.Parameter], indices: Tensor) -> tuple[list[nn.Parameter], Tensor]:
-    """The parameters that a subnetwork has entries in, and its places among theirs alone."""
+    """The parameters that contain entries of a subnetwork, and the positions of its entries among theirs."""
     sizes = torch.tensor([p.numel() for p in params], device=indices.device)
     ends = sizes.cumsum(0)
     owner = torch.bucketize(indices, ends, right=True)
@@ -332,7 +332,7 @@ def _touched(params: list[nn.Parameter], indices: Tensor) -> tuple[list[nn.Param
 
 
 def _submatrix(operator: CurvatureOperator, chosen: Tensor) -> Tensor:
-    """The rows and columns of a matrix that are chosen, by as many products."""
+    """The chosen rows and columns of a matrix, by one product for each."""
     blocks = []
     for part in chosen.split(64):
         columns = torch.zeros(

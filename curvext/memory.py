@@ -1,4 +1,4 @@
-"""How much memory is free to keep things in."""
+"""How much memory is free for kept items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 def available_bytes(device: torch.device) -> int:
     """Bytes that can be allocated on ``device`` now: free GPU memory, or the system's available RAM."""
     if device.type == "cuda":
-        # what PyTorch holds in reserve is free for its tensors, though not for other processes
+        # memory that PyTorch has reserved is free for its tensors, though not for other processes
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserve
     try:
@@ -23,4 +23,4 @@ def available_bytes(device: torch.device) -> int:
     try:
         return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 4
     except (AttributeError, ValueError, OSError):
-        return 2 << 30  # neither Linux nor POSIX tells: a modest guess
+        return 2 << 30  # no Linux or POSIX interface: a modest guess

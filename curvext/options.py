@@ -1,4 +1,4 @@
-"""The keywords that every operator and function takes besides its own: spelled out for editors, and checked by name."""
+"""The keyword arguments that all operators and functions share: visible to editors, and checked by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Options(_Shared, total=False):
 
 
 class FunctionOptions(_Shared, total=False):
-    """Those of the plain functions, which have a ``dtype`` of their own, and keep nothing unless it is asked for."""
+    """The keyword arguments of the plain functions, which have their own ``dtype`` and keep nothing by default."""
 
     cache: bool | str | int
 
@@ -52,7 +52,7 @@ _KEYWORDS["cache"] = inspect.Parameter(
 
 
 def spelled_out(function: Callable[P, R]) -> Callable[P, R]:
-    """A function with ``**options``, whose signature shows them one by one, and whose error on another names it.
+    """Decorates a function with ``**options``: its signature lists them, and its error names an unknown one.
 
     The error of a constructor names the class that the user called, not the one that defines it.
     """

@@ -20,7 +20,7 @@ from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, check_dense
 from curvext.results import CGResult
 
-#: by device, after how many iterations the host looks at who is still iterating: on CUDA it has to wait to see
+#: by device, iterations between two checks by the host of which systems still run: on CUDA each check synchronises
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 #: a vector by the names of parameters
@@ -184,7 +184,7 @@ def _rows(products: Products, b: Tensor) -> Tensor:
 def _inverse(
     products: Products, preconditioner: Preconditioner | None
 ) -> Callable[[Tensor], Tensor] | None:
-    """What is applied to residuals, rows ``[K, P]``."""
+    """The preconditioner as a function of residuals, rows ``[K, P]``."""
     if preconditioner is None:
         return None
     if isinstance(preconditioner, Tensor):
@@ -254,7 +254,7 @@ class _Solution:
         self.maxiter = maxiter
         self.target = tol * size
         self.x = torch.zeros_like(right) if x0 is None else x0
-        self.x[size == 0] = 0  # of all solutions for b = 0 the one without a doubt
+        self.x[size == 0] = 0  # b = 0 has the exact solution 0
         self.r = right.clone() if x0 is None else right - system.multiply(self.x)
         #: ‖b − (A + λI) x‖, measured
         self.residual = length(self.r)
@@ -265,7 +265,7 @@ class _Solution:
         self.direction: Tensor | None = None
 
     def solve(self, bar: Progress) -> None:
-        """Runs, each from the measured residual of the one before, as long as they get anywhere."""
+        """Runs conjugate gradients, restarted from the measured residual for as long as that makes progress."""
         pending = self._unsolved()
         while bool(pending.any()):
             at = pending.nonzero()[:, 0]
@@ -283,7 +283,7 @@ class _Solution:
     def _run(self, at: Tensor, bar: Progress) -> None:
         """Conjugate gradients for the systems ``at``, until each has stopped by its own recurrence.
 
-        One that has stopped stands still behind a mask, and is left out once the host looks.
+        Converged systems are masked out, and removed at the host's next check.
         """
         system, eps = self.system, torch.finfo(self.x.dtype).eps
         look_every = LOOK_EVERY.get(at.device.type, 1)
@@ -311,7 +311,7 @@ class _Solution:
             z = system.precondition(r)
             ahead = inner(r, z)
             wrong = wrong | (live & (ahead <= 0))
-            # p of a system that has stopped stays: it may be the direction that is asked for
+            # keep p of a stopped system: it may be the direction of negative curvature to return
             p.mul_(torch.where(live, ahead / rho, 1.0).to(p.dtype).unsqueeze(1))
             p.addcmul_(z, live.to(p.dtype).unsqueeze(1))
             rho = ahead
@@ -349,7 +349,7 @@ class _Solution:
         self.negative[at] = True
 
     def result(self, single: bool) -> CGResult[Tensor]:
-        """What has been found, as numbers for a single right-hand side."""
+        """The result, with plain numbers for a single right-hand side."""
         converged = self.residual <= self.target
         count = self.system.products.count
         direction = self.direction

@@ -25,7 +25,7 @@ from curvext.results import Comparison, Equality, Estimate
 
 #: up to so many parameters the matrices are formed and every figure is exact
 DENSE_LIMIT = 1000
-#: of the leading eigenvalues, relative to the largest; their residuals are told
+#: tolerance of the leading eigenvalues, relative to the largest; the result states their residuals
 _TOL = 1e-6
 #: columns whose products are held at a time, for every matrix
 _HELD = 4
@@ -52,8 +52,9 @@ def compare(
 
         ‖A‖² = ‖A Q‖² + E‖A Π z‖²,    tr A = tr QᵀA Q + E[zᵀ Π A Π z]
 
-    so chance is left with what Q does not span; ratios carry the jackknife's standard errors. The overlap of two
-    leading eigenspaces is ‖UᵀV‖²/k, 1 for the same space and k/P for unrelated ones; "leading" goes by magnitude.
+    so only the part outside the span of Q is estimated; ratios carry the jackknife's standard errors. The overlap of
+    two leading eigenspaces is ‖UᵀV‖²/k, 1 for the same space and k/P for unrelated ones; "leading" means the largest
+    in magnitude.
 
     Args:
         risk: a :class:`curvext.EmpiricalRisk`, or an object with its methods value, gradient, hessian, ggn, fisher,
@@ -184,7 +185,7 @@ _MATRICES = {
 def _doors(
     risk: HasMatrices, wanted: list[str], gradient: Tensor, samples: int, seed: int
 ) -> tuple[dict[str, Products], dict[str, str]]:
-    """The operators that this loss and model have, and why they do not have the others."""
+    """The operators that exist for this loss and model, and the reason for each that does not."""
     doors: dict[str, Products] = {}
     refused: dict[str, str] = {}
     for name in wanted:
@@ -194,13 +195,13 @@ def _doors(
             door = Products(getattr(risk, method)(**arguments), "compare", like=gradient)
             door.vector(torch.zeros_like(gradient))  # some refuse only when they are multiplied
         except (ValueError, NotImplementedError) as error:
-            # the gradient was had, so model and data are sound: this matrix has no meaning here, and
-            # the answer prints why
+            # the gradient exists, so model and data are sound: this matrix is undefined here, and the
+            # result prints why
             refused[name] = str(error)
         else:
             doors[name] = door
     if not any(name in doors for name in ("G", "F_emp")):
-        raise ValueError(f"compare: neither G nor F_emp can be had: {refused}")
+        raise ValueError(f"compare: neither G nor F_emp exists: {refused}")
     return doors, refused
 
 
@@ -222,7 +223,7 @@ def _leading(matrix: Tensor, k: int, door: Products) -> Pairs:
 
 
 def _ordered(values: Tensor, vectors: Tensor, residuals: Tensor, door: Products) -> Pairs:
-    """By magnitude, without those that cannot be told from zero: their vectors mean nothing."""
+    """Sorted by magnitude, without those within their error of zero, whose vectors are arbitrary."""
     at = values.abs().argsort(descending=True, stable=True)
     values, vectors, residuals = values[at].double(), vectors[:, at].double(), residuals[at]
     floor = torch.finfo(door.dtype).eps ** (2 / 3) * values.abs().max()
@@ -255,7 +256,7 @@ class _Sums:
         self._parts: dict[Any, list[Tensor]] = {}
 
     def add(self, columns: Tensor, images: dict[str, Tensor]) -> None:
-        """Takes in A V for some columns V ``[P, K]`` and each matrix A."""
+        """Adds A V for some columns V ``[P, K]`` and each matrix A."""
         for name, image in images.items():
             self._note(("square", name), image.square())
             self._note(("trace", name), image * columns)
@@ -318,7 +319,7 @@ def _equalities(
     rounding: float,
     samples: int,
 ) -> tuple[Equality, ...]:
-    """What theory says of each pair, and what was found here."""
+    """The expected relation of each pair of matrices, and the measured one."""
 
     def judged(one: str, other: str, equal: str, nearly: str, apart: str) -> Equality:
         claim = f"{one} = {other}"

@@ -105,7 +105,7 @@ def _nearest_zero(
 
 
 class _Power:
-    """(A + damping · I) to the power of 1 or 2, its products counted by the door to A."""
+    """(A + damping · I) to the power of 1 or 2; ``products`` counts the products with A."""
 
     def __init__(self, products: Products, damping: float, power: int) -> None:
         self.shape = (products.size, products.size)

@@ -19,12 +19,12 @@ from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_risk
 from curvext.results import CriticalPoint
 
-#: up to so many parameters the Hessian is formed, and every eigenvalue known
+#: up to this many parameters the Hessian is formed and decomposed
 DENSE_LIMIT = 1000
 
 
 class Risk(Protocol):
-    """What is asked of a risk here; :class:`curvext.EmpiricalRisk` has it."""
+    """What this algorithm needs of a risk; :class:`curvext.EmpiricalRisk` provides it."""
 
     def gradient(self) -> Tensor:
         """∇L, ``[P]``."""

@@ -18,7 +18,7 @@ class DFP(HessianUpdateStrategy):
         B ← (I − y sᵀ/sᵀy) B (I − s yᵀ/sᵀy) + y yᵀ / sᵀy             (Hessian)
 
     with s the step and y the difference of the gradients. BFGS, its dual with s and y exchanged, recovers sooner from a
-    bad estimate and is what to take first; DFP stands beside SciPy's BFGS and SR1 so that the family is whole. The
+    bad estimate, so try it first; DFP completes the family of SciPy's BFGS and SR1. The
     matrix stays symmetric to the last bit and positive definite, meets the secant condition B s = y, and on a quadratic
     of P dimensions with exact steps along −H∇ it is the Hessian after P of them.
 

@@ -127,7 +127,7 @@ def _xdiag(products: Products, count: int, probes: Probes, bar: Progress) -> Ans
 
 
 class Spread:
-    """Mean and standard error of samples that come in blocks, entry by entry, none of them kept."""
+    """Running mean and standard error of each entry, over samples that arrive in blocks."""
 
     def __init__(self, products: Products) -> None:
         self.mean = torch.zeros(products.size, dtype=torch.float64, device=products.device)
@@ -146,13 +146,13 @@ class Spread:
         self._count = both
 
     def standard_error(self) -> Tensor:
-        """Of the mean, ``[P]``; inf for one sample."""
+        """The standard error of the mean, ``[P]``; inf for one sample."""
         if self._count == 1:
             return torch.full_like(self.mean, torch.inf)
         return (self._squares / (self._count * (self._count - 1))).sqrt()
 
 
-#: the least budget, the estimator, and of how many samples its error is made within a budget
+#: the least budget, the estimator, and the number of samples behind its error for a given budget
 _METHODS: dict[
     str, tuple[int, Callable[[Products, int, Probes, Progress], Answer], Callable[[int], int]]
 ] = {

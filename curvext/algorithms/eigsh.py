@@ -18,9 +18,9 @@ from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_dense
 from curvext.results import EigenResult
 
-#: with so few rows the matrix is formed by P products and decomposed
+#: up to this many rows the matrix is formed by P products and decomposed
 DENSE_ROWS = 64
-#: with so many it is formed after all where P products were not enough: at most 128 MiB
+#: up to this many rows it is formed when P products did not suffice: at most 128 MiB
 FORMED_ROWS = 4096
 #: columns of the basis that are rotated at a time on a restart
 _PANEL = 1 << 18
@@ -66,7 +66,7 @@ def eigsh(
 
     Returns:
         EigenResult(values [k] ascending, vectors [P, k], residuals, converged, products), in A's dtype, in
-        float32 for a narrower one. The residuals are measured, and ``converged`` goes by them.
+        float32 for a narrower one. The residuals are measured, and decide ``converged``.
 
     Raises:
         TypeError: A lacks an attribute; ``v0`` has another dtype.
@@ -205,13 +205,13 @@ class _Search:
         self.projected = torch.zeros(m + 1, m + 1, dtype=torch.float64, device=products.device)
         #: rows of the basis whose products are known
         self.rows = 0
-        #: max of |α| + β: what is rounding beside it is nothing
+        #: max of |α| + β, the scale against which β counts as rounding
         self.reach = self.projected.new_zeros(())
         #: the largest |Ritz value| met
         self.scale = 0.0
 
     def start(self, v0: Tensor | None) -> None:
-        """Puts the first vector into row 0."""
+        """Writes the first vector into row 0."""
         if v0 is None:
             self.fresh()
         else:
@@ -346,7 +346,7 @@ class _Search:
 
 
 def _result(products: Products, request: _Request, search: _Search) -> EigenResult:
-    """The pairs of a search, orthonormal and rotated once more, with residuals that were measured."""
+    """The pairs of a search, reorthonormalised and rotated once more, with measured residuals."""
     rows = search.basis[: search.rows].clone()
     del search.basis
     images = multiply(products, rows)

@@ -90,7 +90,7 @@ def sketch(products: Products, probes: Tensor, bar: Progress) -> Sketch:
     image = multiply(products, probes, bar)
     full, triangle = torch.linalg.qr(image)
     left, sizes, right = torch.linalg.svd(triangle)
-    # what is dropped here is left to the part outside Q, which every estimate adds: no value is lost
+    # the dropped directions belong to the part outside Q, which every estimate adds: nothing is lost
     floor = 8 * torch.finfo(products.dtype).eps * (sizes[0] if len(sizes) else 0.0)
     rank = int((sizes > floor).sum())
     basis = full @ left[:, :rank]

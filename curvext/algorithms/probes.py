@@ -37,14 +37,14 @@ class Probes:
         return self._placed(bits.mul_(2).sub_(1))
 
     def normals(self, count: int) -> Tensor:
-        """Independent standard normals, ``[P, count]``: no structure of A can hide from their span."""
+        """Independent standard normals, ``[P, count]``, whose span is rotation invariant."""
         shape = (count, self._products.size)
         return self._placed(
             torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
         )
 
     def _placed(self, rows: Tensor) -> Tensor:
-        # a probe is a row while it is drawn and stored, so each is contiguous and the stream has no blocks
+        # each probe is drawn and stored as one contiguous row, so the stream does not depend on block sizes
         return representable(self._products, rows.to(self._products.device)).T
 
 

@@ -1,4 +1,4 @@
-"""The one door of every algorithm to its operator: checked, counted products."""
+"""Checked and counted products: every algorithm multiplies with its operator through this class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curvext.dtypes import dtype_of_sums
 
 @runtime_checkable
 class SymmetricOperator(Protocol):
-    """What an algorithm needs of A: a curvext operator has it, and so may any object of a user's."""
+    """What an algorithm needs of A: curvext operators provide it, and a user's object may."""
 
     @property
     def shape(self) -> Any:
@@ -21,12 +21,12 @@ class SymmetricOperator(Protocol):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of vectors; None for an operator that takes any."""
+        """The dtype of vectors; None for an operator that takes any."""
         ...
 
     @property
     def device(self) -> torch.device | str | None:
-        """Of vectors, likewise."""
+        """The device of vectors, likewise."""
         ...
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Products:
     """The products of a symmetric operator, counted.
 
     Vectors may be wider than A: a float32 vector is cast to the bfloat16 of A, and the product back
-    to float32. So an algorithm keeps its own vectors in :attr:`working` and never thinks of it.
+    to float32. An algorithm can therefore keep its own vectors in :attr:`working`.
 
     Args:
         A: an object with ``shape`` (P, P), ``dtype``, ``device`` and ``matvec``; its ``matmat`` is
@@ -73,7 +73,7 @@ class Products:
             raise TypeError(f"{caller}: A must be real floating point, got dtype {self.dtype}")
         #: dtype for the vectors of an algorithm: never less than float32
         self.working = dtype_of_sums(self.dtype)
-        #: how many vectors A has been multiplied with
+        #: number of vectors multiplied with A so far
         self.count = 0
 
     def vector(self, v: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Progress:
             self._bar = tqdm(total=total, desc=what, unit="product", leave=False)
 
     def to(self, products: int, note: str = "") -> None:
-        """So many products are done in all."""
+        """Moves the bar to ``done`` products."""
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(products - self._bar.n)

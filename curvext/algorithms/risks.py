@@ -1,4 +1,4 @@
-"""What algorithms ask of a risk: :class:`curvext.EmpiricalRisk` has all of it, and so may an object of a user's."""
+"""Protocols of a risk for the algorithms: :class:`curvext.EmpiricalRisk` meets all, and a user's object may."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ def _step(
     damping: float,
     found: CGResult | None,
 ) -> Step:
-    """With what the quadratic model, without the damping, promises of it."""
+    """The step with the reduction that the undamped quadratic model predicts."""
     curved = Products(operator, "step").vector(step)
     slope, bend = (gradient.double() @ step.double()), (step.double() @ curved.double())
     reduction = -float(slope) - float(bend) / 2

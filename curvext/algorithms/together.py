@@ -22,8 +22,8 @@ _VIEWS = ("progress",)
 def together(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
     """An algorithm whose first argument, an operator or a risk, may have a ``group`` of processes.
 
-    The ranks compare the other arguments before it begins: a seed or a number of steps that differed would have them
-    part ways in the middle.
+    The ranks compare the other arguments before it begins: with different seeds or numbers of steps they would
+    diverge midway.
     """
     signature = inspect.signature(function)
 

@@ -38,9 +38,9 @@ def trace(
         "hutch++"      tr A ≈ tr QᵀA Q + the same of (I − QQᵀ) A (I − QQᵀ),   Q = orth(A S)
         "xtrace"       the mean over i of hutch++ with Q from all probes but the i-th, and the i-th as its one probe
 
-    Hutchinson's error falls as 1/√m and is had from its own spread. The two others take what A does
-    on its leading directions exactly, which pays where eigenvalues fall off quickly, as those of curvature
-    matrices do: the error can fall as 1/m. They are as right for indefinite matrices.
+    Hutchinson's error falls as 1/√m and is estimated from the spread of its samples. The two others treat
+    the leading directions of A exactly, which pays where eigenvalues decay quickly, as those of curvature
+    matrices do: the error can fall as 1/m. They are equally valid for indefinite matrices.
 
     Args:
         A: any curvext operator, or an object with shape, dtype, device, matvec; P×P, symmetric.
@@ -140,7 +140,7 @@ def _xtrace(products: Products, count: int, probes: Probes, bar: Progress) -> An
             dimension = dimension + d.square().sum(0)
         # zᵀ A z for the part of each probe outside the range
         outside = forms[i] - 2 * (x * s.coordinates[:, i]).sum(0) + (x * (H @ x)).sum(0)
-        # a Gaussian's length says nothing of A: each part is scaled to the length that it has on average
+        # a Gaussian's length carries no information on A: scale each part to its expected length
         return inside + outside * dimension / (lengths[i] - x.square().sum(0))
 
     every = torch.arange(len(forms), device=forms.device)
@@ -153,7 +153,7 @@ def _xtrace(products: Products, count: int, probes: Probes, bar: Progress) -> An
     return mean_of_left_out(samples, torch.cat(shared).mean() if shared else 0.0)
 
 
-#: the least budget, the estimator, and of how many samples its error is made within a budget
+#: the least budget, the estimator, and the number of samples behind its error for a given budget
 _METHODS: dict[
     str, tuple[int, Callable[[Products, int, Probes, Progress], Answer], Callable[[int], int]]
 ] = {

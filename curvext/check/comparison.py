@@ -17,9 +17,9 @@ from curvext.finite import NotFiniteError
 if TYPE_CHECKING:
     from curvext.risk import EmpiricalRisk
 
-#: what the library raises on purpose, and PyTorch where it has no derivative
+#: errors that the library raises on purpose, or PyTorch where a derivative is missing
 _REFUSALS = (ValueError, TypeError, RuntimeError)
-#: a smaller part of the whole is judged as if it were so large
+#: parts below this share of the whole are judged as if they had it
 _PART = 0.1
 
 
@@ -44,7 +44,7 @@ def second_opinion(
     every = quantities.all()
     answers = {q.name: _answers(q) for q in every}
     both = {name: a for name, a in answers.items() if isinstance(a, _Both)}
-    if without_value is not None and not both:  # nothing else is answered either
+    if without_value is not None and not both:  # every other quantity is refused too
         raise without_value
     terms = quantities.terms({name: a.plain for name, a in both.items()})
     rows = []
@@ -71,7 +71,7 @@ class _Both:
 
 @dataclass(frozen=True)
 class _Neither:
-    """Why there are not two answers."""
+    """Why one of the two answers is missing."""
 
     verdict: str
     words: str
@@ -83,11 +83,11 @@ def _answers(q: Quantity) -> _Both | _Neither:
     ours: Tensor | None = None
     try:
         ours = q.ours()
-    except NotFiniteError:  # an answer all the same, which plain PyTorch has to share
+    except NotFiniteError:  # counts as an answer: plain PyTorch has to agree that it is not finite
         pass
     except _REFUSALS as refusal:
         return _Neither("refused", str(refusal))
-    except Exception as fault:  # whatever it is, the other quantities are worth knowing
+    except Exception as fault:  # whatever it is, go on with the other quantities
         return _Neither("failed", f"{type(fault).__name__}: {fault}")
     try:
         plain = q.plain()
@@ -98,11 +98,11 @@ def _answers(q: Quantity) -> _Both | _Neither:
 
 
 class Judge:
-    """What rounding may explain, from the dtype alone.
+    """The error that rounding may explain, from the dtype alone.
 
     With ε the spacing of numbers at 1, a part may be off by ε^(2/3) of its norm: two thirds of the digits must agree.
-    A part that is smaller than a tenth of the whole, or of the terms that it is the difference of, counts as if it
-    were as large, because their rounding stays in it where they cancel.
+    A part smaller than a tenth of the whole, or of the terms whose difference it is, counts as if it were that large:
+    where terms cancel, their rounding stays.
 
     Args:
         epsilon: ε.

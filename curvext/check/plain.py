@@ -1,7 +1,7 @@
-"""The quantities of a risk by plain PyTorch: double backward, and one backward pass for a sample.
+"""The quantities of a risk by plain PyTorch: double backward, and one backward pass for each sample.
 
-Nothing of the library's own derivatives is used here: no rule, kernel, record or kept graph, and no closed form of
-a loss. What is shared is how the model is called and left as found (:class:`curvext.evaluation.evaluation.Evaluation`).
+This module uses none of the library's derivatives: no rule, kernel, record or kept graph, and no closed form of a
+loss. It shares only the evaluation of the model (:class:`curvext.evaluation.evaluation.Evaluation`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from curvext.losses import OutputLoss
 
 
 class Plain:
-    """A risk once more, in the plainest terms that autograd has.
+    """The quantities of a risk from autograd alone.
 
     Args:
         evaluation: how the model is called, and its parameters.
@@ -42,11 +42,11 @@ class Plain:
         self.divisor = 0.0
         #: the largest output of a sample, in elements
         self.outputs = 0
-        #: (1/divisor) Σ |residual · f|: what the terms of the value come to where they cancel
+        #: (1/divisor) Σ |residual · f|: the size of the value's terms before they cancel
         self.terms = 0.0
-        #: how much larger residuals would be at the targets of other samples: so much of them cancels
+        #: how much larger residuals would be at the targets of other samples: the factor by which they cancel
         self.residuals_cancel = 1.0
-        #: how much larger H_ℓ would be at outputs of unit size: so much of it cancels where a softmax is saturated
+        #: how much larger H_ℓ would be at outputs of unit size: the factor by which a saturated softmax cancels
         self.curvature_cancels = 1.0
 
     # ------------------------------------------------------------------ of the whole risk
@@ -125,7 +125,7 @@ class Plain:
     def diagonals(self, coordinates: list[int], draws: OutputLoss | None) -> Tensor:
         """Some entries of diag F_emp, diag G and the diagonal of the Monte-Carlo Fisher, ``[n, 3]``.
 
-        Each from the column of J there, which is by far the most of its cost.
+        Each from its column of J, which dominates the cost.
 
         Args:
             coordinates: which.

@@ -17,11 +17,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class PlainLoss:
-    """ℓ = Σ_n ℓ_n by calling the user's loss, and the divisor that it has for a batch.
+    """ℓ = Σ_n ℓ_n from the user's loss, and the divisor of a batch.
 
-    A loss of PyTorch's is asked for its divisor: what it computes as a sum over what it computes as a mean, at
-    random outputs in float64. So class weights, ignored labels and a mean over elements are counted by PyTorch
-    itself. The mean of any other callable is one over samples.
+    For a loss of PyTorch's the divisor is its sum divided by its mean, at random outputs in float64, so that PyTorch
+    itself counts class weights, ignored labels and means over elements. Any other callable takes the mean over
+    samples.
 
     Args:
         loss: as the user gave it.
@@ -37,9 +37,9 @@ class PlainLoss:
     def __call__(self, output: Tensor, target: Any) -> tuple[Tensor, float]:
         """ℓ of a batch with the graph of ``output``, and the divisor."""
         divisor = self._divisor(output, target) if self.mean else 1.0
-        if divisor == 0:  # a mean over nothing, which PyTorch gives as 0/0
+        if divisor == 0:  # the mean of an empty set, 0/0 in PyTorch
             return (output * 0).sum(), divisor
-        # a copy, as a loss may write to what it gets
+        # a copy, because a loss may write to its input
         value = self._loss(output.clone(), target)
         return value.reshape(()) * divisor, divisor
 
@@ -69,7 +69,7 @@ def _mean_and_sum(loss: Any) -> tuple[Loss, Loss] | None:
 
 
 def _of_pytorch(loss: nn.Module) -> bool:
-    """Whether it computes what a loss of PyTorch's does, or CausalLMLoss, which calls one."""
+    """Whether it is a loss of PyTorch's, or CausalLMLoss, which calls one."""
     kind = type(loss)
     own = kind.forward is CausalLMLoss.forward or kind.forward.__module__ == torch_losses.__name__
     return own and kind.__call__ is nn.Module.__call__ and "forward" not in vars(loss)

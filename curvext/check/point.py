@@ -1,4 +1,4 @@
-"""One batch at the parameters: output and loss with their graphs, and derivatives of them by autograd alone."""
+"""One batch: output and loss with their graphs, and their derivatives by autograd alone."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Point:
         return torch.zeros_like(self._leaf) if residual is None else residual
 
     def residual_of_others(self) -> Tensor | None:
-        """∂ℓ/∂f with each target that of the sample before, None where that is no target."""
+        """∂ℓ/∂f at targets shifted by one sample; None where the loss does not accept them."""
         if not isinstance(self._target, Tensor) or self._target.ndim == 0:
             return None
         other = Point(self._leaf.detach(), self._target.roll(1, 0), [], self._loss, self.first)
@@ -135,14 +135,14 @@ class Point:
 
     @cached_property
     def _pulled(self) -> tuple[Tensor, list[Tensor | None]]:
-        # any u would do, as Jᵀ u is linear in it, but zero: some formulas take its logarithm
+        # any u but zero, because Jᵀ u is linear in it and some formulas take its logarithm
         u = _random_like(self.output).requires_grad_()
         return u, self._grad(self.output, u, again=True)
 
     def _grad(
         self, of: Tensor, cotangent: Tensor | None = None, again: bool = False
     ) -> list[Tensor | None]:
-        """The derivative by every parameter, None where nothing leads there."""
+        """The derivative with respect to every parameter; None for one that the output does not depend on."""
         if not of.requires_grad:
             return [None] * len(self._leaves)
         return list(
@@ -172,7 +172,7 @@ class Point:
 
 
 def _inner(parts: list[Tensor | None], blocks: list[Tensor]) -> Tensor | None:
-    """Σ ⟨part, block⟩ over what has a graph; None where nothing has."""
+    """Σ ⟨part, block⟩ over the parts that have a graph; None if there are none."""
     pairs = zip(parts, blocks, strict=True)
     terms = [(g * b).sum() for g, b in pairs if g is not None and g.requires_grad]
     return torch.stack(terms).sum() if terms else None

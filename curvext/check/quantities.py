@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: the exact diagonal of G is asked for up to so many outputs of a sample, each a backward pass
 _OUTPUTS = 64
-#: with more samples one backward pass for each is not waited for
+#: beyond this many samples, one backward pass for each would take too long
 _ONE_BY_ONE = 512
 
 Answers = dict[str, Callable[[], Tensor]]
@@ -85,7 +85,7 @@ class Quantities:
         return rows
 
     def terms(self, answers: dict[str, Tensor]) -> dict[str, float]:
-        """For each quantity the size of its terms, beside which rounding is small where they cancel.
+        """The size of each quantity's terms: where they cancel, rounding is judged against it.
 
         Args:
             answers: what plain PyTorch answered.
@@ -105,7 +105,7 @@ class Quantities:
         return sizes | {"H v": together, "R v": together}  # H = G + R
 
     def worst_of_norms(self) -> str:
-        """The parameter whose part of the checked samples' norms is off most."""
+        """The parameter whose part of the checked samples' norms has the largest error."""
         plain = self._sample_sums.by_parameter
         off = (norms_by_parameter(self._risk)[self._numbers].to(plain) - plain).abs().sum(0)
         return self._space.names[int(off.argmax())]
@@ -165,7 +165,7 @@ class Quantities:
         return SampleSums(self._plain, self._space, self._numbers, self._V)
 
     def _trace(self) -> Tensor:
-        """Σ ‖g_n‖², where not all samples are looked at of the library's norms, which are looked at by themselves."""
+        """Σ ‖g_n‖²; where only some samples are checked, from the library's norms, which have a row of their own."""
         ours = self._risk.empirical_fisher().gradient_norms
         norms = self._sample_sums.norms() if self._every else ours().double()
         return norms.square().sum().view(1) * self._plain.share_of_sample()
@@ -201,10 +201,10 @@ class Quantities:
         raise IndexError(coordinate)
 
     def _sample_paths(self) -> tuple[str, str]:
-        """How many parameters take which path, and why that is too slow to be waited for, if it is."""
+        """How many parameters take which path; where a path is too slow to check, also the reason."""
         try:
             by_name = self._risk.paths()
-        except (ValueError, TypeError, RuntimeError):  # each quantity will say so itself
+        except (ValueError, TypeError, RuntimeError):  # each quantity reports it in its own row
             return "", ""
         count = Counter(path for paths in by_name.values() for path in paths)
         words = "; ".join(f"{path}: {n}" for path, n in sorted(count.items()))
@@ -219,7 +219,7 @@ class Quantities:
     # ------------------------------------------------------------------ what is drawn
 
     def _drawn_coordinates(self, count: int) -> list[int]:
-        """Entries of parameters in turn, where the gradient is not zero if there are such."""
+        """Entries from each parameter in turn, with nonzero gradients where there are any."""
         order = self._drawn(len(self._space.names), len(self._space.names))
         starts = [0]
         for size in self._space.sizes:

@@ -19,10 +19,10 @@ class CheckRow:
         error: the largest relative error of a parameter's part (of a sample's norm, of an entry); nan where
             there is nothing to compare.
         bound: what rounding may explain, from the dtype alone.
-        verdict: "agrees", "differs", "refused" (by the library, ``words`` say why), "failed" (it raised what is no
-            refusal) or "unchecked" (plain PyTorch cannot compute it, or at too high a cost; ``words`` say why).
-        worst: the parameter whose part is off most, "" for what has no parts.
-        words: of a refusal.
+        verdict: "agrees", "differs", "refused" (by the library; ``words`` say why), "failed" (an error other than a
+            refusal) or "unchecked" (plain PyTorch cannot compute it, or only at too high a cost; ``words`` say why).
+        worst: the parameter whose part has the largest error, "" for a quantity without parts.
+        words: the message of a refusal.
     """
 
     quantity: str
@@ -58,11 +58,11 @@ class CheckResult:
 
     @classmethod
     def of(cls, rows: tuple[CheckRow, ...]) -> CheckResult:
-        """The result that these rows make."""
+        """The result made of these rows."""
         return cls(not any(row.verdict in FAULTS for row in rows), rows)
 
     def settled_by(self, wide: CheckResult, narrow: str) -> CheckResult:
-        """Where an answer differs from plain PyTorch in ``narrow`` and agrees with it in float64, that row."""
+        """The row of an answer that differs from plain PyTorch in ``narrow`` and agrees with it in float64."""
 
         def settled(row: CheckRow) -> CheckRow:
             other = next((r for r in wide.rows if r.quantity == row.quantity), row)
@@ -100,7 +100,7 @@ class CheckResult:
         return "\n".join(lines)
 
 
-#: columns of numbers, which stand to the right
+#: columns of numbers, aligned to the right
 _NUMBERS = (2, 3)
 
 

@@ -16,7 +16,7 @@ from curvext.space import ParameterSpace
 
 
 class SampleSums:
-    """Of plain PyTorch, for some samples.
+    """The sums from plain PyTorch, for some samples.
 
     Args:
         plain: the risk.

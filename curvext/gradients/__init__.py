@@ -1,1 +1,1 @@
-"""Per-sample gradients of one parameter in a structured form, which is never written out."""
+"""Per-sample gradients of one parameter in a structured form that is not materialised."""

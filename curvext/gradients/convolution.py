@@ -13,7 +13,7 @@ from curvext.gradients.structured import StructuredGradient
 from curvext.kernels.outer_norm import outer_norm
 from curvext.kernels.outer_square import outer_square
 
-#: workspace for whatever must be unfolded or formed: about a CPU's cache, and what fills a GPU
+#: workspace for unfolded or materialised chunks: about a CPU's cache, and enough to fill a GPU
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 
 
@@ -53,12 +53,12 @@ class ConvolutionGradient(StructuredGradient):
 
     @property
     def input(self) -> Tensor:
-        """What the layer was given, ``[N, R, I, *spatial]``."""
+        """The layer's input, ``[N, R, I, *spatial]``."""
         return self._outer if self.transposed else self._inner
 
     @property
     def gradient(self) -> Tensor:
-        """g at what it gave, ``[N, R, O, *positions]``."""
+        """g at the layer's output, ``[N, R, O, *positions]``."""
         return self._inner if self.transposed else self._outer
 
     @property
@@ -121,7 +121,7 @@ class ConvolutionGradient(StructuredGradient):
         inner, outer, c = alike(self._inner.flatten(0, 1), self._outer.flatten(0, 1), c)
         per_image = c.repeat_interleave(self._inner.shape[1], 1)
         spread = [-1] + [1] * (outer.ndim - 1)
-        if inner.numel() < outer.numel():  # the weights go to the smaller of the two
+        if inner.numel() < outer.numel():  # multiply the weights into the smaller of the two
             return torch.stack(
                 [self._weight_gradient(inner * w.view(spread), outer) for w in per_image]
             )
@@ -174,7 +174,7 @@ class ConvolutionGradient(StructuredGradient):
         for start in range(0, samples, step):
             n = min(start + step, samples) - start
             if in_windows and self._inner.shape[1] == 1:
-                # [n, P, Q, kernel height, kernel width · I]: neighbours in a row of the window are so in memory
+                # [n, P, Q, kernel height, kernel width · I]: each row of the window is contiguous
                 g = self._outer[start : start + n, 0].flatten(2).mT
                 yield [self._windows(start, start + n, padded).flatten(4)], [g]
             else:

@@ -11,7 +11,7 @@ from curvext.gradients.structured import StructuredGradient
 
 
 class DenseGradient(StructuredGradient):
-    """Small per-sample gradients, written out: biases, scales, position embeddings.
+    """Small per-sample gradients, materialised: biases, scales, position embeddings.
 
     Args:
         gradients: ``[N, *D]``.

@@ -1,4 +1,4 @@
-"""Several uses of one tensor as one."""
+"""Several uses of one tensor, joined into one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from curvext.gradients.structured import StructuredGradient
 
 
 class SumGradient(StructuredGradient):
-    """Several uses of one tensor that have no joint form; each sample's gradient is formed.
+    """Several uses of one tensor without a joint form; each sample's gradient is materialised.
 
     Args:
         uses: uses of the same shape D.
@@ -57,8 +57,8 @@ class SumGradient(StructuredGradient):
 class TiedGradient(SumGradient):
     """A matrix [R, F] that is also a look-up table of R rows, as of tied embedding and head.
 
-    With A_n the gradient of sample n by the product and B_n by the look-up, which has the rows that n
-    looked up alone, (A_n + B_n)² = A_n² + B_n² + 2 A_n B_n needs of A_n those rows only.
+    With A_n the gradient of sample n by the product and B_n by the look-up, which is nonzero only in the rows that
+    n looked up, the cross term of (A_n + B_n)² = A_n² + B_n² + 2 A_n B_n needs only those rows of A_n.
 
     Args:
         matrix: the uses in products, of shape (R, F).
@@ -75,7 +75,7 @@ class TiedGradient(SumGradient):
         total = self._matrix.square().add_(self._table.square())
         for rows, cross in self._cross_terms():
             total.index_add_(0, rows, cross, alpha=2)
-        return total.clamp_(min=0)  # of opposite uses rounding may leave less than nothing
+        return total.clamp_(min=0)  # where uses cancel, rounding may leave a negative number
 
     def norm(self) -> Tensor:
         cross = torch.stack([cross.sum() for _, cross in self._cross_terms()])
@@ -93,7 +93,7 @@ class TiedGradient(SumGradient):
 
 
 def join(uses: Sequence[StructuredGradient], samples: int) -> StructuredGradient:
-    """Several uses of one tensor as one, cross terms included: their positions side by side."""
+    """Joins several uses of one tensor, cross terms included, by concatenating their positions."""
     if len(uses) == 1:
         return uses[0]
     matrices = [u for u in uses if isinstance(u, OuterGradient)]
@@ -117,7 +117,7 @@ def join(uses: Sequence[StructuredGradient], samples: int) -> StructuredGradient
 
 
 def _present(tables: Sequence[RowsGradient]) -> Tensor | None:
-    """Which positions of several look-ups are no padding."""
+    """A mask of the positions of several look-ups that are not padding."""
     if all(table.present is None for table in tables):
         return None
     masks = [

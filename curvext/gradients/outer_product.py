@@ -16,12 +16,12 @@ from curvext.kernels.outer_sum import outer_sum
 
 
 class OuterGradient(StructuredGradient):
-    """G_n = Σ_s g_ns a_nsᵀ ∈ O×I, the use of a matrix, or of its transpose.
+    """G_n = Σ_s g_ns a_nsᵀ ∈ O×I, the per-sample gradient of a matrix or of its transpose.
 
     Args:
         a: ``[N, S, I]``.
         g: ``[N, S, O]``.
-        transposed: whether D is (I, O), what was used being the transpose of an O×I matrix.
+        transposed: whether D is (I, O): the parameter is the transpose of an O×I matrix.
     """
 
     def __init__(self, a: Tensor, g: Tensor, transposed: bool = False) -> None:
@@ -30,7 +30,7 @@ class OuterGradient(StructuredGradient):
         self.transposed = transposed
 
     def turned(self) -> OuterGradient:
-        """The same gradients as those of the transpose."""
+        """The gradients of the transpose."""
         return OuterGradient(self.a, self.g, not self.transposed)
 
     def _turned(self, x: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from curvext.gradients.structured import StructuredGradient
 
 
 class RowsGradient(StructuredGradient):
-    """G_n adds row g_ns to row index_ns: a look-up table.
+    """The gradient of a look-up table: G_n adds g_ns to row index_ns.
 
     Args:
         index: ``[N, S]`` int64.
         g: ``[N, S, F]``.
         shape: D = (rows, F).
-        present: ``[N, S]``, false where padding was looked up, whose g is zero; None if it is true everywhere.
+        present: ``[N, S]``, false for padding, whose g is zero; None if there is none.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RowsGradient(StructuredGradient):
 
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Adds row i to ``total[index_i]``, in an order that is the same each time; gives ``total``."""
-    if total.is_cuda:  # index_add_ adds there in any order
+    """Adds row i to ``total[index_i]`` in a fixed order; returns ``total``."""
+    if total.is_cuda:  # index_add_ is not deterministic there
         return total.index_put_((index,), rows, accumulate=True)
     return total.index_add_(0, index, rows)

@@ -1,7 +1,7 @@
-"""One use of one parameter in one batch: its per-sample gradients in a structured form.
+"""The per-sample gradients of one use of one parameter in one batch, in a structured form.
 
 Letters: N samples, S shared positions of a sample, I fan-in, O fan-out; D is the shape of the tensor
-that was used. Every class gives the same three things: squares, norms and products with vectors.
+that was used. Every class offers squares, norms and products with vectors.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class StructuredGradient(ABC):
 
     @abstractmethod
     def rows(self) -> Tensor:
-        """All G_n written out, [N, numel D]."""
+        """All G_n materialised, [N, numel D]."""
 
     def gram(self, other: StructuredGradient) -> Tensor:
         """⟨G_n, G'_m⟩ with the use of the same tensor in another batch, [N, N']."""
         return wide(self.rows()) @ wide(other.rows()).T
 
     def nbytes(self) -> int:
-        """Bytes that keeping this use costs."""
+        """Bytes that this use holds."""
         return sum(t.numel() * t.element_size() for t in self.kept())
 
     @abstractmethod

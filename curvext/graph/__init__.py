@@ -1,1 +1,1 @@
-"""PyTorch's autograd graph, read: its nodes, its edges and the leaves that are parameters."""
+"""Reading PyTorch's autograd graph: its nodes, its edges and the leaves that are parameters."""

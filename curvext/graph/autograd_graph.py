@@ -55,8 +55,8 @@ def _walk(root: Node) -> dict[Node, tuple[tuple[Node | None, int], ...]]:
 class Graph:
     """The backward graph of one output, with nodes numbered by position.
 
-    Positions depend on the computation alone, so what is learnt of position i in one batch holds
-    for position i of the next batch with the same :attr:`signature`.
+    Positions depend on the computation alone, so facts about position i in one batch hold for position i of
+    every later batch with the same :attr:`signature`.
 
     Args:
         output: the tensor whose graph this is; it must have a ``grad_fn``.
@@ -102,7 +102,7 @@ class Graph:
 
     @cached_property
     def parents_first(self) -> list[int]:
-        """All positions, each after every node that it feeds."""
+        """All positions, parents first."""
         waiting = [len(parents) for parents in self.consumers]
         order = [0]
         for position in order:
@@ -114,18 +114,18 @@ class Graph:
         return order
 
     def shape(self, position: int, output_nr: int = 0) -> torch.Size:
-        """Shape of the tensor that the node made in the forward pass."""
+        """Shape of the tensor that the node produced in the forward pass."""
         node = self.nodes[position]
         if self.names[position] == LEAF:
             return leaf_variable(node).shape
         return torch.Size(cast(Any, node)._input_metadata[output_nr].shape)
 
     def dtypes(self, position: int) -> list[torch.dtype]:
-        """Dtypes of the tensors that the node made in the forward pass."""
+        """Dtypes of the tensors that the node produced in the forward pass."""
         return [m.dtype for m in cast(Any, self.nodes[position])._input_metadata]
 
     def made(self, position: int) -> Tensor:
-        """An empty stand-in for the first tensor that the node made: its dtype and device."""
+        """An empty tensor with the dtype and device of the node's first output."""
         node = self.nodes[position]
         if self.names[position] == LEAF:
             return leaf_variable(node)
@@ -133,11 +133,11 @@ class Graph:
         return torch.empty(0, dtype=metadata.dtype, device=metadata.device)
 
     def once_differentiable(self, among: Collection[str]) -> set[str]:
-        """Those names of functions written in Python whose backward has no derivative by what it is given.
+        """The names of functions written in Python whose backward has no derivative with respect to its cotangent.
 
-        A backward is linear in its cotangent u, so where it gives anything but zero it has a derivative by u. PyTorch
-        says nothing where that is missing: of a function marked ``once_differentiable`` it leaves the error out of a
-        pass that does not come by it, and what kernels of one's own compute it does not see.
+        A backward is linear in its cotangent u, so it has a derivative by u unless it is zero. PyTorch does not
+        report a missing one: a pass that bypasses a ``once_differentiable`` function raises nothing, and the output
+        of a user's kernel has no graph.
         """
         written = [
             i
@@ -154,7 +154,7 @@ class Graph:
         return {self.names[i] for i in written if _loses(self.nodes[i], sorted(outputs[i]))}
 
     def bottom(self, positions: set[int]) -> set[int]:
-        """Those of ``positions`` from which no other of them can be reached."""
+        """The members of ``positions`` that reach no other member."""
         reaches: list[bool | None] = [None] * len(self.nodes)
         stack = [0]
         while stack:  # children first
@@ -175,7 +175,7 @@ class Graph:
 
 
 def _loses(node: Node, outputs: Sequence[int]) -> bool:
-    """Whether a node's backward of ones at some of its outputs gives anything but zero without a derivative by them."""
+    """Whether a node's backward, applied to ones, returns a nonzero tensor that does not depend on them."""
     ones = [
         torch.ones(tuple(m.shape), dtype=m.dtype, device=m.device, requires_grad=True)
         for m in (cast(Any, node)._input_metadata[nr] for nr in outputs)
@@ -183,7 +183,7 @@ def _loses(node: Node, outputs: Sequence[int]) -> bool:
     pulled = torch.autograd.grad(
         [GradientEdge(node, nr) for nr in outputs],
         [GradientEdge(child, nr) for child, nr in node.next_functions if child is not None],
-        [u.clone() for u in ones],  # a backward may write to what it is given
+        [u.clone() for u in ones],  # a backward may write to its cotangents
         create_graph=True,
         allow_unused=True,
     )
@@ -205,7 +205,7 @@ def _dense(t: Tensor) -> Tensor:
 
 
 def _saved(node: Any) -> list[Any]:
-    """What a node saved for its backward."""
+    """The tensors that a node saved for its backward."""
     if is_python_function(node):
         return list(cast(Any, node).saved_tensors)
     return [getattr(node, a) for a in dir(node) if a.startswith("_saved_")]

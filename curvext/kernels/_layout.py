@@ -9,9 +9,9 @@ from ..arguments import as_integer
 
 
 def like_softmax(z: Tensor, dim: int, u: Tensor | None = None) -> Tensor:
-    """The result beside vectors u [K, *z], or one in the shape of z.
+    """An empty result in the shape of the vectors u [K, *z], or of z.
 
-    Rows where the classes are neighbours in memory, otherwise as the shape says.
+    Class-contiguous rows where z has them, otherwise contiguous.
     """
     dim %= z.dim()
     like, at = (z, dim) if u is None else (u, dim + 1)
@@ -23,7 +23,7 @@ def like_softmax(z: Tensor, dim: int, u: Tensor | None = None) -> Tensor:
 
 
 def wrapped(function: str, seed: int) -> int:
-    """Any integer as one of 64 bits."""
-    if not isinstance(seed, int):  # under torch.compile too it is one that is known
+    """Any integer reduced to 64 bits."""
+    if not isinstance(seed, int):  # torch.compile passes a plain int as well
         seed = as_integer(f"{function}: seed", seed)
     return (seed + 2**63) % 2**64 - 2**63

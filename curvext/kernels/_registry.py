@@ -81,7 +81,7 @@ def register(
 
     Args:
         schema: name and arguments in torch's schema language.
-        check: raises on bad arguments; runs before the reference, as the native kernels check for themselves.
+        check: raises on bad arguments; runs before the reference, because the native kernels check their own.
         reference: the PyTorch truth.
         fake: shape and dtype of the result, for tracing.
         backward: the gradient, or a refusal that says why there is none.
@@ -102,7 +102,7 @@ def register(
     return _named(name, schema, getattr(torch.ops.curvext, name).default)
 
 
-#: what an argument of each type of torch's schema language may be
+#: accepted Python types for each type of torch's schema language
 _KINDS: dict[str, tuple[type, ...]] = {
     "Tensor": (Tensor,),
     "Tensor?": (Tensor, type(None)),
@@ -111,7 +111,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _named(name: str, schema: str, op: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The op, behind a look at the kind of each argument: its own error would quote the schema."""
+    """The op with type checks of its arguments, because PyTorch's own error would quote the schema."""
     wanted = re.findall(r"(Tensor\??|int) (\w+)[,)]", schema)
     kinds = tuple(_KINDS[kind] for kind, _ in wanted)
 

@@ -20,9 +20,7 @@ def _check_shapes(z: Tensor, target: Tensor, w: Tensor, spread: Tensor | None, d
 
 def _check(z: Tensor, target: Tensor, w: Tensor, spread: Tensor | None, dim: int) -> None:
     _check_shapes(z, target, w, spread, dim)
-    if (
-        target.dtype == torch.int64 and not target.is_cuda
-    ):  # a look at the values would be a synchronisation
+    if target.dtype == torch.int64 and not target.is_cuda:  # reading the values would synchronise
         check_labels("softmax_residual", target, w, z.shape[dim])
 
 

@@ -52,7 +52,7 @@ class CurvatureOperator(LinearOperator):
         cache: bool | str | int = "auto",
         **options: Unpack[Options],
     ) -> None:
-        # the kind of operator may have something against the loss, or arguments of its own
+        # a subclass may refuse the loss, or take arguments of its own
         with Group(options.get("process_group")).guarded():
             self._take(Problem(model, loss, data, params, cache, **options))
 
@@ -96,11 +96,11 @@ class CurvatureOperator(LinearOperator):
         vectors: Sequence[Tensor] = (),
         count: Callable[[], float] | None = None,
     ) -> Saying:
-        """What ranks say of a method: it is compared."""
+        """What this rank does in a method, to be compared with the other ranks."""
         return Saying(f"{self._name()}{method}", vectors, self._by_index, count)
 
     def _name(self) -> str:
-        """Operator and numbers that it goes by."""
+        """The operator with its numeric arguments, as ranks compare it."""
         return type(self).__name__
 
     def _columns(self, columns: list[Tensor]) -> Tensor:
@@ -150,7 +150,7 @@ class Sums:
             rows = torch.empty(self._shape, dtype=self._dtype, device=space.device)
         for row, product in zip(rows, products, strict=True):
             for place in reversed(space.blocks(row)):
-                block = product.pop()  # freed once it is written: no two vectors exist whole
+                block = product.pop()  # freed once written, so that two whole vectors never exist
                 if first:
                     place.copy_(block)
                 else:
@@ -167,13 +167,13 @@ class Sums:
 def narrowed(columns: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
     """Vectors in the dtype of the network's own arithmetic, and factors [K] to multiply their products with.
 
-    A unit vector of ten million entries is full of numbers that fp16 has few digits for, or none. So each is first
-    divided by a power of two, which loses nothing, to be of size one.
+    The entries of a unit vector of ten million entries lie in fp16's subnormal range or below it. So each vector is
+    first divided by a power of two, which is exact, to bring its size to one.
     """
     if all(c.dtype == dtype for c in columns):
         return columns, None
     largest = torch.stack([c.abs().max() if c.numel() else c.new_zeros(()) for c in columns])
-    # 0 and what is not finite keep the factor one
+    # 0 and nonfinite vectors keep the factor one
     exponents = torch.frexp(largest).exponent.clamp(-120, 120)
     usual = torch.isfinite(largest) & (largest > 0)
     factors = torch.where(usual, torch.ldexp(torch.ones_like(largest), exponents), 1.0)
@@ -181,5 +181,5 @@ def narrowed(columns: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], T
 
 
 def pulled_back(at: Linearisation, outputs: list[Tensor]) -> Iterator[Blocks]:
-    """Jᵀ u for each u, one after the other; nothing follows in this pass."""
+    """Jᵀ u for each u, one after the other, as the last use of this pass."""
     return (at.vjp(u, last=u is outputs[-1]) for u in outputs)

@@ -20,7 +20,7 @@ from curvext.space import Selection
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # that of typing needs Python 3.11
 
-#: nothing follows that could use what is kept, nor needs a look at whether it is still fresh
+#: these functions compute once: they keep nothing and skip the check for freshness
 _ONCE: dict[str, Any] = {"cache": False}
 
 
@@ -92,7 +92,7 @@ def ggn_diagonal(
 
         diag G = Σ_n Σ_k (J_nᵀ s_nk)²,   H_ℓ = Σ_k s_k s_kᵀ
 
-    One backward pass for each output of a sample; the Jacobian is never written out.
+    One backward pass for each output of a sample; the Jacobian is never materialised.
 
     Args:
         model, loss, data, params: see :class:`curvext.EmpiricalRisk`.

@@ -129,7 +129,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         return self._token_scale() if self._per == "token" else self._problem.outer_scale()
 
     def _token_scale(self) -> float:
-        """Of the last call that was made by all ranks together."""
+        """M of the last collective call."""
         if self._problem.loss.reduction == "sum":
             return 1.0
         return self._problem.ranks.counted * self._problem.mean_scale() ** 2
@@ -187,7 +187,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
     def products(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
         """⟨g_n, v⟩ for every sample, in the order of the data; R v with R the matrix of rows g_nᵀ.
 
-        How far sample n's loss falls along −v: influence, TracIn and gradient similarity are this with other v.
+        The rate at which sample n's loss falls along −v. Influence, TracIn and gradient similarity are products with
+        particular v.
 
         Args:
             v: flat ``[P]`` or ``[P, K]``, or ``{name: tensor}``, of :attr:`dtype`.
@@ -233,8 +234,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
         Raises:
             TypeError, ValueError: ``c`` does not fit, or contains nan or inf, where an operator looks.
-            ValueError: the operator is per token; a loader gave the samples in another order than to what was
-                asked for before by sample; or a custom loss couples the samples of a batch.
+            ValueError: the operator is per token; a loader gave the samples in another order than in an earlier
+                per-sample call; or a custom loss couples the samples of a batch.
 
         Cost: as :meth:`products`.
 
@@ -260,7 +261,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
     def gram(self, other: EmpiricalFisherOperator | Problem | Any = None) -> Tensor:
         """⟨g_n, g_m⟩ for all pairs of samples, or ⟨g_n, g'_m⟩ with those of other data or another risk.
 
-        Batches are met in pairs: with the records cached one pass, else one more for each batch.
+        Computed for pairs of batches: one pass if the records are cached, else one more for each batch.
 
         Args:
             other: None for this operator's own samples; data, of the same model and loss; or the
@@ -272,7 +273,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         Raises:
             TypeError, ValueError: ``other`` is none of these, or has other parameters, dtype or device.
             ValueError: one of the two is per token, or some parameter has no fast path and its gradients are
-                too large to write out.
+                too large to materialise.
         """
         self._samples_only("gram")
         if other is None:
@@ -320,8 +321,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
             x = (b − s Rᵀ (λ I + s R Rᵀ)⁻¹ R b) / λ,   F_emp = s Rᵀ R
 
-        The difference cancels where b lies in the range of Rᵀ, and what rounding leaves is divided by λ. So the
-        answer is refined on its residual while that falls, three times at most, the best is given, and where λ is
+        The difference cancels where b lies in the range of Rᵀ, and its rounding error is divided by λ. So the answer
+        is refined on its residual while that falls, at most three times, and the best iterate is returned. Where λ is
         small beside ‖F_emp‖ (1e-5 of it in float32) all products with R are computed in float64.
 
         Args:

@@ -36,7 +36,7 @@ class FisherOperator(GGNOperator):
     one with −log p = ℓ + const (variance C/2 for each of C outputs with "mean", 1/2 with "sum");
     binary cross-entropy with independent Bernoulli outputs (Martens 2020).
 
-    The common mistake is to take :class:`EmpiricalFisherOperator` for it, whose labels are the data's.
+    Do not confuse it with :class:`EmpiricalFisherOperator`, whose labels are the data's.
 
     Raises:
         ValueError: the loss has no likelihood; use :class:`GGNOperator`.
@@ -121,7 +121,7 @@ class MCFisherOperator(CurvatureOperator):
 
     @contextmanager
     def _in_order(self, batches: Pass[Item]) -> Iterator[Iterator[Item]]:
-        """A pass in the order of those before it: the labels drawn depend on it."""
+        """A pass in the same order as earlier ones, because drawn labels depend on the order."""
         with self._problem.data_check.in_order(LABELS, always=True), batches as iterator:
             yield iterator
 
@@ -166,7 +166,7 @@ class MCFisherOperator(CurvatureOperator):
         return self.diagonal().sum()
 
 
-#: what the order of the data matters to
+#: the subject of the error about a changed order of the data
 LABELS = "the labels drawn for samples go"
 
 

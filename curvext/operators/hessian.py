@@ -16,8 +16,8 @@ class HessianOperator(CurvatureOperator):
     Hessian H_ℓ. It can be indefinite, also for a convex loss, because R is. Where the residuals
     vanish H = G; at a minimum of a well-specified model with enough data H ≈ G = F.
 
-    The common mistake is to solve with H as if it were positive: far from a minimum a Newton step
-    along negative curvature goes uphill. Use :class:`GGNOperator` there.
+    Do not solve with H as if it were positive definite: far from a minimum a Newton step along negative
+    curvature goes uphill. Use :class:`GGNOperator` there.
 
     One product is one backward pass through the kept gradient graph: its H_ℓ part comes from the
     kernel, its model-curvature part from autograd (Pearlmutter 1994).

@@ -14,7 +14,7 @@ from curvext.operators.curvature import narrowed
 from curvext.operators.ggn import GGNOperator
 from curvext.problem import Problem
 
-#: what the order of the data matters to
+#: the subject of the error about a changed order of the data
 _OUTPUTS = "the outputs of samples go"
 
 
@@ -77,7 +77,7 @@ def vjp(problem: Problem, u: Tensor) -> Tensor:
             f"vjp: u: expected a row for each of the {samples} samples, got {list(u.shape)}"
         )
     (rows,), factors = narrowed([u.detach()], space.dtype)
-    with torch.inference_mode(False):  # it is added to where that is off
+    with torch.inference_mode(False):  # later in-place additions run outside inference mode
         total = torch.zeros(space.size, dtype=dtype_of_sums(space.dtype), device=space.device)
 
     with problem.data_check.in_order(_OUTPUTS), problem.linearisations() as batches:

@@ -47,7 +47,7 @@ class LinearOperator(ABC):
     space: ParameterSpace | None = None
     #: whether a vector on CUDA is checked for nan and inf (a synchronisation); on CPU it always is
     check_finite: bool = False
-    #: the processes whose data the operator is of
+    #: the processes whose data define the operator
     group: Group = ALONE
 
     @abstractmethod
@@ -80,8 +80,7 @@ class LinearOperator(ABC):
     def matmat(self, V: Tensor) -> Tensor:
         """A V for a matrix ``[P, K]``; columns share the passes over data and network.
 
-        The answer's columns are contiguous. Those of ``V`` are copied where they are not, when their
-        turn comes.
+        The answer's columns are contiguous. Noncontiguous columns of ``V`` are copied one at a time.
         """
         where = f"{type(self).__name__} @ V"
         self._check(V, where, 2)
@@ -220,7 +219,7 @@ class LinearOperator(ABC):
         self._check_form(v, where)
 
     def _check_form(self, v: Any, where: str) -> None:
-        """Whatever its shape: dense, of the operator's dtype and device, and finite where that is looked at."""
+        """Checks everything but the shape: a dense tensor of this dtype and device, finite where that is checked."""
         check_dense(where, v)
         if self.dtype is not None and v.dtype != self.dtype:
             raise TypeError(f"{where}: expected dtype {self.dtype}, got {v.dtype}")
@@ -293,7 +292,7 @@ def _common(what: str, values: list[Any]) -> Any:
 
 
 def _common_group(operators: list[LinearOperator]) -> Group:
-    """The group of operators on a model's data; what acts on plain vectors belongs to any."""
+    """The process group of several operators; operators on plain vectors belong to any."""
     groups = [a.group for a in operators if a.space is not None]
     if any(not group.same_as(groups[0]) for group in groups):
         raise ValueError(

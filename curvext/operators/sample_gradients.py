@@ -23,18 +23,18 @@ from curvext.processes import Saying, Words
 from curvext.products.linearisation import Linearisation
 from curvext.space import ParameterSpace
 
-#: what the order of the data matters to
+#: the subject of the error about a changed order of the data
 _ROWS = "the rows of the Gram matrix go"
 
 
 class SampleGradients:
-    """R, whose rows are the unnormalised gradients r_n of all samples of all ranks, by products.
+    """Products with R, whose rows are the unnormalised gradients r_n of the samples of all ranks.
 
     Args:
         problem: the risk.
-        wide: whether products are computed in float64, whatever the parameters are in.
-        order: what the order of the rows matters to.
-        begun: whether the rows must come as they did before for the same.
+        wide: whether products are computed in float64, whatever the parameters' dtype.
+        order: the subject of the error about a changed order.
+        begun: whether the rows must keep the order of earlier calls with this subject.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class SampleGradients:
         self._wide = wide
         self._order = order
         self._begun = begun
-        #: of the vectors
+        #: the dtype of vectors
         self.dtype = torch.float64 if wide else problem.dtype
-        #: of what is added up
+        #: the dtype of sums
         self._sums = dtype_of_sums(self.dtype)
 
     # ------------------------------------------------------------------ inner products
@@ -55,8 +55,8 @@ class SampleGradients:
         """R Rᵀ, ``[N, N]``.
 
         Args:
-            call: what it is for, as ranks say it.
-            vectors: what that goes by beside.
+            call: the call that needs it, which ranks compare.
+            vectors: tensors that ranks compare with it.
         """
         problem = self._problem
         with problem.call(Saying(call, vectors)) as rounds:
@@ -95,7 +95,7 @@ class SampleGradients:
         return with_other if alone else self._across(mine, theirs)
 
     def _own(self) -> Tensor:
-        """The rows of one process: batches are met in pairs, two of them in memory."""
+        """R Rᵀ on one process, by pairs of batches, two of them in memory."""
         blocks: dict[tuple[int, int], Tensor] = {}
 
         count = 0
@@ -113,7 +113,7 @@ class SampleGradients:
         return torch.cat(rows)
 
     def _own_with(self, other: SampleGradients) -> Tensor:
-        """The same with another problem's."""
+        """R R'ᵀ with another problem, likewise."""
         rows: list[Tensor] = []
         kind = self._problem.space.device.type
         casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
@@ -131,12 +131,12 @@ class SampleGradients:
         return torch.cat(rows)
 
     def _all(self) -> list[Records]:
-        """The records of this rank's shard, all at once: they travel."""
+        """All records of this rank's shard, to be sent to the other ranks."""
         with self._batches() as batches:
             return [self._recorded(batch) for batch in batches]
 
     def _across(self, mine: list[Records], travelling: list[Records]) -> Tensor:
-        """Inner products of all ranks' gradients with records of each rank in turn, which go round the ring."""
+        """Inner products of all ranks' gradients with the records of each rank, which travel round a ring."""
         group, shares = self._problem.group, self._problem.ranks.shares
         parcel = packed(travelling)
         labels = group.objects(parcel.label)
@@ -146,7 +146,9 @@ class SampleGradients:
             came_from = (group.rank - step) % group.size
             label = labels[came_from]
             tensors = group.passed_on(tensors, label.sizes)
-            if failure is None:  # who fails still passes on, and then says so
+            if (
+                failure is None
+            ):  # a failed rank still forwards the records, and reports the error afterwards
                 try:
                     parcel = Parcel(label, tensors)
                     blocks[came_from] = self._met(mine, unpacked(parcel, self._problem.space))
@@ -210,7 +212,7 @@ class SampleGradients:
                 weights = c[start : start + samples].T
                 start += samples
                 if weights.shape[1] < samples:
-                    continue  # the pass goes on to tell how many there are
+                    continue  # go on counting the samples
                 if self._wide or isinstance(batch, Records):
                     total.add_(self._recorded(batch).weighted_sum(weights.contiguous()).T)
                 else:
@@ -221,7 +223,7 @@ class SampleGradients:
 
     @contextmanager
     def _batches(self) -> Iterator[Iterator[Records | Linearisation]]:
-        """One pass; all passes of one R are in the same order of rows."""
+        """One pass; all passes of one R have the same order of rows."""
         with self._problem.data_check.in_order(self._order, always=self._begun):
             self._begun = True
             with self._problem.records() as batches:
@@ -243,7 +245,7 @@ def narrowed_blocks(columns: list[Blocks], space: ParameterSpace) -> tuple[list[
 
 
 def _slopes(at: Linearisation, columns: list[Blocks], space: ParameterSpace) -> Tensor:
-    """⟨r_n, v⟩ for each v by forward mode, ``[N, K]``: for gradients that are too large to write out."""
+    """⟨r_n, v⟩ for each v by forward mode, ``[N, K]``: for gradients that are too large to materialise."""
     residual = at.point.residual_by_sample.to(dtype_of_sums(space.dtype))
     blocks, factors = narrowed_blocks(columns, space)
     slopes = [(residual * at.jvp(v)).reshape(len(residual), -1).sum(1) for v in blocks]

@@ -9,7 +9,7 @@ from curvext.arguments import as_integer
 from curvext.operators.sample_gradients import SampleGradients
 from curvext.problem import Problem
 
-#: rounding of ‖F_emp‖ up to this share of λ leaves each refinement a digit or two to gain
+#: while rounding of ‖F_emp‖ is below this share of λ, each refinement gains a digit or two
 _SHARE_OF_ROUNDING = 1e-2
 
 
@@ -20,7 +20,7 @@ def solve(problem: Problem, b: Tensor, damping: float, call: str) -> Tensor:
         problem: the risk.
         b: right-hand sides.
         damping: λ > 0.
-        call: what ranks compare.
+        call: the description that ranks compare.
 
     Raises:
         ValueError: λ is lost in the rounding of float64 beside ‖F_emp‖.
@@ -54,7 +54,7 @@ def _refined(
         trial = x + (left - rows.transposed_times(inner).mul_(scale)) / damping
         rest = b - rows.transposed_times(rows.times(trial)).mul_(scale) - damping * trial
         length = rest.norm(dim=0)
-        better = ~(length >= size)  # nan, which only CUDA lets in, is given out
+        better = ~(length >= size)  # nan, which only CUDA lets in, is returned
         halved = length < size / 2
         x, left = torch.where(better, trial, x), torch.where(better, rest, left)
         size = torch.where(better, length, size)
@@ -84,6 +84,6 @@ def eigenvectors(problem: Problem, k: int, call: str) -> tuple[Tensor, Tensor]:
     k = as_integer("eigh: k", k, 1, rank, "the numerical rank of F_emp here")
     values, vectors = values[-k:], vectors[:, -k:]
     lifted = rows.transposed_times(vectors.to(dtype)).mul_((scale / values).sqrt().to(dtype))
-    # the lift of an orthonormal basis is one up to rounding, which grows as values fall
+    # lifting keeps an orthonormal basis orthonormal up to rounding, which grows as values fall
     basis, triangle = torch.linalg.qr(lifted.double())
     return values.to(dtype), (basis * triangle.diagonal().sign()).to(dtype)

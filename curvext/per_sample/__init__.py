@@ -1,1 +1,1 @@
-"""Per-sample gradients of all parameters in one backward pass, and what is made of them."""
+"""Per-sample gradients of all parameters in one backward pass, and the quantities made from them."""

@@ -1,8 +1,7 @@
-"""One backward pass in which the per-sample gradients of every parameter are formed and used up.
+"""One backward pass that hands the per-sample gradients of every parameter to a consumer.
 
-The pass goes through the nodes that use parameters but computes no parameter's gradient: at each such
-node its inputs a and the gradient g at its output are at hand, are handed to the consumer in canonical
-form, and are gone when the pass has moved on.
+The pass visits the nodes that use parameters but computes no parameter's gradient. At each such node it hands the
+input a and the gradient g at the output to the consumer in canonical form, and frees them when it moves on.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class BackwardPass:
     Args:
         output: f with its graph, ``[N, ...]``.
         parameters: the leaves θ.
-        plans: what is known of graphs of this model.
+        plans: the plan cache of this model's graphs.
         rerun: a batch → its output with a new graph; None if this graph is the only one.
         batch: the batch, for ``rerun``.
         first: index of its first datum among all.
@@ -67,7 +66,7 @@ class BackwardPass:
         return Graph(self._output, self._parameters) if self._output.requires_grad else None
 
     def _find(self, assume: bool = False) -> Finding:
-        """Where samples lie; with ``assume`` what the next pass has to look at may be left to it."""
+        """Where samples lie; ``assume`` leaves to the next pass what it can check itself."""
         assert self._graph is not None
         if self._finding is None or (self._finding.assumed and not assume):
             count = len(self._parameters)
@@ -75,7 +74,7 @@ class BackwardPass:
         return self._finding
 
     def paths(self) -> dict[int, str]:
-        """For each parameter the path its per-sample gradients take, and how its samples are known to lie apart."""
+        """The path of each parameter's per-sample gradients, and how its samples are known to lie apart."""
         if self._graph is None:
             return dict.fromkeys(range(len(self._parameters)), "unused")
         if self._hooked:
@@ -98,7 +97,7 @@ class BackwardPass:
         return told
 
     def wiring(self) -> Wiring:
-        """How the parameters stand in the graph."""
+        """How the graph uses the parameters."""
         graph = self._graph
         if graph is None:
             return Wiring({}, frozenset())
@@ -113,7 +112,7 @@ class BackwardPass:
         return Wiring(found, used, overlapping, tied)
 
     def materialised(self, allow_overlap: bool) -> int:
-        """How many elements of per-sample gradients :meth:`play` will hand over written out."""
+        """How many elements of per-sample gradients :meth:`play` will materialise."""
         if self._graph is None:
             return 0
         if self._hooked:
@@ -158,7 +157,7 @@ class BackwardPass:
         def arrived(position: int, gradient: Tensor) -> None:
             if look is not None and position in finding.assumed:
                 layouts = look(position, gradient)
-                if layouts is None:  # nothing flows
+                if layouts is None:  # no gradient arrives
                     return
                 if not layouts:
                     collected.decline(position)
@@ -168,7 +167,7 @@ class BackwardPass:
                 collected.arrived(i, gradient)
 
         nodes, lowest = schedule.at_node.keys(), schedule.lowest
-        # until every rule has been seen to take its use, the only graph may be needed once more
+        # until every rule has accepted its use, the only graph may be needed again
         unsettled = self._only_graph and (not plan.settled or bool(finding.assumed))
         retain = keep or unsettled or schedule.entangled
         with repeatable(graph) if finding.assumed else nullcontext():
@@ -209,7 +208,7 @@ class BackwardPass:
     def _sketched(
         self, nodes: set[int], cotangents: Sequence[Tensor]
     ) -> Mapping[int, list[Sketch]]:
-        """A sketch of the gradient at some nodes for each of some cotangents; nothing of a node that none reaches."""
+        """A sketch of the gradient at some nodes for each cotangent; nodes that no cotangent reaches are missing."""
         assert self._graph is not None
         graph, lowest = self._graph, self._graph.bottom(nodes)
         sketches: dict[int, list[Sketch]] = {i: [] for i in nodes}
