@@ -98,6 +98,13 @@ class InputWrites:
         self._tensors = [t for t in tensors if not t.is_inference()]
         self._versions = [version_of(t) for t in self._tensors]
         self._copies = [t.detach().clone() for t in self._tensors] if copied else []
+        self._flags = [t.requires_grad for t in self._tensors]
+
+    def put_flags_back(self) -> None:
+        """Gives each tensor the requires_grad that it came with: a model of forces calls ``x.requires_grad_()``."""
+        for t, flag in zip(self._tensors, self._flags, strict=True):
+            if t.requires_grad is not flag and t.is_leaf:
+                t.requires_grad_(flag)
 
     def check(self) -> None:
         """Raises a RuntimeError if one was written to, and undoes it where there are copies."""

@@ -102,6 +102,7 @@ class ModelChecks:
                 _check_unread(changed[0], output, evaluate)
                 self._written_only.update(changed)
         finally:
+            writes.put_flags_back()
             if not as_found:
                 attributes.put_back()
         _check_remembered(attributes, output)

@@ -562,3 +562,50 @@ def test_a_model_that_draws_and_then_fails_leaves_the_generator_as_found():
     with pytest.raises(KeyError, match="of the model's own"):
         risk.gradient()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Force(nn.Module):
+    """The derivative of an energy by its input, as models of molecules give it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 1)
+
+    def forward(self, x):
+        x.requires_grad_()
+        energy = self.second(torch.tanh(self.first(x))).sum()
+        (force,) = torch.autograd.grad(energy, x, create_graph=True)
+        return force
+
+
+@pytest.mark.parametrize("quantity", ["ggn", "hessian", "empirical_fisher"])
+def test_a_model_that_differentiates_by_its_input_leaves_the_batch_as_found(quantity):
+    torch.manual_seed(0)
+    model = Force().double()
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    operator = getattr(cx.EmpiricalRisk(model, nn.MSELoss(), (x, y)), quantity)()
+    v = torch.randn(operator.size, dtype=torch.float64)
+    product = operator @ v
+    assert not x.requires_grad and x.grad is None
+    assert torch.allclose(operator @ v, product)
+    parameters = list(model.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters])
+
+    def outputs(theta):
+        blocks = theta.split([p.numel() for p in parameters])
+        named = {
+            name: block.view(p.shape)
+            for (name, p), block in zip(model.named_parameters(), blocks, strict=True)
+        }
+        return torch.func.functional_call(model, named, (x.clone(),))
+
+    J = torch.autograd.functional.jacobian(outputs, flat)  # [N, D, P]
+    if quantity == "ggn":
+        expected = torch.einsum("ndp,ndq,q->p", J, J, v) * 2 / y.numel()
+    elif quantity == "empirical_fisher":
+        g = torch.einsum("ndp,nd->np", J, outputs(flat).detach() - y) * 2 / 3
+        expected = g.T @ (g @ v) / 4
+    else:
+        H = torch.autograd.functional.hessian(lambda t: ((outputs(t) - y) ** 2).mean(), flat)
+        expected = H @ v
+    assert torch.allclose(product, expected)
