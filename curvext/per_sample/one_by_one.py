@@ -21,7 +21,7 @@ HandOn = Callable[[int, int, Tensor], None]
 
 #: elements of gradients that are kept until they are compared; beyond it they are computed twice
 _KEPT = 16 << 20
-#: what a model may raise if it cannot take a part of its batch
+#: errors that a model may raise when it cannot run on a part of its batch
 _CANNOT = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError)
 
 
@@ -51,7 +51,7 @@ class OneByOne:
         self._alone = rerun is not None and self._samples > 1
 
     def gradients(self, numbers: Sequence[int], cotangent: Tensor, hand_on: HandOn) -> None:
-        """Hands on J_nᵀ cotangent_n of every sample n for the parameters of these numbers; zeros are left out."""
+        """Hands on J_nᵀ cotangent_n of every sample n for these parameters, without zeros."""
         wanted = [self._parameters[i] for i in numbers]
         self._alone = self._alone and self._by_themselves(numbers, wanted, cotangent, hand_on)
         if self._alone:
@@ -110,7 +110,7 @@ class OneByOne:
 
 
 class _Combination:
-    """Σ_n w_n G_n with weights drawn at random, of gradients G_n that come one after the other.
+    """Σ_n w_n G_n with random weights, over gradients G_n that arrive one after the other.
 
     Args:
         wanted: the parameters.
@@ -137,7 +137,7 @@ class _Combination:
                 reach += part.abs().max()
 
     def agrees(self, expected: Sequence[Tensor | None]) -> bool:
-        """Whether the whole batch's pass gave the same, up to the rounding of its sums."""
+        """Whether the pass of the whole batch agrees up to the rounding of its sums."""
         for total, reach, other in zip(self._sums, self._reach, expected, strict=True):
             difference = total if other is None else total - other.double()
             size = reach if other is None or not other.numel() else reach + other.abs().max()

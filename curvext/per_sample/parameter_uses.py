@@ -74,7 +74,7 @@ class Plan:
         self._schedules.clear()
 
     def schedule(self, graph: Graph, allow_overlap: bool) -> Schedule:
-        """What a pass over a graph of this structure waits for, worked out once."""
+        """What a pass over a graph of this structure collects, computed once."""
         if allow_overlap not in self._schedules:
             self._schedules[allow_overlap] = Schedule(self, graph, allow_overlap)
         return self._schedules[allow_overlap]
@@ -140,7 +140,7 @@ def _use_as(of: Operation, edge: int) -> str | None:
 
 
 class Schedule:
-    """What one backward pass waits for.
+    """What one backward pass needs to collect.
 
     Args:
         plan, graph: the plan and a graph of its structure.
@@ -161,7 +161,7 @@ class Schedule:
         self.shared = {
             i for i, site in enumerate(plan.sites) if plan.parameters_of(site) & self.by_sample
         }
-        #: how many uses a parameter has
+        #: number of uses of each parameter
         self.uses = {p: sum(map(len, plan.routes[p].groups)) for p in self.by_use}
         #: node → the sites at it
         self.at_node: dict[int, list[int]] = {}
@@ -169,7 +169,7 @@ class Schedule:
             if i in self.owner or i in self.shared:
                 self.at_node.setdefault(site.node, []).append(i)
         self.lowest = graph.bottom(set(self.at_node))
-        #: whether what shared values are derived by is passed on the way to other sites, so that it is needed twice
+        #: whether the derivation of a shared value lies on the way to other sites, so that it is needed twice
         self.entangled = bool(
             _below(graph, {plan.sites[i].derived[0] for i in self.shared}) & set(self.at_node)
         )
@@ -188,7 +188,7 @@ def _below(graph: Graph, positions: set[int]) -> set[int]:
 
 
 def _find_sites(graph: Graph, layouts_of: LayoutsOf) -> list[Site]:
-    """Follows every parameter upwards until it meets something that keeps samples apart."""
+    """Follows every parameter upwards to the first nodes at which samples are apart."""
     sites: list[Site] = []
     derived = list(graph.parameter_at)
     visited = set(derived)
@@ -239,7 +239,7 @@ def _parameters_below(graph: Graph, sites: list[Site]) -> dict[int, set[int]]:
 
 
 def _groups(arrangements: dict[int, ViewChain], shape: torch.Size) -> tuple[list[list[int]], bool]:
-    """Sites that use the same elements in the same arrangement, grouped; and whether no groups overlap."""
+    """Groups the sites that use the same elements in the same arrangement; also whether no groups overlap."""
     if len(arrangements) == 1:
         return [list(arrangements)], True
     groups: list[tuple[Tensor, list[int]]] = []

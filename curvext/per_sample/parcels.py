@@ -1,4 +1,4 @@
-"""Records in a form that travels between processes: tensors, and a label that says how to put them together."""
+"""Records as they are sent between processes: tensors, and a label that describes how to reassemble them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a tensor goes."""
+    """A placeholder for a tensor."""
 
     number: int
 
@@ -56,7 +56,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class Label:
-    """How tensors make records: what is said of them, and their shapes and dtypes."""
+    """The structure of some records, with the shapes and dtypes of their tensors."""
 
     records: Any
     shapes: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Parcel:
-    """What is sent of some records."""
+    """The tensors and the label that are sent for some records."""
 
     label: Label
     tensors: list[Tensor]
@@ -113,7 +113,7 @@ def packed(several: Sequence[Records]) -> Parcel:
 
 
 def unpacked(parcel: Parcel, space: ParameterSpace) -> list[Records]:
-    """The records again, of parameters that are alike here."""
+    """Rebuilds the records for this process's replica of the parameters."""
     tensors = [t.to(space.device) for t in parcel.tensors]
 
     def made(item: Any) -> Any:

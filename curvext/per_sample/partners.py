@@ -1,4 +1,4 @@
-"""Which bias belongs to which weight: read from the graph, where the two are used together."""
+"""Which bias belongs to which weight, read from the graph."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from curvext.operations.node import Saved
 from curvext.operations.table import operation
 from curvext.operations.view_chain import is_reshape, is_view
 
-#: (node, number of its edge) of everything that a parameter meets, sorted
+#: (node, number of its edge) of every operation that uses a parameter, sorted
 _Meetings = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """How the parameters, by number, stand in the graph of a batch.
+    """How the graph of a batch uses the parameters, which are numbered.
 
     Attributes:
         partners: {bias: weight} of biases that are used with that weight alone, and with each of its uses.
-        used: those in the graph.
-        overlapping: those with uses that share elements.
-        tied: those with two uses, as a matrix and as a table.
+        used: parameters in the graph.
+        overlapping: parameters with uses that share elements.
+        tied: parameters with two uses, as a matrix and as a table.
     """
 
     partners: dict[int, int]
@@ -32,7 +32,7 @@ class Wiring:
 
 
 def partners(graph: Graph) -> dict[int, int]:
-    """{bias: weight} by number, of biases that are used in nothing but that weight's products, and in each of them.
+    """{bias: weight} by number, for biases that are used in every product of that weight and nowhere else.
 
     A bias b ``[O]`` is a weight's partner where the layer computes W a + b: ``addmm``, a convolution, or a product to
     which b is added. Then the gradient by (W, b) is Σ_s g_s (a_s, 1)ᵀ.
@@ -50,7 +50,7 @@ def partners(graph: Graph) -> dict[int, int]:
 
 
 def _products_at(graph: Graph, leaf: int) -> _Meetings:
-    """Where a parameter, or a rearrangement of it, meets something else."""
+    """The operations that use a parameter, or a rearrangement of it."""
     meetings: list[tuple[int, int]] = []
     seen, stack = {leaf}, [leaf]
     while stack:
@@ -64,7 +64,7 @@ def _products_at(graph: Graph, leaf: int) -> _Meetings:
 
 
 def _products_under(graph: Graph, bias: int) -> _Meetings:
-    """Where the weights stand to whose products a bias is added; nothing where it has another use."""
+    """The sites of the weights to whose products a bias is added; empty if it has another use."""
     products = []
     for parent, edge in graph.consumers[bias]:
         product = _product(graph, bias, parent, edge)

@@ -1,4 +1,4 @@
-"""What is known of the graphs of a model: proofs of where samples lie, and the plans that follow from them."""
+"""A cache for the graphs of a model: proofs of where samples lie, and the plans that follow from them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from curvext.per_sample.parameter_uses import Plan
 from curvext.per_sample.proof import Proof, prove
 from curvext.samples.layout import Layout, layouts_of, one_sample
 
-#: proofs that are kept for one structure, for batches of other sizes or indices
+#: proofs kept for one structure, for batches of other sizes or indices
 _KEPT = 4
-#: structures that are kept of one model: a graph that follows its data may have another each time
+#: structures kept for one model: a data-dependent graph may have another one each time
 _STRUCTURES = 256
 
-#: asks the backward pass of the batch at hand: positions → their layouts, None where it tells nothing
+#: asks a backward pass of this batch: positions → their layouts, None where it is inconclusive
 Ask = Callable[[set[int]], Mapping[int, tuple[Layout, ...] | None]]
 
 
@@ -27,12 +27,12 @@ class Finding:
     """Where samples lie in the graph of one batch.
 
     Args:
-        plan: follows from it.
-        layouts: of the gradient at each node that a parameter meets.
-        asked: nodes of which the backward pass of this batch told, as neither structure nor indices do.
+        plan: the plan that follows.
+        layouts: of the gradient at each node that uses a parameter.
+        asked: nodes whose layout only the backward pass of this batch shows, not structure or indices.
         by_index: nodes whose layouts follow from indices of this batch.
-        assumed: those among ``asked`` that were not asked yet: they told of some layout in an earlier batch.
-        mixed: where to write down nodes at which samples turn out to be mixed.
+        assumed: nodes among ``asked`` that have not been asked yet, but had some layout in an earlier batch.
+        mixed: where to record nodes at which samples turn out to be mixed.
     """
 
     plan: Plan
@@ -45,13 +45,13 @@ class Finding:
 
 @dataclass
 class _Known:
-    """A proof, and what the backward pass said of the nodes that it does not reach.
+    """A proof, and what backward passes showed at the nodes that it does not cover.
 
     Args:
         proof: of some graph.
         open: nodes to be asked on each batch.
         mixed: nodes at which samples were mixed in some batch; they are not asked again.
-        plans: by the nodes that were asked with an answer.
+        plans: by the asked nodes that had an answer.
     """
 
     proof: Proof
@@ -61,11 +61,11 @@ class _Known:
     mixed: set[int] = field(default_factory=set)
     plans: dict[frozenset[int], Plan] = field(default_factory=dict)
 
-    #: the nodes that told of a layout in the batch before
+    #: the nodes that had a layout in the previous batch
     last: frozenset[int] | None = None
 
     def assume(self, graph: Graph) -> Finding | None:
-        """What holds if the nodes that are to be asked tell of some layout, as they did in the batch before."""
+        """The layouts if the open nodes have some layout again, as they did in the previous batch."""
         if not self.last or self.last & self.mixed:
             return None
         plan = self.plans[self.last]
@@ -76,7 +76,7 @@ class _Known:
         return Finding(plan, proven, nodes, self.proof.by_index, set(nodes), self.mixed)
 
     def find(self, graph: Graph, parameters: int, ask: Ask) -> Finding:
-        """What holds by proof, and by asking the backward pass of this batch."""
+        """The layouts by proof and by a backward pass of this batch."""
         told: dict[int, tuple[Layout, ...]] = {}
         self._ask(set(self.open), ask, told)
         plan = self.plans.get(frozenset(told))
@@ -107,7 +107,7 @@ class _Known:
         return self.layouts[node]
 
     def _ask(self, nodes: set[int], ask: Ask, told: dict[int, tuple[Layout, ...]]) -> None:
-        """Asks for some nodes; what is mixed once is taken for mixed from then on, which is exact and slow."""
+        """Asks for some nodes; one that was mixed once counts as mixed from then on, which is exact and slow."""
         if not nodes:
             return
         for node, layouts in ask(nodes).items():
@@ -121,7 +121,7 @@ class _Known:
 
 
 class PlanCache:
-    """Proofs and plans by graph structure. What follows from the structure is proven once for it."""
+    """Proofs and plans by graph structure; consequences of the structure are proven once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], list[_Known]] = {}
@@ -136,10 +136,10 @@ class PlanCache:
             samples: N.
             parameters: how many there are.
             ask: asks the backward pass, for what the structure leaves open.
-            assume: nodes that would be asked may be assumed to tell what they told in the batch before; whoever makes
-                the pass then looks there.
+            assume: whether open nodes may be assumed to have a layout as in the previous batch; the caller's pass
+                then checks them.
         """
-        # with one sample nothing is ever mixed, so nothing is learnt for others
+        # one sample cannot mix with others, so it teaches nothing about larger batches
         key = (samples == 1, graph.signature)
         known = self._known[key] = self._known.pop(key, [])  # the latest comes last
         if len(self._known) > _STRUCTURES:

@@ -1,10 +1,10 @@
 """Asking the backward pass which samples an element of a gradient belongs to, for the batch at hand.
 
 Backpropagation is linear, and exact under powers of two: scale the cotangent of sample n by s_n = ±2^k and every
-element that belongs to sample n alone is scaled by s_n to the last bit. Two passes, plain and scaled, therefore tell
-how samples lie in a tensor, or that they are mixed there. It holds for the batch that was asked and no other: indices,
-masks and parameters decide what flows. With a cotangent drawn at random it holds for every cotangent of that batch,
-with any other for that one, whose pass is made anyway. A gradient of zeros tells nothing.
+element that belongs to sample n alone is scaled by s_n to the last bit. Two passes, plain and scaled, therefore show
+how samples lie in a tensor, or that they are mixed there. The result holds for this batch and no other, because
+indices, masks and parameters decide what flows. With a random cotangent it holds for every cotangent of the batch;
+with a given one, whose pass is needed anyway, for that one. A gradient of zeros shows nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from curvext.samples.layout import Layout, layouts_of
 from curvext.samples.owners import NOBODY, Owners, compressed
 
-#: how many powers of two are told apart in one pass, with either sign: a float16 overflows soon
+#: how many powers of two one pass distinguishes, with either sign: a float16 overflows soon
 _POWERS = {torch.float16: 8, torch.float64: 512}
 _POWERS_OTHERWISE = 96
 
 
 class Probe:
-    """Cotangents for the backward passes, and the verdict on what came of them.
+    """Cotangents for the backward passes, and the verdict on the resulting gradients.
 
     Args:
         plain: ``[N, ...]`` like the output, that of the first pass; no two samples are scaled alike in all others.
@@ -47,7 +47,7 @@ class Probe:
     def layouts(
         self, shape: Sequence[int], sketches: Sequence[Sketch]
     ) -> tuple[Layout, ...] | None:
-        """The layout that explains the gradients of all passes; none if samples are mixed, None if nothing is told."""
+        """The layouts that explain the gradients of all passes: empty if samples mix, None if inconclusive."""
         sizes = [float(sketch.largest) for sketch in sketches]
         if not any(sizes):
             return None
@@ -62,7 +62,7 @@ class Probe:
         return ()
 
     def _owners(self, sums: Sequence[Tensor]) -> Owners | None:
-        """The sample whose scales turn the first of some sums into the others, entry by entry."""
+        """For each entry, the sample whose scales turn the first of some sums into the others."""
         plain, *scaled = sums
         nothing = plain == 0
         found = torch.zeros(plain.shape, dtype=torch.int64, device=plain.device)
@@ -70,7 +70,7 @@ class Probe:
         reached = 1
         for after in scaled:
             half, exponent = torch.frexp(torch.where(nothing, 1, after / plain))
-            # the quotient is rounded: what it says must turn the one into the other exactly
+            # the quotient is rounded, so check that it turns the one into the other exactly
             turned = torch.ldexp(plain, exponent - 1) * half.sign()
             exact = exact & (after == turned.masked_fill(nothing, 0)).all()
             code = 2 * (exponent.long() - 1) + (half < 0)
@@ -83,8 +83,8 @@ class Probe:
 
 
 def drawn_like(output: Tensor) -> Tensor:
-    """A cotangent drawn at random, the same on every call."""
-    # made where the output lies: that of a language model takes seconds on the CPU
+    """A random cotangent, the same on every call."""
+    # drawn on the output's device: for a language model the CPU would take seconds
     generator = torch.Generator(output.device).manual_seed(0x5EED)
     noise = torch.randn(
         output.shape, dtype=torch.float32, device=output.device, generator=generator
@@ -119,7 +119,7 @@ class Sketch:
 
 
 def _weighted_sum(x: Tensor, dim: int) -> Tensor:
-    # irregular weights: the gradient through a normalisation has sum zero
+    # pseudorandom weights, because the gradient through a normalisation sums to zero
     number = torch.arange(x.shape[dim], device=x.device, dtype=torch.float64)
     weights = (1 + (number * 0.6180339887) % 1).to(x.dtype)
     return x @ weights if dim == x.ndim - 1 else weights @ x

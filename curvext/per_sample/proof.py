@@ -1,8 +1,8 @@
-"""The proof that samples lie so and so in every tensor of a graph, and what it was read from.
+"""A proof of where samples lie in every tensor of a graph, and the facts that it rests on.
 
-Owners are carried from the output, whose row n is sample n's, down to the parameters, by the rule of each operation.
-All that the rules read of the graph is written down: a later graph of the same structure of which the same can be
-read has the same proof. Where it is a shape or a dimension, that is a glance; where it is an index, the index itself.
+The rule of each operation carries owners from the output, whose row n is sample n's, down to the parameters. The proof
+records everything that the rules read of the graph, so it holds for a later graph of the same structure with the same
+readings. Comparing a shape or a dimension is cheap; an index has to be read whole.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from curvext.operations.view_chain import is_view
 from curvext.samples import owners
 from curvext.samples.owners import Owners
 
-#: what is read, of which node, and which: one of the functions below and its arguments
+#: one reading: a function below, the node, and further arguments
 Reading = tuple[Callable[..., Any], Any, Any]
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found of one graph.
+    """The proof for one graph.
 
     Args:
         owners: of each node's first output, by position; a node that is missing has none.
         by_index: positions whose owners follow from indices, not from the structure alone.
-        readings: what it follows from.
+        readings: the facts that it follows from.
     """
 
     owners: dict[int, Owners]
@@ -42,7 +42,7 @@ class Proof:
     readings: dict[Reading, Any] = field(repr=False)
 
     def holds(self, graph: Graph) -> bool:
-        """Whether the same is read of another graph of the same structure."""
+        """Whether another graph of the same structure has the same readings."""
         try:
             return all(
                 _same(read(graph, position, which), seen)
@@ -52,7 +52,7 @@ class Proof:
             return False
 
     def read(self, graph: Graph, read: Callable[..., Any], position: int, which: Any) -> Any:
-        """Reads of the graph, and writes down what was read."""
+        """Reads a fact of the graph and records it."""
         reading = (read, position, which)
         if reading not in self.readings:
             self.readings[reading] = read(graph, position, which)
@@ -113,7 +113,7 @@ class _TooLarge(Exception):
 
 
 class _Node:
-    """A node as rules read it; what is read becomes part of the proof."""
+    """A node as rules read it; every reading becomes part of the proof."""
 
     def __init__(self, proof: Proof, graph: Graph, position: int) -> None:
         self._proof = proof

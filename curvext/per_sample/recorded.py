@@ -1,4 +1,4 @@
-"""The per-sample gradients of a batch, recorded as uses: products with them need no network any more."""
+"""The per-sample gradients of a batch, recorded as uses, so that products with them do not run the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from curvext.space import ParameterSpace
 
 
 class Records:
-    """Consumer of a backward pass: all uses of one batch, and the gradients that had to be written out.
+    """Consumer of a backward pass: all uses of one batch, and the gradients that had to be materialised.
 
     With R the N×P matrix whose rows are the per-sample gradients r_n (unnormalised, never formed),
     this gives R v, Rᵀ c and R R'ᵀ, in at least float32.
@@ -38,17 +38,17 @@ class Records:
         self._rows: dict[int, Tensor] = {}
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
-        """Takes a use."""
+        """Records a use."""
         self._uses.append((parameter, arrange, use))
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
-        """Takes one sample's gradient by one parameter, written out."""
+        """Records one sample's materialised gradient with respect to one parameter."""
         if parameter not in self._rows:
             self._rows[parameter] = gradient.new_zeros(self.samples, gradient.numel())
         self._rows[parameter][sample] = gradient.detach().reshape(-1)
 
     def replay(self, consumer: Consumer) -> None:
-        """Hands the gradients to ``consumer`` as a pass does in which a parameter's uses do not overlap."""
+        """Hands the gradients to ``consumer`` like a pass in which uses do not overlap."""
         wiring = self.wiring
         assert wiring is not None
         for parameter in dict.fromkeys(p for p, _, _ in self._uses):
@@ -101,7 +101,7 @@ class Records:
         return rows
 
     def gradients(self, start: int, stop: int) -> Tensor:
-        """The rows r_n of some samples written out, ``[n, P]``."""
+        """The rows r_n of some samples, materialised, ``[n, P]``."""
         rows = self._zeros(stop - start, self._space.size)
         for row, n in zip(rows, range(start, stop), strict=True):
             blocks = self._space.blocks(row)
@@ -144,7 +144,7 @@ class Records:
         return torch.zeros(shape, dtype=self._dtype, device=self._space.device)
 
     def nbytes(self) -> int:
-        """Bytes that keeping this costs."""
+        """Bytes that the records hold."""
         tensors = [*self._rows.values(), *(t for _, _, use in self._uses for t in use.kept())]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -154,7 +154,7 @@ def _alone(
     theirs: list[tuple[ViewChain, StructuredGradient]],
     shape: torch.Size,
 ) -> bool:
-    """Whether there is one use on either side, of the same elements of the parameter in the same order."""
+    """Whether each side has one use, of the same elements of the parameter in the same order."""
     if len(mine) != 1 or len(theirs) != 1:
         return False
     seen = [uses[0][0](torch.empty(shape, device="meta")) for uses in (mine, theirs)]

@@ -21,13 +21,13 @@ from curvext.space import ParameterSpace
 
 
 class BlockSum:
-    """A sum over blocks, one for each parameter; what comes first is written or taken, not added to zeros.
+    """A sum with one block for each parameter; the first summand is written or adopted, not added to zeros.
 
     Args:
         space: the parameters.
-        flat: ``[P]``, contiguous, whose views are the blocks; what is there is overwritten. On the device "meta" it
-            gives their dtype alone: each block then is a tensor of its own, the first summand itself where that lies
-            like the parameter.
+        flat: ``[P]``, contiguous, whose views are the blocks; it is overwritten. On the device "meta" it gives only
+            their dtype: each block is then a separate tensor, the first summand itself if its layout is the
+            parameter's.
     """
 
     def __init__(self, space: ParameterSpace, flat: Tensor) -> None:
@@ -37,7 +37,7 @@ class BlockSum:
 
     @classmethod
     def apart(cls, parameters: Sequence[Tensor]) -> BlockSum:
-        """A sum by parameters that need not be of one dtype, each block a tensor of its own, at least in float32."""
+        """A sum in separate blocks, at least float32, for parameters of several dtypes."""
         found = cls.__new__(cls)
         found._device = parameters[0].device
         found._blocks = [
@@ -49,7 +49,7 @@ class BlockSum:
     def add(
         self, parameter: int, part: Tensor, arrange: ViewChain | None = None, sign: float = 1.0
     ) -> None:
-        """Adds ± ``part``, fresh, to a parameter's block, where ``arrange`` shows its elements to lie."""
+        """Adds ± ``part``, a new tensor, to a parameter's block in the arrangement of ``arrange``."""
         block = self._blocks[parameter]
         here = block if arrange is None else arrange(block)
         part = part.reshape(here.shape)
@@ -99,8 +99,8 @@ class SquareSum:
     def run(self, backward: BackwardPass, columns: Iterable[tuple[Tensor, float]]) -> None:
         """Adds ± (J_nᵀ s_nk)² for columns s_k with their signs: one backward pass for each, after which it is used up.
 
-        Where a sample has one position, (g aᵀ)² = g² (a²)ᵀ, so its squares are summed over the columns first
-        and the product with a² is made once.
+        Where a sample has one position, (g aᵀ)² = g² (a²)ᵀ, so the squares of g are summed over the columns first
+        and multiplied with a² once.
         """
         left = iter(columns)
         column = next(left, None)
@@ -122,7 +122,7 @@ class SquareSum:
             self._sum.add(parameter, use.square(), arrange, self._sign)
             return
         squares = use.g[:, 0].to(self._dtype).square()
-        # the passes over one graph meet the uses of a parameter in one order
+        # all passes over one graph reach the uses of a parameter in the same order
         key = (parameter, self._met[parameter])
         self._met[parameter] += 1
         if key in self._separable:
@@ -148,7 +148,7 @@ class SquareSum:
 
 @dataclass(frozen=True)
 class _Separable:
-    """A use with one position, where it lies, and the squares of its g summed over columns, ``[N, O]``."""
+    """A use with one position, its arrangement, and the squares of its g summed over columns, ``[N, O]``."""
 
     use: OuterGradient
     squares: Tensor

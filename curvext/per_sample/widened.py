@@ -20,11 +20,11 @@ def in_float64(records: Records) -> Records:
 
 def _wide(item: Any) -> Any:
     """``item`` with every tensor of real numbers in float64, as far as records and uses hold them."""
-    if isinstance(item, torch.nn.Parameter):  # only its shape is asked for
+    if isinstance(item, torch.nn.Parameter):  # only its shape is used
         return item
     if isinstance(item, Tensor):
         return item.detach().double() if item.is_floating_point() else item
-    if isinstance(item, torch.dtype):  # that of sums
+    if isinstance(item, torch.dtype):  # the dtype of sums
         return torch.float64
     if isinstance(item, (Records, StructuredGradient)):
         twin = copy.copy(item)

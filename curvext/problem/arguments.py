@@ -1,4 +1,4 @@
-"""The arguments of a risk that need a look of their own."""
+"""Checks of the arguments of a risk that concern several others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def checked_chunk(chunk: int | None) -> int | None:
 def checked_compiler(
     compile: object, chunk: object, evaluation: Evaluation, space: ParameterSpace
 ) -> Compiler | None:
-    """What traces and compiles products, where ``compile`` asks for it."""
+    """The compiler of products, if ``compile`` asks for one."""
     if compile is False:
         return None
     if chunk is not None:

@@ -1,4 +1,4 @@
-"""Is the data what it was in earlier passes, and in what order."""
+"""Checks that every pass reads the same data, and where needed in the same order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PassRecord:
         self.keys: list[int] = []
 
     def key_of(self, inside: list[Tensor]) -> int:
-        """Changes with the tensors of a batch: for one that a loader made, with what they hold, order included."""
+        """A key that changes with the tensors of a batch; for a loader's batch with their values and order."""
         if self._resident:
             return identity_of(inside)
         content, key = sample_hashes(inside)
@@ -34,11 +34,11 @@ class PassRecord:
 
 
 class DataCheck:
-    """Compares each pass with those before it: other data is refused, another order where the order matters."""
+    """Compares each pass with earlier ones: refuses other data, and another order where the order matters."""
 
     def __init__(self) -> None:
         self._before: tuple[int, int] | None = None
-        #: what depends on the order of samples → the order in which it met them
+        #: quantities that depend on the order of samples → the order in their last pass
         self._orders: dict[str, int] = {}
         self._in_order: str | None = None
 
@@ -46,8 +46,8 @@ class DataCheck:
         """A pass over ``count`` samples ends, of which there must be ``some``.
 
         Raises:
-            ValueError: there were none, or others than in the pass before; or, inside :meth:`in_order`, they came in
-                another order.
+            ValueError: there were none, or others than in the pass before; or, inside :meth:`in_order`, their order
+                differs.
         """
         if some and count == 0:
             raise ValueError("data: no batch has a sample; at least one is needed")
@@ -80,10 +80,10 @@ class DataCheck:
             self._in_order = before
 
     def forget(self) -> None:
-        """The next pass may read other samples."""
+        """Accepts other samples in the next pass."""
         self._before = None
 
 
 def identity_of(inside: list[Tensor]) -> int:
-    """Changes when the tensors of a batch in memory are replaced or written to."""
+    """A key that changes when the tensors of a batch in memory are replaced or written to."""
     return hash(tuple([(t.data_ptr(), version_of(t), t.stride(), t.shape) for t in inside]))

@@ -11,7 +11,7 @@ from curvext.processes.words import SIZE
 if TYPE_CHECKING:
     from curvext.problem.problem import Problem
 
-#: what the ways to prove samples apart cost
+#: the cost of each way to prove samples apart
 _COSTS = {
     "by indices": "read from the indices of each batch, without a pass",
     "by backward passes": "asked on each batch by backward passes without weight gradients: about half a gradient",
@@ -20,7 +20,7 @@ _COSTS = {
 
 
 def text(problem: Problem) -> str:
-    """What :meth:`curvext.EmpiricalRisk.explain` says."""
+    """The text of :meth:`curvext.EmpiricalRisk.explain`."""
     space, cache = problem.space, problem._cache
     lines = [
         f"{len(space.names)} parameters, P = {space.size}, {space.dtype}, {space.device}",
@@ -57,7 +57,7 @@ def paths(problem: Problem) -> dict[str, list[str]]:
 
 
 def _processes(problem: Problem) -> list[str]:
-    """Lines on the group: who has how much, and what a product sends."""
+    """Lines on the group: each rank's samples, and what a product sends."""
     group = problem.group
     if not group.given:
         return []

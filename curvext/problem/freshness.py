@@ -1,4 +1,4 @@
-"""Is the model what it was: everything that answers depend on, read before each pass."""
+"""Detects changes of the model, the loss and the data before each pass."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Change:
-    """What is no longer what it was.
+    """What has changed since the last check.
 
     Args:
-        parameters: other tensors stand in the places of parameters.
+        parameters: parameters were replaced by other tensors.
         model: modules were replaced, or their attributes, hooks or ``forward`` changed.
         loss: attributes of the loss changed.
     """
@@ -39,11 +39,11 @@ class Change:
 
 
 class Freshness:
-    """Compares the model, the loss and data in memory with what they were at the last look.
+    """Compares the model, the loss and data in memory with their state at the last check.
 
-    Compared are modules and their modes; parameters, buffers and tensors of the loss by identity, version, address
-    and contents; attributes, hooks and ``forward`` of modules and of the loss; and autocast. Contents are read only
-    if something is kept: writing to ``p.data``, and fused optimizers, leave versions as they were.
+    It compares modules and their modes; parameters, buffers and tensors of the loss by identity, version, address and
+    fingerprint; attributes, hooks and ``forward`` of modules and of the loss; and autocast. Fingerprints are computed
+    only if something is kept; they catch writes to ``p.data`` and fused optimizers, which leave versions unchanged.
 
     Args:
         evaluation: the model.
@@ -63,19 +63,19 @@ class Freshness:
         self._of_loss: object = None
 
     def forget(self) -> None:
-        """The next look finds a change."""
+        """Makes the next check report a change."""
         self._state = None
 
     def distrust(self) -> None:
-        """The last change could not be followed: the next look finds everything changed."""
+        """Makes the next check report that everything changed, after a change that could not be followed."""
         self._state, self._of_model, self._of_loss = None, object(), object()
 
     def __getstate__(self) -> dict[str, Any]:
-        # a copy or a pickle has other tensors
+        # a copy or a pickle holds other tensors
         return {**vars(self), "_state": None, "_of_model": None, "_of_loss": None}
 
     def look(self) -> Change | None:
-        """What changed since the last look, or None. A change is known as soon as this returns."""
+        """What changed since the last check, or None; the new state becomes the reference."""
         state, of_model, of_loss = self._read()
         if state == self._state:
             return None
@@ -92,7 +92,7 @@ class Freshness:
         return change
 
     def _read(self) -> tuple[list[object], object, object]:
-        """The whole state, and of it the attributes of the model and those of the loss."""
+        """The whole state, and its parts: the attributes of the model and those of the loss."""
         members = self._evaluation.refresh_members()
         held = [*members.parameters, *members.buffers, *tensors_of_loss(self._loss)]
         parts = strided_parts(held)  # the parts of a sparse tensor are other objects each time
@@ -138,12 +138,12 @@ def tensors_of_loss(loss: Loss) -> list[Tensor]:
 
 
 def _marks_of(loss: Loss, marks: Marks) -> object:
-    """What a loss depends on beside parameters and buffers: label_smoothing, say."""
+    """Attributes of a loss beside its parameters and buffers, such as label_smoothing."""
     if isinstance(loss, nn.Module):
         return marks.of_modules(modules_of(loss)), [id(t) for t in tensors_of(loss)]
     return marks.of(loss)
 
 
 def _is_plain(t: Tensor) -> bool:
-    """Whether a tensor among the attributes can be read as parameters are."""
+    """Whether a tensor among the attributes can be fingerprinted like a parameter."""
     return type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and not t.is_meta

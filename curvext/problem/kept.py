@@ -1,4 +1,4 @@
-"""What each batch is ready for, made when it is first needed and kept within the budget of the cache."""
+"""Linearisations and records of each batch, made on first use and kept within the budget of the cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Compiled = TypeVar("Compiled", CompiledJacobian, CompiledHessian)
 
 
 class KeptBatches:
-    """Makes what a pass needs of a batch, or gives what is kept of it.
+    """Returns the item that a pass needs for a batch: the kept one, or a new one.
 
     Args:
         model: the module.
@@ -61,7 +61,7 @@ class KeptBatches:
         self._records = KeptRecords(space, cache, self.backward_pass)
 
     def renew(self, loss: OutputLoss, model_changed: bool) -> None:
-        """Takes the loss as it stands now; what was learnt of a changed model is forgotten."""
+        """Adopts the current loss, and drops the plans of a changed model."""
         self._loss = loss
         if model_changed:
             self._evaluation.invalidate()
@@ -77,13 +77,13 @@ class KeptBatches:
 
     @property
     def _parameters(self) -> list[Tensor]:
-        """θ, as it stands now."""
+        """The current θ."""
         return list(self._space.parameters.values())
 
     # ------------------------------------------------------------------ products
 
     def linearisation(self, slot: BatchSlot) -> Kept[Linearisation]:
-        """Ready for J v and Jᵀ u."""
+        """The batch, ready for J v and Jᵀ u."""
         compiler = self._compiler
         if compiler is None:
             return self._graph(slot, twice=False)
@@ -96,7 +96,7 @@ class KeptBatches:
         return kept
 
     def second_derivatives(self, slot: BatchSlot) -> Kept[SecondDerivatives]:
-        """Ready for H v and R v."""
+        """The batch, ready for H v and R v."""
         compiler = self._compiler
         if compiler is None:
             return self._graph(slot, twice=True)
@@ -109,7 +109,7 @@ class KeptBatches:
         return kept
 
     def ggn(self, slot: BatchSlot) -> Kept[Linearised]:
-        """Ready for G v: in chunks of output positions if that was asked for."""
+        """The batch, ready for G v, in chunks of output positions if ``chunk_outputs`` is given."""
         if self._chunk_outputs is None:
             return self.linearisation(slot)
         place = (LMHeadLinearisation, slot.number)
@@ -149,7 +149,7 @@ class KeptBatches:
         return kept
 
     def _without_idle_hooks(self, at: KeptGraph, slot: BatchSlot) -> KeptGraph:
-        """The same batch without hooks on tensors, if its gradient is the same without them; else as it came."""
+        """The batch without hooks on tensors if its gradient is the same without them, else unchanged."""
         output = self._evaluation.without_tensor_hooks(slot.batch)
         muted = KeptGraph(output, at.point, self._parameters, slot.first)
         if self._evaluation.hooked or not same(
@@ -175,7 +175,7 @@ class KeptBatches:
     def recorded(
         self, slot: BatchSlot, draw: Draw | None, make: bool
     ) -> Kept[Records | tuple[BackwardPass, LossPoint]]:
-        """The records at the true or drawn labels, if kept or to be made; else the batch before its backward pass."""
+        """The records at the true or drawn labels if kept or to be made, else the batch before its backward pass."""
         found = self._records.get(slot, draw)
         if found is None and make and self._cache.keeps:
             found = self._records.make(slot, draw)

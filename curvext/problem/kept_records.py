@@ -20,7 +20,7 @@ _MATERIALISED_LIMIT = 64 << 20
 
 @dataclass(frozen=True)
 class Draw:
-    """Labels drawn of the network's own distribution, one for each datum.
+    """Labels drawn from the network's own distribution, one for each datum.
 
     Args:
         seed: of the draws.
@@ -32,7 +32,7 @@ class Draw:
 
 
 class KeptRecords:
-    """Makes the records of a batch, or gives those that are kept.
+    """Returns the records of a batch: the kept ones, or new ones.
 
     Args:
         space: the parameters θ.
@@ -53,7 +53,7 @@ class KeptRecords:
         self._too_large = False
 
     def get(self, slot: BatchSlot, draw: Draw | None) -> Kept[Records] | None:
-        """The records that are kept of this very batch, at its labels or at drawn ones."""
+        """The kept records of this batch at its labels or at drawn ones, or None."""
         kept: Kept[Records] | None = self._cache.get(_place(slot, draw), slot.key)
         return kept
 

@@ -28,17 +28,17 @@ def one_pass(
 
     Args:
         batches: the data.
-        evaluation: the model, which is left as found, also after an error in what is done with an item.
-        record: notes which samples came, and in what order.
-        item_of: a batch → what is kept or made of it.
-        found: what each batch adds to the totals is appended here.
+        evaluation: the model, which is restored afterwards, also when the consumer of an item raises.
+        record: notes the samples and their order.
+        item_of: a batch → its item, kept or new.
+        found: receives what each batch adds to the totals.
     """
     first = 0
     for number, batch in enumerate(batches):
         inside = strided_parts(tensors(batch))
         if evaluation.is_empty(batch, inside):
             continue
-        # a tensor of inference mode cannot be saved for a backward pass
+        # tensors of inference mode cannot be saved for a backward pass
         if any([t.is_inference() for t in inside]):
             with torch.inference_mode(False):
                 batch = mapped(batch, torch.clone)

@@ -1,4 +1,4 @@
-"""What the processes of a group tell each other about one risk, and where each one's samples begin."""
+"""What the processes of a group exchange about one risk, and where each one's samples begin."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ranks:
         self._loss = loss
         self._reduction = ""
         self._digests: dict[str, int] | None = None
-        #: how many samples each rank has, as last heard
+        #: number of samples on each rank, at the last exchange
         self.shares: tuple[int, ...] = (0,)
         #: the index of this rank's first sample among those of all
         self.start = 0
@@ -43,13 +43,13 @@ class Ranks:
         self.counted = 0.0
 
     def renew(self, loss: OutputLoss | None = None) -> None:
-        """What is said of model and loss is worked out anew; ``loss`` is what the user's stands for now."""
+        """Recomputes the digests of model and loss at the next exchange; ``loss`` is the current one."""
         self._digests = None
         if loss is not None:
             self._reduction = loss.reduction
 
     def introduce(self, likely_samples: int | None) -> None:
-        """The first exchange: model, loss and selection are the same everywhere, and some rank has a batch."""
+        """The first exchange: checks that model, loss and selection agree and that some rank has a batch."""
         self._evaluation.refresh_members()
         heard = self.group.exchange(
             Words.of_call(
@@ -100,7 +100,7 @@ class Ranks:
         return totals, known
 
     def all_have(self, saying: Saying, here: bool) -> bool:
-        """Whether all ranks, which make the same call on the same model, have something that this one has or not.
+        """Whether all ranks have something kept, after checking that they make the same call on the same model.
 
         Raises:
             RuntimeError: another rank raised.
@@ -112,13 +112,13 @@ class Ranks:
         return all(heard.count for heard in self.group.exchange(words))
 
     def _locate(self, shares: list[int]) -> list[int]:
-        """Takes each rank's number of samples; the index of each rank's first sample."""
+        """Stores each rank's number of samples; returns the index of each rank's first sample."""
         starts = [sum(shares[:rank]) for rank in range(len(shares))]
         self.shares, self.start = tuple(shares), starts[self.group.rank]
         return starts
 
     def _said(self) -> dict[str, int]:
-        """What must be the same on all ranks, by topic; worked out again only where something changed."""
+        """Digests of what must be the same on all ranks, by topic; recomputed only after a change."""
         if self._digests is None:
             members, space = self._evaluation.members, self._space
             kind = space.device.type
@@ -144,7 +144,7 @@ _NO_SAMPLE = "data: no batch of any rank has a sample; at least one is needed"
 
 
 def _description(loss: Loss, reduction: str) -> list[Any]:
-    """What kind of loss it is and its numbers, the same in every process."""
+    """The class of a loss and its numbers, as text that is the same in every process."""
     kind = loss if hasattr(loss, "__qualname__") else type(loss)
     plain = (bool, int, float, str, type(None))
     numbers = {

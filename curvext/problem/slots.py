@@ -1,4 +1,4 @@
-"""A batch in its place, and what is kept of it."""
+"""A batch with its position in the data, and what is kept for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Item = TypeVar("Item", covariant=True)
 
 @dataclass(frozen=True)
 class BatchSlot:
-    """A batch and its place in the data.
+    """A batch and its position in the data.
 
     Args:
         number: of the batch in its pass.
@@ -29,11 +29,11 @@ class BatchSlot:
 
 @dataclass(frozen=True)
 class Kept(Generic[Item]):
-    """Something made of a batch, with what the batch adds to the totals."""
+    """An item made from a batch, with the batch's contribution to the totals."""
 
     totals: BatchTotals
     item: Item
 
     def nbytes(self) -> int:
-        """Bytes that keeping it costs."""
+        """Bytes that it holds."""
         return int(self.item.nbytes())  # type: ignore[attr-defined]  # what the cache is offered has it

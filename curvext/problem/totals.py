@@ -1,4 +1,4 @@
-"""What a pass over the data adds up to, and the only place that scales sums into means."""
+"""The totals of a pass over the data, and the only place that scales sums into means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from curvext.losses import LossPoint, OutputLoss
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """What one batch adds to the totals; the value stays on the device, because reading it would wait.
+    """The contribution of one batch; its value stays on the device, because reading it would synchronise.
 
     Args:
         samples: N of the batch.
@@ -27,13 +27,13 @@ class BatchTotals:
 
     @classmethod
     def of(cls, output: Tensor, point: LossPoint) -> BatchTotals:
-        """Those of a batch whose output is f ``[N, ...]``."""
+        """The contribution of a batch whose output is f ``[N, ...]``."""
         return cls(int(output.shape[0]), point.denominator, point.value)
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What one pass over all batches adds up to, unnormalised: of this rank, or of all.
+    """The unnormalised totals of one pass, of this rank or of all.
 
     Args:
         samples: N.
@@ -58,7 +58,7 @@ class Totals:
 class Scales(ABC):
     """The factors between unnormalised sums over samples and the quantities of the risk.
 
-    A scale belongs to the last pass: it does not look again whether anything changed since.
+    Scales use the totals of the last pass and do not check for later changes.
     """
 
     loss: OutputLoss
@@ -66,7 +66,7 @@ class Scales(ABC):
     @property
     @abstractmethod
     def totals(self) -> Totals:
-        """Those of the last pass, of all ranks."""
+        """The totals of the last pass, of all ranks."""
 
     def mean_scale(self) -> float:
         """The factor on sums of per-sample curvature or gradients: 1/d for "mean", 1 for "sum"."""
