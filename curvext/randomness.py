@@ -1,4 +1,4 @@
-"""Random numbers that somebody else's code must not draw."""
+"""A context in which the user's code must not draw random numbers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def forbid_rng(device: torch.device, complaint: str) -> Iterator[None]:
-    """Puts the global generators back, also after an error, and raises if they were drawn from.
+    """Restores the global generators, also after an error, and raises if they were used.
 
     Args:
-        device: the generator of a CUDA device is looked at beside that of the CPU.
+        device: a CUDA device whose generator is checked beside that of the CPU.
         complaint: the RuntimeError's message.
     """
     before = torch.get_rng_state()

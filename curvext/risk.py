@@ -55,9 +55,9 @@ class EmpiricalRisk(Problem):
         params: None for all parameters that require grad; names of parameters or modules, glob patterns, modules of
             the model, or a predicate ``(name, parameter) -> bool``.
         cache: "auto" keeps a batch's linearisation while it fits in half of the free memory; True
-            keeps all, False none, a number is a budget in bytes. Before each product it is seen whether parameters,
-            buffers, attributes of modules and of the loss, hooks or ``forward`` changed; what a closure of the model
-            holds, a global variable or a file is not: make a new risk after changing such.
+            keeps all, False none, a number is a budget in bytes. Before each product the risk checks whether
+            parameters, buffers, attributes of modules and of the loss, hooks or ``forward`` changed. It does not see
+            changes of global variables, files or a closure inside the model: make a new risk after those.
         forward: ``f(model, batch) -> output``, overrides how the model is called.
         target: ``f(batch) -> target``, likewise.
         reduction: "mean" or "sum" for a callable that has no such attribute: how it reduces.
@@ -65,13 +65,14 @@ class EmpiricalRisk(Problem):
         chunk_outputs: products with G and F never hold the output of a batch: the last linear layer of a
             language model is applied to so many output positions at a time (softmax cross-entropy only).
         compile: products go through ``torch.compile``: True, or the name of a backend of it. The first product with
-            H or R, and the first with G or F, for each shape of a batch takes seconds to minutes, those after it take
-            less time than without, and kept linearisations more memory. What the model does may not depend on values.
+            H or R, and the first with G or F, for each shape of a batch takes seconds to minutes; later ones are
+            faster than without, and kept linearisations take more memory. The model's control flow must not depend on
+            tensor values.
         dtype: of vectors and answers. None for that of the parameters; ``torch.float32`` for parameters in bf16 or
-            fp16, so that Lanczos and CG have their digits. The network still computes in its own.
-        process_group: the ``torch.distributed`` group whose ranks hold a shard of the data each; every answer is
-            that of the union, on every rank, and every call is made by all of them. None: this process alone.
-        max_batches: only the first so many batches of ``data`` are read, as if there were no others.
+            fp16, so that Lanczos and CG keep enough digits. The network still computes in its own dtype.
+        process_group: the ``torch.distributed`` group whose ranks hold a shard of the data each. All ranks must make
+            every call, and every rank gets the answer for the union. None: this process alone.
+        max_batches: read only this many batches of ``data``, as if there were no others.
         check_finite: also check vectors on CUDA for nan and inf, at the cost of a synchronisation.
 
     Raises:
@@ -115,7 +116,7 @@ class EmpiricalRisk(Problem):
         return finite_answer(gradient, "gradient").to(self.dtype)
 
     def _summed_gradient(self) -> Tensor:
-        with torch.inference_mode(False):  # it is added to where that is off
+        with torch.inference_mode(False):  # later in-place additions run outside inference mode
             total = torch.zeros(
                 self.space.size, dtype=dtype_of_sums(self.space.dtype), device=self.space.device
             )
@@ -227,11 +228,11 @@ class EmpiricalRisk(Problem):
         of single samples, g_n = J_nᵀ r_n on the graph of the whole batch. None of the library's rules, kernels or kept
         graphs is used for it. Norms are compared at some random samples, diagonals at some random entries.
 
-        An answer agrees where each parameter's part of it is off by at most ε^(2/3) of its norm, ε that of the dtype. A
-        quantity that the library refuses is a row with the words of the refusal. The model is left as found.
+        An answer agrees if each parameter's part has an error of at most ε^(2/3) of its norm, with ε of the dtype. A
+        quantity that the library refuses has a row with the message of the refusal. The model is left as found.
 
         Args:
-            samples: how many samples, and entries of diagonals, are looked at.
+            samples: how many samples, and entries of diagonals, to compare.
             vectors: how many random vectors the matrices multiply.
             seed: of samples, entries and vectors.
             dtype: ``torch.float64`` recomputes by a copy of the model in float64. None in the parameters' own dtype,

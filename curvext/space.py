@@ -1,4 +1,4 @@
-"""The space of parameters: which ones, their order, and the way between a flat vector and named tensors.
+"""The space of parameters: their selection and order, and conversion between a flat vector and named tensors.
 
 One file because selection, order and the flat vector are one map.
 """
@@ -90,7 +90,7 @@ class ParameterSpace:
     def of_shapes(
         cls, shapes: Mapping[str, torch.Size], dtype: torch.dtype, device: torch.device
     ) -> ParameterSpace:
-        """The space of parameters of which only names and shapes are known: there is no model."""
+        """A space without a model, from the names and shapes of parameters alone."""
         space = cls.__new__(cls)
         space._selection = list(shapes)
         space.parameters = {}
@@ -104,11 +104,11 @@ class ParameterSpace:
 
     @property
     def selection(self) -> Selection:
-        """What was asked for as ``params``; an iterator as the list of what it gave."""
+        """The ``params`` argument, with an iterator as a list."""
         return self._selection
 
     def renew(self, model: nn.Module) -> None:
-        """Takes the parameters that now stand under the names: those of before may have been replaced.
+        """Adopts the parameters that the names now refer to, which may have been replaced.
 
         Raises:
             ValueError: names are gone or have come, or a parameter has another shape, dtype or device.
@@ -180,7 +180,7 @@ class ParameterSpace:
         return torch.cat([named[name].reshape(-1) for name in self.names])
 
     def _check_alike(self, named: Mapping[str, Tensor]) -> None:
-        """Raises unless all entries have one dtype and device: ``torch.cat`` promotes without a word."""
+        """Raises unless all entries have one dtype and device: ``torch.cat`` promotes silently."""
         for what, error in (("dtype", DtypeError), ("device", ValueError)):
             came = {name: getattr(named[name], what) for name in self.names}
             if len(set(came.values())) > 1:
@@ -231,7 +231,7 @@ def _select(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
         raise ValueError(
             f"params: {lazy[0]!r} is not initialised; run the model once on a batch first"
         )
-    # the model's order, whatever alias a pattern met first
+    # the model's order, whichever alias a pattern matched first
     return {name: p for name, p in aliases if name in chosen and first_name[id(p)] == name}
 
 

@@ -103,7 +103,7 @@ def load_diagonal(
 def read_tensors(
     caller: str, path: str | os.PathLike[str], device: str | torch.device, key: str, writer: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What :func:`write_tensors` wrote, if its words have ``key``, as those of the function ``writer`` do."""
+    """The content of a file of :func:`write_tensors` whose metadata has ``key``, as files by ``writer`` do."""
     source = _as_path(caller, path)
     if not isinstance(device, (str, torch.device)):
         raise TypeError(

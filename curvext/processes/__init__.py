@@ -1,4 +1,4 @@
-"""Several processes with a shard of the data each: what they say to each other, sums over them, errors that all see."""
+"""Several processes with a shard of the data each: messages, sums and shared errors."""
 
 from curvext.processes.group import ALONE, Group, collective
 from curvext.processes.words import Saying, Words

@@ -1,7 +1,7 @@
-"""A group of processes: one exchange of words, sums, rows one after the other, and errors that all of them see.
+"""A group of processes: one exchange of short messages, sums, gathered rows, and errors that all ranks raise.
 
-Every collective call works on its own shard first, then all say in one exchange how that went, then what is large is
-summed. So a rank that raises has something to say and nothing to wait for, and the others hear of it.
+In a collective call each rank first works on its own shard, then all report in one exchange whether that succeeded,
+then large tensors are summed. So a rank that fails still takes part in the exchange, and all ranks raise.
 
 One file because errors can be told to all ranks only where all that is sent goes through one class.
 """
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from curvext.processes.words import SIZE, Words, difference
 
-#: what marks an error that the other ranks know of
+#: marks an error that the other ranks know of
 _TOLD = "_curvext_told"
 
 
 class Group:
-    """The processes that an answer is of, and this one among them. Without a process group: this process alone.
+    """The processes whose data an answer covers. Without a process group: this process alone.
 
     Args:
         process_group: of ``torch.distributed``, or None.
@@ -41,7 +41,7 @@ class Group:
         if self.given:
             self.rank, self.size = _place_in(process_group)
             self._device = _device_of(process_group)
-        #: whether there is nobody to speak to
+        #: whether this process is the only one
         self.alone = self.size == 1
 
     def same_as(self, other: Group) -> bool:
@@ -51,7 +51,7 @@ class Group:
     # ------------------------------------------------------------------ errors
 
     def guarded(self) -> AbstractContextManager[None]:
-        """Tells the others, where they next exchange words, of an error inside that they do not know of."""
+        """Reports an error inside, unless the others know it, at the next exchange."""
         return nullcontext() if self.alone else self._guarded()
 
     @contextmanager
@@ -103,7 +103,7 @@ class Group:
         return t
 
     def sum_all(self, several: Sequence[Tensor]) -> None:
-        """Σ over the ranks of each of several tensors of one dtype, in place; sent as one."""
+        """Σ over the ranks of each of several tensors of one dtype, in place, in one message."""
         if self.alone or not several:
             return
         flat = self.sum(torch.cat([t.reshape(-1) for t in several]))
@@ -134,11 +134,11 @@ class Group:
         return found
 
     def passed_on(self, parts: list[Tensor], incoming: Sequence[Tensor]) -> list[Tensor]:
-        """Gives tensors to the next rank and takes those of the one before, one at a time.
+        """Sends tensors to the next rank and receives those of the previous one, one at a time.
 
         Args:
-            parts: what goes, contiguous; emptied as it goes.
-            incoming: tensors on the device "meta" in the shapes and dtypes of what comes.
+            parts: the tensors to send, contiguous; each is dropped once sent.
+            incoming: tensors on the device "meta" with the shapes and dtypes to receive.
         """
         ahead = dist.get_global_rank(self.process_group, (self.rank + 1) % self.size)
         behind = dist.get_global_rank(self.process_group, (self.rank - 1) % self.size)
@@ -240,7 +240,7 @@ def _place_in(process_group: Any) -> tuple[int, int]:
 
 
 def _device_of(process_group: Any) -> torch.device:
-    """Where words must lie to be sent."""
+    """The device from which the backend sends words."""
     if dist.get_backend(process_group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -253,7 +253,7 @@ def _bytes(t: Tensor) -> Tensor:
 
 @contextmanager
 def _sending() -> Iterator[None]:
-    """An error of the communication itself cannot be told: the others have it too, or are gone."""
+    """Whether an error is one of the communication itself, which cannot be sent to the others."""
     try:
         yield
     except Exception as error:
@@ -267,7 +267,7 @@ def _told(error: Exception) -> Exception:
 
 
 def _is_told(error: BaseException | None) -> bool:
-    """Whether the others know of an error, or of the one that it was raised from."""
+    """Whether the others know an error, or the one that it was raised from."""
     while error is not None:
         if getattr(error, _TOLD, False):
             return True

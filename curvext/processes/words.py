@@ -1,4 +1,4 @@
-"""What a rank says of the call it is in: a few words of one size, compared before anything large is sent."""
+"""A rank's message about its call: of fixed size, compared before anything large is sent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from curvext.fingerprints import portable_fingerprint
 
-#: what all ranks must say alike, in the order in which a difference is told
+#: topics on which all ranks must agree, in the order in which differences are reported
 TOPICS = ("call", "vectors", "params", "parameters", "buffers", "modes", "loss", "settings")
 
-#: characters of a call or an error that travel, in bytes of UTF-8
+#: bytes of UTF-8 text of a call or an error in a message
 _TEXT = 384
 _FORM = struct.Struct(f"<?{len(TOPICS)}qqqdddH{_TEXT}s")
 
@@ -25,7 +25,7 @@ SIZE = _FORM.size
 
 @dataclass(frozen=True)
 class Saying:
-    """What a collective call says of itself, beside the state of model and loss.
+    """The description of a collective call, beside the state of model and loss.
 
     Args:
         call: operator, method and its numbers.
@@ -47,9 +47,9 @@ class Words:
     Args:
         text: the call, or the error that this rank raised.
         failed: whether it raised.
-        digests: by topic, a number for what must be alike.
+        digests: by topic, a hash of what must agree.
         samples, divisor, value: the totals of this rank's shard.
-        start: the index of its first datum that it went by.
+        start: the index of its first datum that it assumed.
         count: a further number that is summed over the ranks.
     """
 
@@ -107,13 +107,13 @@ class Words:
 
 
 def digest(what: object) -> int:
-    """A number for the ``repr`` of something, the same in every process, as ``hash`` is not."""
+    """A hash of an object's ``repr`` that, unlike ``hash``, is the same in every process."""
     found = hashlib.blake2b(repr(what).encode(), digest_size=8).digest()
     return int.from_bytes(found, "little", signed=True)
 
 
 def difference(heard: Sequence[Words]) -> str | None:
-    """What ranks that should say the same do not agree on, as a message; None where they do."""
+    """A message about the first topic on which ranks disagree; None where they agree."""
     first = heard[0]
     for topic in TOPICS:
         for rank, words in enumerate(heard):

@@ -1,4 +1,4 @@
-"""Models and loaders as they are wrapped for training on several processes."""
+"""Models and loaders that are wrapped for training on several processes."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def unwrapped(model: Any, group: Group) -> Any:
 
 
 def _check_whole(model: nn.Module) -> None:
-    """Raises a ValueError if a parameter lies on several processes in parts."""
+    """Raises a ValueError if a parameter is sharded over processes."""
     tensor = sys.modules.get(
         "torch.distributed.tensor"
-    )  # it takes long to import, and who has one has it
+    )  # slow to import, and already imported wherever a DTensor exists
     for name, p in model.named_parameters():
         if tensor is not None and isinstance(p, tensor.DTensor):
             raise ValueError(

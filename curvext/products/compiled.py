@@ -60,11 +60,11 @@ class Compiler:
 
     @property
     def _parameters(self) -> list[Tensor]:
-        """θ, as it stands now."""
+        """The current θ."""
         return list(self._space.parameters.values())
 
     def invalidate(self) -> None:
-        """The model has other modules: it is traced anew."""
+        """Drops the traces, because the model has other modules."""
         self._traces.clear()
 
     def jacobian(
@@ -112,7 +112,7 @@ class Compiler:
         return output, (staged, saved, point)
 
     def _traced(self, batch: Any, given: Sequence[Tensor], twice: bool) -> Partition:
-        # in eager mode first: whatever is wrong with model or data is found and said there
+        # run eagerly first, where errors of the model or the data are reported
         output, _ = self._evaluation(batch, "twice" if twice else "linearised")
         if self._evaluation.hooked:
             raise RuntimeError(
@@ -223,7 +223,7 @@ class _Open(LossPoint):
     def __init__(self, residual: Tensor, u: Tensor) -> None:
         self.residual = residual
         self._u = u
-        #: what H_ℓ was asked to multiply: J v
+        #: the argument of H_ℓ: J v
         self.moved: Tensor | None = None
 
     def hessian_mm(self, u: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def _without_writing(
     with torch.no_grad():
         pure = make_fx(torch.func.functionalize(of_flat))(*(t.detach() for t in flat))
     for node in pure.graph.nodes:
-        # a compiler goes by what PyTorch says of strides, which for some operations is not what they give
+        # a compiler trusts the strides of fake tensors, which for some operations differ from the real ones
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
             node.target = torch.ops.aten.reshape.default
     return pure
@@ -255,7 +255,7 @@ def _distinct(several: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _aliases(batch: Any) -> list[int]:
-    """Which tensors of a batch are one: a trace would take one for the other."""
+    """Which tensors of a batch are the same object: a trace would confuse them."""
     ids = [id(t) for t in tensors(batch)]
     return [ids.index(i) for i in ids]
 
@@ -274,7 +274,7 @@ def _shape(leaf: Any) -> Any:
 
 
 def _plain(several: Sequence[Tensor]) -> list[Tensor]:
-    """As compiled code takes them: contiguous, and not of inference mode."""
+    """The tensors as compiled code takes them: contiguous, and not of inference mode."""
     return [t.clone() if t.is_inference() else t.contiguous() for t in several]
 
 

@@ -1,9 +1,9 @@
-"""The backward pass that second derivatives are taken of, without the weight gradients that nobody would read.
+"""The first backward pass of second derivatives, without weight gradients.
 
 Plain double backward forms w = ∇ℓ with its graph and differentiates ⟨w, v⟩. The gradient of a weight,
-gᵀ x, is a third of the cost of a gradient and only its product with V is wanted, which is
-⟨gᵀ x, V⟩ = ⟨g, x Vᵀ⟩: so the pass stops at the gradients g of what such weights made, and x Vᵀ is a
-product with what the forward pass saved.
+gᵀ x, is a third of the cost of a gradient, and only its inner product with V is needed, which is
+⟨gᵀ x, V⟩ = ⟨g, x Vᵀ⟩. So the pass stops at the gradients g of the outputs of such operations, and x Vᵀ is
+computed from the saved input.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class GradientGraph:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What it holds."""
+        """The tensors that it holds."""
         return [t for _, t in (*self._nodes, *self._rest)]
 
     def paired_with(
@@ -95,7 +95,7 @@ class GradientGraph:
 
         Without ``weights_move`` only derivatives by r are asked for, on which x Vᵀ does not depend.
         """
-        # a tensor of inference mode cannot be part of a graph; a copy made outside of it can
+        # tensors of inference mode cannot be part of a graph; copies made outside of it can
         v = [t.clone() if t.is_inference() else t.contiguous() for t in v]
         values = [w for _, w in self._rest]
         cotangents = [v[i] for i, _ in self._rest]
@@ -146,7 +146,7 @@ def _weighted(
 
 
 def _parameter_below(graph: Graph, position: int, which: int) -> tuple[int, ViewChain] | None:
-    """The parameter that a value is a rearrangement of."""
+    """The parameter of which a value is a rearrangement."""
     way = ViewChain.below(graph, (position, which))
     while is_view(graph.names[position]):
         child, _ = graph.edges[position][0]

@@ -1,4 +1,4 @@
-"""J by its rows, one backward pass for each output: where J v can be had in no other way, and outputs are few."""
+"""J by its rows, one backward pass for each output: where no other way to J v exists and outputs are few."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OUTPUTS, _ELEMENTS = 4096, 1 << 26
 
 
 class JacobianRows:
-    """J = ∂f/∂θ of one batch, written out.
+    """J = ∂f/∂θ of one batch, materialised.
 
     Args:
         output: f with its graph, ``[N, ...]``.
@@ -46,5 +46,5 @@ class JacobianRows:
         return torch.stack(parts).sum(0).view(self._shape)
 
     def nbytes(self) -> int:
-        """Bytes that keeping this costs."""
+        """Bytes that it holds."""
         return sum(rows.numel() * rows.element_size() for rows in self._rows)

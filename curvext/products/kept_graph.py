@@ -22,7 +22,7 @@ from curvext.products.tangents import Tangents
 
 
 class _OutputCurvature:
-    """What the residual's derivative is taken to be: H_ℓ, or nothing (for the model-curvature term)."""
+    """A switch for the residual's derivative: H_ℓ, or zero for the model-curvature term."""
 
     def __init__(self, point: LossPoint) -> None:
         self.point = point
@@ -61,8 +61,8 @@ class KeptGraph(Linearisation, SecondDerivatives):
         parameters: the leaves θ.
         first: index of the batch's first datum among all.
         checked: whether it is known already that all operations can be differentiated twice, as in a trace.
-        hooked: whether the forward pass put hooks on tensors. Tangents would go up past them, so J v is had from
-            backward passes, each product is checked, and second derivatives are refused.
+        hooked: whether the forward pass put hooks on tensors. Tangents would bypass them, so J v comes from backward
+            passes, each product is checked, and second derivatives are refused.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class KeptGraph(Linearisation, SecondDerivatives):
         self._gradient_graph: GradientGraph | None = None
         #: operations without second derivative, which J v needs too where they have no tangent
         self._once_differentiable: set[str] = set()
-        #: whether second derivatives can be had on this graph: fused attention has none
+        #: whether this graph has second derivatives: fused attention has none
         self.twice_differentiable = True
         if not output.requires_grad:
             return

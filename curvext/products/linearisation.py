@@ -1,4 +1,4 @@
-"""What one batch is ready for: products with J and its transpose, with G, and with second derivatives."""
+"""Interfaces of one batch that is ready for products: with J and its transpose, with G, with second derivatives."""
 
 from __future__ import annotations
 

@@ -32,15 +32,15 @@ _RECOMPUTABLE = {
 
 @dataclass(frozen=True)
 class _Stage:
-    """What a stage computes.
+    """One stage of the computation.
 
     Args:
-        arriving: the names of the inputs that come with it.
+        arriving: the names of the inputs that arrive with it.
         reads: the names of all values that its code takes, in the order of its arguments.
-        results: how many of the values that it gives are results.
-        saves: the names of the others, and the strides that they had in the trace.
-        later: the names of all values that stages after it read.
-        code: computes them.
+        results: how many of the returned values are results.
+        saves: the names of the others, with their strides in the trace.
+        later: the names of all values that later stages read.
+        code: the callable.
     """
 
     arriving: list[str]
@@ -96,7 +96,7 @@ class Partition:
         self._stages.reverse()
 
     def awaits(self, number: int) -> bool:
-        """Whether anything is computed of what arrives with a stage."""
+        """Whether a stage computes anything from the inputs that arrive with it."""
         stage = self._stages[number]
         return bool(set(stage.arriving) & (set(stage.reads) | stage.later))
 
@@ -121,7 +121,7 @@ class Partition:
 
 
 def _laid_out(value: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """The value with the strides of the trace: a compiler chooses its own, and a view is a view of those alone."""
+    """The value with the strides of the trace, which views need; a compiler chooses its own."""
     if value.stride() == strides:
         return value
     return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(
@@ -141,7 +141,7 @@ def _stages(nodes: Sequence[fx.Node], arrivals: Mapping[fx.Node, int]) -> dict[f
 def _held(
     nodes: Sequence[fx.Node], stage_of: Mapping[fx.Node, int], ready: Mapping[fx.Node, int]
 ) -> set[fx.Node]:
-    """What is handed from one stage to later ones; the rest of what they read is little work to compute anew."""
+    """The values handed to later stages; whatever else they read is cheap to recompute."""
     last_read: dict[fx.Node, int] = {}
     for node in reversed(nodes):
         readers = [last_read[u] if _is(u, _VIEWS) else stage_of[u] for u in node.users]
@@ -158,7 +158,7 @@ def _held(
 
 
 def _follows(node: fx.Node, held: set[fx.Node], stage_of: Mapping[fx.Node, int]) -> bool:
-    """Whether a value can be had from inputs and ``held`` by free and light operations alone."""
+    """Whether free and light operations alone compute a value from inputs and ``held``."""
     seen: set[fx.Node] = set()
     stack = [node]
     while stack:
@@ -179,7 +179,7 @@ def _code(
     here: set[fx.Node],
     held: set[fx.Node],
 ) -> tuple[list[fx.Node], fx.GraphModule]:
-    """The values that ``wanted`` is computed of in a stage whose own nodes are ``here``, and the code that does it."""
+    """The inputs and the code that compute ``wanted`` in a stage whose own nodes are ``here``."""
     inside: set[fx.Node] = set()
     read: set[fx.Node] = set()
     stack = list(wanted)

@@ -1,4 +1,4 @@
-"""J v by carrying tangents up the kept graph: what the backward pass saved is all the forward mode needs.
+"""J v by carrying tangents up the kept graph: forward mode needs only what was saved for the backward pass.
 
 A node of the graph stands for one operation y = h(x_1, x_2, …). Its tangent ẏ = Σ_i (∂h/∂x_i) ẋ_i costs
 what the operation cost, and the network is not run again.

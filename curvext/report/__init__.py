@@ -1,4 +1,4 @@
-"""A page on the curvature of one risk: measured here, written as HTML or JSON."""
+"""A report on the curvature of one risk: measurements, and their HTML and JSON forms."""
 
 from curvext.report.json_text import as_json
 from curvext.report.measurements import Report, measure

@@ -18,7 +18,7 @@ def density_chart(name: str, density: Density, marks: list[float], colour: str) 
 
     The axis ends a little under the height of a single eigenvalue, so that each of them shows.
     """
-    every = max(1, len(density.grid) // 500)  # finer than a pixel nothing shows
+    every = max(1, len(density.grid) // 500)  # finer detail than a pixel is invisible
     grid = density.grid[::every].tolist()
     values = density.density[::every].tolist()
     errors = density.standard_error[::every].tolist()
@@ -85,7 +85,7 @@ def density_chart(name: str, density: Density, marks: list[float], colour: str) 
 
 
 def ticks(left: float, right: float) -> list[float]:
-    """Round numbers from left to right, four or so."""
+    """About four round numbers from left to right."""
     rough = (right - left) / 4
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.8)

@@ -1,4 +1,4 @@
-"""A risk to show a report of: a small network that has learned handwritten digits."""
+"""The risk of the demo: a small network trained on handwritten digits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def digits() -> EmpiricalRisk:
         nn.Linear(64, 32, device="cpu"), nn.Tanh(), nn.Linear(32, 10, device="cpu")
     ).double()
     with torch.no_grad():
-        for p in model.parameters():  # from a generator of its own, and not from the global one
+        for p in model.parameters():  # from a separate generator, not the global one
             fan_in = p.shape[-1] if p.ndim == 2 else 64
             p.copy_((torch.rand(p.shape, generator=generator, device="cpu") * 2 - 1) / fan_in**0.5)
     loss = nn.CrossEntropyLoss()

@@ -43,10 +43,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a quantity takes.
+    """The cost of a quantity.
 
     Attributes:
-        what: in words.
+        what: the quantity, in words.
         seconds: median over the rounds.
         gradients: the same in units of one forward and one backward pass of the network.
     """
@@ -58,10 +58,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is on the page.
+    """Everything on the page.
 
     Attributes:
-        title: what was looked at.
+        title: the name of the risk.
         loss: the loss by name, with its reduction.
         samples: N.
         point: the verdict.
@@ -97,20 +97,20 @@ def measure(
     """Measures everything that a report shows.
 
     Args:
-        risk: the risk, at the parameters to look at.
-        title: what it is.
+        risk: the risk at its current parameters.
+        title: its name on the page.
         leading: eigenvalues of each matrix.
         probes: random vectors for norms and distances, at least 2; three times as many for the traces of the parts.
         density_probes, density_steps: of each spectral density.
-        rounds: for the times, of which the median counts.
+        rounds: of timing, of which the median is reported.
         seed: of all random numbers.
-        say: is told what is being done.
+        say: receives a line of progress before each part.
 
     Raises:
         TypeError: ``risk`` is no EmpiricalRisk.
         ValueError: an argument is out of range.
 
-    Cost: some hundred products with each matrix; ``costs`` tells what one takes.
+    Cost: some hundred products with each matrix; ``costs`` reports the time of one.
     """
     if not isinstance(risk, EmpiricalRisk):
         raise TypeError(f"report: expected a curvext.EmpiricalRisk, got {type(risk).__name__}")
@@ -150,7 +150,7 @@ def measure(
     )
 
 
-#: traces of parts have no leading directions taken out, so they want more probes
+#: traces of parts are estimated without deflation, so they need more probes
 _PER_PROBE = 3
 _LOSSES = {
     "SoftmaxCrossEntropy": "cross-entropy",
@@ -231,7 +231,7 @@ def _jackknife(samples: Tensor, g: Callable[[Tensor], Tensor], products: int) ->
 
 
 def _costs(risk: EmpiricalRisk, comparison: Comparison, rounds: int, seed: int) -> tuple[Cost, ...]:
-    """Medians over interleaved rounds, everything warm: what can be kept is kept."""
+    """Medians over interleaved rounds after a warm-up, with linearisations kept."""
     v = torch.randn(
         risk.space.size, generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
     )

@@ -12,7 +12,7 @@ from curvext.report.formatting import plain_number, seconds
 from curvext.report.measurements import Group, Report
 from curvext.results import Equality, Estimate
 
-#: by matrix; told apart also by readers who do not see red or green (Okabe & Ito)
+#: by matrix; distinguishable with red-green blindness too (Okabe & Ito)
 _COLOURS = {"H": "#0072b2", "G": "#007a5a", "G = F": "#007a5a", "F": "#a8559b", "F_emp": "#c04f00"}
 _NAMES = {
     "H": "Hessian H",
@@ -21,7 +21,7 @@ _NAMES = {
     "F": "Fisher F",
     "F_emp": "empirical Fisher F<sub>emp</sub>",
 }
-#: more parts than this are added up under one name
+#: further parts are added up under one name
 _PARTS = 24
 
 _STYLE = """

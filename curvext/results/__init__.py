@@ -1,4 +1,4 @@
-"""Results of algorithms: frozen, and printing themselves."""
+"""Results of algorithms: frozen dataclasses that print themselves."""
 
 from curvext.results.cg import CGResult
 from curvext.results.comparison import Comparison, Equality

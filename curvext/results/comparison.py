@@ -14,7 +14,7 @@ from curvext.results.result import Result
 
 @dataclass(frozen=True, repr=False)
 class Equality(Result):
-    """A claim that two curvature matrices are equal, and what was found of it at one point.
+    """A claim that two curvature matrices are equal, and its test at one point.
 
     Attributes:
         claim: such as "H = G".
@@ -39,7 +39,7 @@ class Equality(Result):
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
-    """The curvature matrices of one risk at one point: H, G, F, F_mc and F_emp, those that there are.
+    """The curvature matrices of one risk at one point: those of H, G, F, F_mc and F_emp that exist.
 
     Attributes:
         size: P.
@@ -51,7 +51,7 @@ class Comparison(Result):
         eigenvalue_errors: an eigenvalue lies within this of each; 0 where the matrix was formed.
         distances: ``[a, b]`` is ‖A − B‖/‖B‖.
         overlaps: ``[a, b]`` is the mean squared cosine between the leading eigenspaces; nan where there is none.
-        equalities: what theory says of pairs, and whether it holds here.
+        equalities: the expected relations of pairs, and whether they hold here.
         refused: why a matrix is missing.
         densities: spectral densities, by matrix, where they were asked for.
         products: how many products it took in all, densities not counted.

@@ -9,12 +9,12 @@ from curvext.results.result import Result
 
 @dataclass(frozen=True, repr=False)
 class ConditionNumber(Result):
-    """max|λ| / min|λ| of a symmetric operator, and what it rests on.
+    """max|λ| / min|λ| of a symmetric operator, with bounds.
 
     Attributes:
         value: the condition number; inf where the eigenvalue nearest zero cannot be told from it.
-        lower: κ is at least so large, up to rounding.
-        upper: κ is at most so large if the searches found the ends of the spectrum.
+        lower: a lower bound of κ, up to rounding.
+        upper: an upper bound of κ if the searches found the ends of the spectrum.
         smallest: the least eigenvalue, the most negative one.
         largest: the greatest eigenvalue.
         kind: "positive definite", "negative definite", "indefinite", "semidefinite" or "zero", and whether it is

@@ -34,8 +34,8 @@ class Estimate(Result):
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Ends between which the quantity lies with probability ``level``, by Student's t for few probes.
 
-        Exact for samples from a normal distribution, of which few probes' are nearly ones; four probes give
-        ± 3.2 standard errors at 95 %, two ± 12.7, one says nothing: from −inf to inf.
+        Exact for normally distributed samples, which those of probes nearly are. At 95 % four probes give ± 3.2
+        standard errors, two ± 12.7, and one the whole line from −inf to inf.
 
         Args:
             level: between 0 and 1, neither included.
@@ -69,7 +69,7 @@ class Estimate(Result):
 
 
 def with_error(value: Tensor | float, error: Tensor | float) -> str:
-    """A number with its standard error, both to the digits that the error leaves."""
+    """A number with its standard error, both to the digits that the error allows."""
     value, error = float(value), float(error)
     if error == 0:
         return f"{value:.6g} exactly"

@@ -1,4 +1,4 @@
-"""What all results have in common: frozen, and printing themselves."""
+"""The base class of all results: a frozen dataclass that prints itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Result:
 
 
 def _short(value: object) -> str:
-    """A value on part of a line: tensors of some entries by these, longer ones by their shape."""
+    """A value in a few words: short tensors by their entries, longer ones by their shape."""
     if isinstance(value, Tensor):
         if value.ndim < 2 and value.numel() <= _SHOWN:
             numbers = [f"{x:.5g}" for x in value.detach().reshape(-1).tolist()]

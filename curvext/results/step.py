@@ -12,7 +12,7 @@ from curvext.results.result import Result
 
 @dataclass(frozen=True, repr=False)
 class Step(Result):
-    """A second-order step s, and what its quadratic model promises.
+    """A second-order step s, and the reduction that its quadratic model predicts.
 
     Attributes:
         step: s, ``[P]``; :func:`curvext.take_step` moves a model by it.
@@ -39,7 +39,7 @@ class Step(Result):
 
         Where the loss fell by less than a quarter of what was predicted, rose or is no number: 3/2 λ;
         by more than three quarters: 2/3 λ. Where negative curvature κ was met it is at least λ − 3/2 κ.
-        λ = 0 stays zero but for the last.
+        λ = 0 stays zero except in the last case.
 
         Source: Martens (2010), section 4.1.
         """

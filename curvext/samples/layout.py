@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvext.samples.owners import Owners
 
-#: how many times as much room rows may take once each sample has as many as the longest
+#: the largest factor by which padding all samples to the longest may enlarge a tensor
 _PADDING_LIMIT = 4
 
 
@@ -36,19 +36,19 @@ class Layout:
         sizes = list(x.shape)
         rest = sizes[self.dim] // samples
         sizes[self.dim : self.dim + 1] = (samples, rest) if self.major else (rest, samples)
-        split = x.view(sizes)  # always can be: one dimension becomes two
+        split = x.view(sizes)  # always possible: one dimension becomes two
         first = self.dim if self.major else self.dim + 1
         return split.movedim(first, 0) if first else split
 
 
 class RaggedLayout(Layout):
-    """Each entry along dimension ``dim`` belongs to a sample of its own choosing, or to none.
+    """Each entry along dimension ``dim`` belongs to an arbitrary sample, or to none.
 
-    Samples of fewer entries than the longest come filled up with zeros, which add nothing to a sum over entries.
+    Samples with fewer entries than the longest are padded with zeros, which add nothing to a sum over entries.
 
     Args:
         dim: the dimension.
-        where: ``[N, S]``, the entries of each sample, −1 where it has no more.
+        where: ``[N, S]``, the entries of each sample, padded with −1.
     """
 
     where: Tensor
@@ -72,12 +72,12 @@ class RaggedLayout(Layout):
 
 
 def one_sample(shape: Sequence[int]) -> tuple[Layout, ...]:
-    """Layouts of a tensor that belongs to the only sample: any dimension will do."""
+    """Layouts of a tensor of a single sample, along any dimension."""
     return tuple(Layout(d, True) for d in range(max(1, len(shape))))
 
 
 def layouts_of(owners: Owners, shape: Sequence[int], samples: int) -> tuple[Layout, ...]:
-    """The layout of a tensor of this shape by the owners of its elements, or nothing where it is no layout."""
+    """The layout of a tensor of this shape with these owners; empty where they form none."""
     varying = [d for d, size in enumerate(owners.shape) if size > 1]
     if len(varying) > 1 or not shape or 0 in shape:
         return ()

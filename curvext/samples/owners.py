@@ -2,8 +2,8 @@
 
 An array of sample numbers that broadcasts to the tensor's shape: of size 1 along every dimension that it does not
 vary in, so that ``[N, 1, 1]`` says of a tensor ``[N, T, D]`` that samples lie along dimension 0. ``NOBODY`` marks
-elements that reach no output; they may be counted to any sample, as their gradient is zero. Where an element reaches
-the outputs of two samples there are no owners, and every function here answers None.
+elements that reach no output; they may be counted to any sample, because their gradient is zero. If an element reaches
+the outputs of two samples there are no owners, and every function here returns None.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ Owners = npt.NDArray[np.int64]
 Shape = Sequence[int]
 
 NOBODY = -1
-#: the most elements that are numbered one by one; beyond it there are no owners
+#: the most elements that are numbered one by one; larger tensors have no owners
 LIMIT = 1 << 24
 
 
 def nobody(ndim: int) -> Owners:
-    """Of a tensor that reaches no output."""
+    """Owners of a tensor that reaches no output."""
     return np.full((1,) * ndim, NOBODY, dtype=np.int64)
 
 
 def constant(owners: Owners | None, ndim: int) -> Owners | None:
-    """Owners of a tensor whose every element reaches all that ``owners`` are of."""
+    """Owners of a tensor each of whose elements reaches every element of ``owners``."""
     one = along(owners, range(owners.ndim)) if owners is not None else None
     return None if one is None else one.reshape((1,) * ndim)
 
@@ -45,7 +45,7 @@ def merged(a: Owners | None, b: Owners | None) -> Owners | None:
 
 
 def along(owners: Owners | None, dims: Iterable[int]) -> Owners | None:
-    """The one owner along some dimensions, which come out with size 1."""
+    """The common owner along some dimensions, which are reduced to size 1."""
     for dim in dims:
         if owners is None:
             return None
@@ -59,7 +59,7 @@ def along(owners: Owners | None, dims: Iterable[int]) -> Owners | None:
 
 
 def compressed(owners: Owners) -> Owners:
-    """The same with size 1 along each dimension that it does not vary in."""
+    """The same owners with size 1 along each dimension in which they do not vary."""
     for dim, size in enumerate(owners.shape):
         if size > 1:
             one = along(owners, (dim,))
@@ -107,7 +107,7 @@ def reshaped(owners: Owners | None, source: Shape, target: Shape) -> Owners | No
 
 
 def expanded(owners: Owners, dim: int, size: int) -> Owners:
-    """With so many entries along a dimension."""
+    """The owners expanded along a dimension."""
     shape = list(owners.shape)
     shape[dim] = size
     return np.broadcast_to(owners, shape)

@@ -22,10 +22,10 @@ GLOBAL_FORWARD_HOOKS = (_module._global_forward_hooks, _module._global_forward_p
 
 
 def hooks_made() -> int:
-    """How many hooks were ever put on anything in this process.
+    """The number of hooks registered in this process so far.
 
-    A hook on a tensor belongs to a node, and PyTorch does not say which nodes have hooks. But each hook has a handle,
-    and handles are numbered. Hooks that other threads make count too.
+    A hook on a tensor belongs to a node, and PyTorch does not expose which nodes have hooks. But each hook has a
+    handle, and handles are numbered. Hooks from other threads count too.
 
     Private: ``RemovableHandle.next_id``; an AttributeError without it.
     """
@@ -53,7 +53,7 @@ class WithoutTensorHooks(torch.overrides.TorchFunctionMode):
 
 class _NoHandle:
     def remove(self) -> None:
-        """There is no hook to remove."""
+        """Does nothing: there is no hook to remove."""
 
 
 @SharedContext
@@ -93,8 +93,8 @@ def backward_hooks_set_aside(
 ) -> Iterator[None]:
     """Backward passes without the hooks of some leaves and modules.
 
-    A leaf's hooks lie on the leaf, so a backward pass of another thread through it goes without them too; the lock of
-    the model keeps out those of this library.
+    A leaf's hooks belong to the leaf, so a concurrent backward pass of another thread skips them too; the model's lock
+    keeps out passes of this library.
 
     Private: that setting ``_backward_hooks`` of a leaf to None takes its hooks out of the engine, and setting the
     table again puts them back; ``_backward_hooks`` and ``_backward_pre_hooks`` of modules. If they change, gradients

@@ -1,4 +1,4 @@
-"""What ``nn.Module`` keeps in its own tables.
+"""The tables inside ``nn.Module``.
 
 Private: ``_modules``, ``_parameters`` and ``_buffers``, dictionaries by name whose values may be None; without them
 everything here raises an AttributeError.
@@ -20,7 +20,7 @@ BatchNorm, Dropout = _BatchNorm, _DropoutNd
 
 @dataclass(frozen=True)
 class Members:
-    """The modules of a model in order, their parameters and buffers, each once, as they stand."""
+    """The current modules of a model in order, and their parameters and buffers, each once."""
 
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
@@ -62,7 +62,7 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def modules_of(module: nn.Module) -> Iterable[nn.Module]:
-    """A module and all below it, at a fraction of the cost where there is none below."""
+    """A module and all below it; much cheaper than ``modules()`` for a module without children."""
     return module.modules() if module._modules else (module,)
 
 

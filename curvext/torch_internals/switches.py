@@ -128,7 +128,7 @@ def deterministic_algorithms() -> Iterator[None]:
 
 @SharedContext
 def plain_forward() -> Iterator[None]:
-    """What every forward pass of the library needs.
+    """The settings of every forward pass of the library.
 
     * Convolutions by algorithms that give the same bits each time (``cudnn.deterministic``, public).
     * No fast path of ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` (``torch.backends.mha``, public): where
@@ -153,11 +153,11 @@ def plain_forward() -> Iterator[None]:
 
 
 class _CacheCount(int):
-    """How many ``parametrize.cached()`` are open: those opened before do not count in threads in plain_forward.
+    """A counter of open ``parametrize.cached()``; threads in plain_forward ignore those opened before.
 
     Args:
-        value: all that are open.
-        before: those that were open at first.
+        value: how many are open.
+        before: how many were open at first.
     """
 
     def __new__(cls, value: int, before: int) -> _CacheCount:
@@ -214,7 +214,7 @@ def without_checkpointing() -> Iterator[None]:
 
 
 class _CompilingHere:
-    """In place of a bool: true in threads inside :func:`reported_as_compiling`, and elsewhere what it was."""
+    """Replaces a bool: true in threads inside :func:`reported_as_compiling`, unchanged elsewhere."""
 
     def __init__(self, before: Any) -> None:
         self._before = before

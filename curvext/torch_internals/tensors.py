@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 
 def version_of(t: Tensor) -> int:
-    """How often a tensor was written to; 0 where, made in inference mode, it does not count.
+    """A tensor's version counter; 0 for tensors of inference mode, which have none.
 
     Private: ``Tensor._version``, which the documentation of autograd names; an AttributeError without it.
     """
@@ -27,7 +27,7 @@ def sparse_parts(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def leaves_of(container: Any) -> list[Any]:
-    """What lies in nested tuples, lists, dictionaries and whatever else is registered.
+    """The leaves of nested tuples, lists, dictionaries and other registered containers.
 
     Private: ``torch.utils._pytree``, which knows what transformers and others registered; an ImportError without it.
     """
@@ -35,5 +35,5 @@ def leaves_of(container: Any) -> list[Any]:
 
 
 def map_leaves(change: Callable[[Any], Any], container: Any) -> Any:
-    """The same nested container of other leaves."""
+    """The same nested container with other leaves."""
     return pytree.tree_map(change, container)

@@ -1,4 +1,4 @@
-"""Per-sample quantities in a training loop of one's own."""
+"""Per-sample quantities in the user's own training loop."""
 
 from curvext.training.backward import BackwardResult, backward
 

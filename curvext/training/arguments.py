@@ -1,4 +1,4 @@
-"""The arguments of ``backward``: what fits comes back as it is used, what does not is named."""
+"""Checks of the arguments of ``backward``, which return them in the form in which they are used."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def given_weights(weights: Any, losses: Tensor) -> Tensor:
 
 
 def weights_of(function: Callable[[Tensor], Tensor], norms: Tensor) -> Tensor:
-    """What a function of the norms gives; nan where a norm overflowed, so that GradScaler, or the user, sees it."""
+    """The weights from a function of the norms; nan where a norm overflowed, so that GradScaler or the user sees it."""
     with torch.no_grad():
         weights = function(norms.clone())
     if not isinstance(weights, Tensor):

@@ -1,6 +1,6 @@
-"""``backward``: in place of ``losses.mean().backward()``, with per-sample quantities on the way.
+"""``backward``: replaces ``losses.mean().backward()`` and computes per-sample quantities in the same pass.
 
-One file because one call, with what it refuses and why.
+One file because it is one call, with its refusals.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Weights = None | Tensor | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class BackwardResult:
-    """What :func:`backward` found besides the gradient.
+    """The per-sample quantities from :func:`backward`.
 
     Attributes:
         norms: ``[N]``, ‖g_n‖ with g_n = ∇losses[n]; None if it was not asked for.
@@ -166,7 +166,7 @@ class _Step:
         measure = norms or given is None
         sums = StepSums(self._leaves, len(self._losses), measure, squares, given, check)
         with torch.enable_grad(), backward_hooks_set_aside(self._leaves), _checkpoints_named():
-            # what comes written out is summed by a further pass, once the weights are known
+            # materialised gradients are summed by a further pass, once the weights are known
             further = given is None and self._pass.materialised(allow_overlap=False) > 0
             keep = self._retain or further or check is not None
             self._pass.run(sums, torch.ones_like(self._losses), keep=keep)
@@ -192,7 +192,7 @@ class _Step:
         return {name: told.get(name, "unused") for name in self._trained.leaves}
 
     def _gradients(self, sums: StepSums, weights: Tensor, linear: bool) -> list[Tensor | None]:
-        """Σ_n w_n g_n by parameter: from the uses, and by one more pass for those that came written out.
+        """Σ_n w_n g_n by parameter: from the uses, and by one more pass for materialised gradients.
 
         A hook need not be ``linear`` in the gradient; then samples are taken one by one again.
         """
@@ -210,7 +210,7 @@ class _Step:
     def _again(
         self, leaves: list[Tensor], weights: Tensor, linear: bool
     ) -> Sequence[Tensor | None]:
-        """Σ_n w_n g_n for leaves whose gradients came written out, one by one, when the weights were not known yet."""
+        """Σ_n w_n g_n for leaves whose gradients were materialised before the weights were known."""
         weights = weights.to(self._losses.dtype)
         if linear:
             return torch.autograd.grad(
@@ -241,10 +241,10 @@ class _Step:
 
 
 def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Adds to ``.grad`` by a pass whose roots are the leaves: PyTorch accumulates, with all hooks there are.
+    """Adds to ``.grad`` by a pass whose roots are the leaves, so that PyTorch accumulates and runs all hooks.
 
-    It would copy each gradient for a leaf that has none yet. There the gradient is put in place first and zeros are
-    added, unless a hook on the leaf wants to see it.
+    PyTorch would copy the gradient of a leaf that has none yet. So the gradient is assigned first and zeros are
+    added, unless a hook on the leaf needs to see it.
     """
     pairs: list[tuple[Tensor, Tensor]] = []
     for p, g in zip(leaves, gradients, strict=True):
@@ -258,7 +258,7 @@ def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) ->
 
 @contextmanager
 def _checkpoints_named() -> Iterator[None]:
-    """What a checkpointed region holds is given out once, and per-sample gradients look at it twice."""
+    """Turns the error of a checkpointed region, whose tensors can be read only once, into one that names the cure."""
     try:
         yield
     except CheckpointError as error:

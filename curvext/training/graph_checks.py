@@ -1,4 +1,4 @@
-"""What a graph of losses must not hold for its samples to have gradients of their own."""
+"""Refuses graphs of losses whose samples have no gradients of their own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Hooks of the user's on tensors of the graph: PyTorch does not tell of them, so what they may do is looked at.
+"""Checks the user's hooks on tensors of the graph, which PyTorch does not expose.
 
-A hook that acts on each sample by itself (scales, clamps) gives each g_n what it gives the gradient of losses[n]. One
-that mixes samples (divides by the norm of the whole batch, say) does not, and nothing in the graph shows it. So where
-hooks were made since the last call, the gradient of one sample is computed again, by itself, and compared.
+A hook that acts on each sample separately (scales, clamps) treats g_n like the gradient of losses[n]. One that mixes
+samples (divides by the norm of the whole batch, say) does not, and nothing in the graph shows it. So if hooks were
+registered since the last call, the gradient of one sample is computed again on its own and compared.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _seen: list[int] = []
 
 
 def hooks_may_be_new() -> bool:
-    """Whether any hook was made since :func:`remember`: PyTorch numbers them all, whatever they are on."""
+    """Whether any hook was registered since :func:`remember`: PyTorch numbers all hooks."""
     return _seen != [hooks_made()]
 
 
 def remember() -> None:
-    """The hooks that there are have been looked at."""
+    """Records that all hooks so far have been checked."""
     _seen[:] = [hooks_made()]
 
 
 class OneSample:
-    """The gradient of one sample as a backward pass gave it, to be compared with that by itself.
+    """The gradient of one sample from the backward pass, to be compared with the one computed on its own.
 
     Args:
         losses: ``[N]`` with their graph.
@@ -43,15 +43,15 @@ class OneSample:
         self._losses = losses
         self._leaves = list(leaves)
         self._sum = BlockSum.apart(leaves)
-        #: the sample; not the first, to which padding and special cases like to go
+        #: the sample; not the first, where padding and special cases are common
         self.number = len(losses) // 2
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
-        """Takes a use."""
+        """Receives a use."""
         self._sum.add(parameter, use.sample(self.number).clone(), arrange)
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
-        """Takes the gradient of one sample."""
+        """Receives the gradient of one sample."""
         if sample == self.number:
             self._sum.add(parameter, gradient.clone())
 
@@ -78,7 +78,7 @@ class OneSample:
                 )
 
     def _rounding(self) -> float:
-        """eps of the least precise dtype in the graph."""
+        """The eps of the least precise dtype in the graph."""
         graph = Graph(self._losses, [])
         dtypes = {graph.dtypes(i)[0] for i, name in enumerate(graph.names) if name != LEAF}
         return max(torch.finfo(d).eps for d in dtypes if d.is_floating_point)

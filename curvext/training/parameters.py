@@ -1,4 +1,4 @@
-"""The parameters whose gradients a training step makes: of a module, or as they are given."""
+"""The parameters whose gradients a training step computes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _WRAPPED = (
 
 @dataclass(frozen=True)
 class Trained:
-    """What :func:`of` finds.
+    """The result of :func:`of`.
 
     Attributes:
         leaves: ``{name: leaf}`` that require grad, each once.
-        module: they belong to, without wrappers; None if they were given one by one.
+        module: their module, without wrappers; None if they were given one by one.
         replicated: the wrapper of DistributedDataParallel, if there is one.
-        plans: what is known of graphs of this module.
+        plans: the plan cache of this module's graphs.
     """
 
     leaves: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""The consumer of a training step: norms, squares and weighted sums of per-sample gradients as they come by."""
+"""The consumer of a training step: norms, squares and weighted sums of per-sample gradients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from curvext.training.hook_check import OneSample
 class StepSums:
     """Consumer of a backward pass: ‖g_n‖², Σ_n g_n² and Σ_n w_n g_n, each if it is asked for.
 
-    With weights each use is gone when it has come by. Without, uses are held until the weights are known.
+    With known weights each use is freed at once. Otherwise uses are held until the weights are known.
 
     Args:
         parameters: the leaves.
         samples: N.
         norms, squares: whether they are asked for.
         weights: ``[N]``; None if they are a function of the norms.
-        check: takes one sample's gradient to look at, if there is need.
+        check: receives one sample's gradient to compare, if needed.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class StepSums:
         self._held: list[tuple[int, StructuredGradient, ViewChain]] = []
         self._sums = BlockSum.apart(parameters)
         self._squares = BlockSum.apart(parameters) if squares else None
-        #: parameters whose gradients came written out before the weights were known: they are not held
+        #: parameters whose gradients were materialised before the weights were known: they are not held
         self.written: set[int] = set()
         #: parameters that got a sum
         self.summed: set[int] = set()
@@ -51,7 +51,7 @@ class StepSums:
         self._norms = torch.zeros(samples, dtype=widest, device=device) if norms else None
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
-        """Takes a use."""
+        """Receives a use."""
         if self._check is not None:
             self._check.use(parameter, use, arrange)
         if self._norms is not None:
@@ -64,7 +64,7 @@ class StepSums:
             self._sum(parameter, use, arrange, self._weights)
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
-        """Takes the gradient of one sample, written out."""
+        """Receives one sample's materialised gradient."""
         (self.written if self._weights is None else self.summed).add(parameter)
         if self._check is not None:
             self._check.gradient(parameter, sample, gradient)
@@ -77,7 +77,7 @@ class StepSums:
             self._squares.add(parameter, squares)
 
     def weigh(self, weights: Tensor) -> None:
-        """Sums what was held; each use is gone when it is summed."""
+        """Sums the held uses, freeing each one."""
         self._held.reverse()
         while self._held:
             self._sum(*self._held.pop(), weights)
@@ -88,12 +88,12 @@ class StepSums:
         return self._norms.sqrt()
 
     def squares(self) -> list[Tensor]:
-        """Σ_n g_n² by parameter, zeros where nothing came."""
+        """Σ_n g_n² by parameter, zeros for parameters without gradient."""
         assert self._squares is not None
         return self._squares.blocks()
 
     def sums(self) -> list[Tensor]:
-        """Σ_n w_n g_n by parameter, of those that came as uses."""
+        """Σ_n w_n g_n by parameter, for gradients that came as uses."""
         return self._sums.blocks()
 
     def _sum(
