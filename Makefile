@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # where the virtual environment's own tools are found first (ninja for the build)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-NATIVE := setup.py curvext/_compile.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE := setup.py curvext/_compile.py $(shell find csrc -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench gpu cuda-check cuda-emulate docs wheel clean
@@ -24,7 +24,7 @@ test: $(VENV)/.built ## run every test, doctest and code block of the documentat
 check: $(VENV)/.built ## lint, formatting, types, and the import law
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tools -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy curvext
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 

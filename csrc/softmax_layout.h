@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "softmax_args.h"
+
 // Reads a tensor [outer..., C, inner...] as three extents with three strides, so that the class dimension may stand
 // anywhere and slices of larger buffers are not copied.
 namespace curvext {
@@ -84,6 +86,45 @@ inline SoftmaxLayout softmax_layout(at::Tensor z, std::optional<at::Tensor> vect
   at::Tensor out = at::empty_like(u.defined() ? u : z.unsqueeze(0), at::MemoryFormat::Contiguous);
   if (out.numel() == 0) return {z, u, out, dim, asked, {}, {}, {}};  // nothing to walk
   return {z, u, out, dim, asked, *zf, *uf, *fold(out, 1, dim + 1)};
+}
+
+// What a kernel may need beside z, its vectors and w; spread and its sum are of the accumulation type.
+struct SoftmaxExtras {
+  at::Tensor label, spread, spread_sum;
+  Draw draw{};
+};
+
+template <class T>
+const T* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+
+// The arguments of a sweep; w is contiguous and of the accumulation type.
+template <class S, class T>
+SoftmaxArgs<S, T> softmax_args(const SoftmaxLayout& layout, const at::Tensor& w, const SoftmaxExtras& extras) {
+  const Folded &z = layout.zf, &u = layout.uf, &out = layout.outf;
+  SoftmaxArgs<S, T> args{};
+  args.z = data_or_null<S>(layout.z);
+  args.u = data_or_null<S>(layout.u);
+  args.w = data_or_null<T>(w);
+  args.out = static_cast<S*>(layout.out.data_ptr());
+  args.label = data_or_null<int64_t>(extras.label);
+  args.spread = data_or_null<T>(extras.spread);
+  args.spread_sum = data_or_null<T>(extras.spread_sum);
+  args.draw = extras.draw;
+  args.vectors = layout.out.size(0);
+  args.outer = z.outer;
+  args.classes = z.classes;
+  args.inner = z.inner;
+  args.z_outer = z.outer_stride;
+  args.z_class = z.class_stride;
+  args.u_vector = layout.u.defined() ? layout.u.stride(0) : 0;
+  args.u_outer = u.outer_stride;
+  args.u_class = u.class_stride;
+  args.out_vector = layout.out.stride(0);
+  args.out_outer = out.outer_stride;
+  args.out_class = out.class_stride;
+  return args;
 }
 
 }  // namespace curvext

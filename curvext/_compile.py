@@ -47,7 +47,9 @@ def extension(root: Path) -> Extension:
     strip = ["-Wl,--strip-all"] if sys.platform == "linux" else []
     flags = ["-O3", "-g0", "-ffp-contract=fast", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]
     common = ["csrc/bindings.cpp", *sources("cpu", "*.cpp"), *sources("cpu/isa", "*.cpp")]
-    headers = sorted(str(p.relative_to(root)) for p in (root / "csrc").rglob("*.h"))
+    headers = sorted(
+        str(p.relative_to(root)) for p in (root / "csrc").rglob("*") if p.suffix in (".h", ".inc")
+    )
     if not builds_cuda():
         return CppExtension(
             "curvext._C",

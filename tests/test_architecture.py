@@ -223,7 +223,7 @@ def test_every_kernel_is_whole(kernel, place):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_is_declared_and_documented(kernel):
-    assert re.search(rf"\b{kernel}\b", (ROOT / "csrc/kernels.h").read_text()), "csrc/kernels.h"
+    assert re.search(rf"\b{kernel}\b", (ROOT / "csrc/kernels.inc").read_text()), "csrc/kernels.inc"
     assert re.search(rf"^#+ .*\b{kernel}\b", (ROOT / "docs/kernels.md").read_text(), re.M), (
         "docs/kernels.md"
     )

@@ -136,7 +136,10 @@ def built(sanitize: bool = False) -> Path:
     folder = ROOT / "build" / ("cuda_emulation_sanitized" if sanitize else "cuda_emulation")
     sources = translate(folder)
     newest = max(
-        path.stat().st_mtime for place in (folder, EMULATION) for path in place.rglob("*.h")
+        path.stat().st_mtime
+        for place in (folder, EMULATION)
+        for path in place.rglob("*")
+        if path.suffix in (".h", ".inc")
     )
     flags = [*FLAGS, *(SANITIZE if sanitize else ()), *includes(folder)]
     flags += ["-DCURVEXT_CUDA=emulated", "-DCURVEXT_CUDA_ARCH=none", "-DTORCH_EXTENSION_NAME=_C"]

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../draw.h"
+#include "../softmax_args.h"
 #include "../softmax_kinds.h"
 
 // Run-time choice of the instruction set. Each level is the same source (csrc/cpu/isa/*.h) compiled for other vector
@@ -63,37 +64,19 @@ struct RowOps {
   void (*scale)(bool add, int64_t count, T c, const S* x, T* y);
 };
 
-// z [outer,C,inner], u and out [K,outer,C,inner], w [outer,inner]; inner strides are 1, and for inner = 1 so are the
-// class strides. Positions are numbered outer x inner.
-template <class S, class T>
-struct SoftmaxProblem {
-  const S* z;
-  const S* u;  // the vectors; for mass_residual the mass of the target; else unused
-  const T* w;
-  S* out;
-  const int64_t* label;  // [outer,inner] for residual
-  const T* spread;       // [C] or null for residual
-  T spread_sum;
-  Draw draw;  // for sample
-  int64_t vectors, outer, classes, inner;
-  int64_t z_outer, z_class;
-  int64_t u_vector, u_outer, u_class;
-  int64_t out_vector, out_outer, out_class;
-  int64_t panel;  // inner positions that one task of `columns` takes, at most kSoftmaxPanelBytes of S
-};
-
 // The widest panel: what is known of its positions stays in cache.
 constexpr int64_t kSoftmaxPanelBytes = 4096;
 // Vectors that one sweep takes at a time.
 constexpr int64_t kSoftmaxVectors = 4;
 
-// Three walks over one problem; each takes tasks [begin, end).
+// Three walks over the positions; each takes tasks [begin, end).
 template <class S, class T>
 struct SoftmaxWalks {
-  using Walk = void (*)(const SoftmaxProblem<S, T>& problem, int64_t begin, int64_t end, T* scratch);
-  Walk rows;     // a task is a position, its classes contiguous; scratch holds C values
-  Walk tiles;    // a task is `lanes` positions, gathered to stand side by side; scratch holds (1 + 2 vectors) C lanes
-  Walk columns;  // a task is a panel of neighbouring inner positions of one outer index
+  using Walk = void (*)(const SoftmaxArgs<S, T>& args, int64_t begin, int64_t end, T* scratch);
+  Walk rows;   // a task is a position, its classes contiguous; scratch holds C values
+  Walk tiles;  // a task is `lanes` positions, gathered to stand side by side; scratch holds (1 + 2 vectors) C lanes
+  // a task is a panel of neighbouring inner positions of one outer index, at most kSoftmaxPanelBytes of S
+  void (*columns)(const SoftmaxArgs<S, T>& args, int64_t panel, int64_t begin, int64_t end);
 };
 
 template <class S, class T>

@@ -21,55 +21,34 @@ constexpr int64_t kFewClasses = 16;
 // Positions that are no whole vector of neighbours are gathered up to this many classes.
 constexpr int64_t kGatheredClasses = 1024;
 
-// What a kernel may need beside z, its vectors and w.
-struct SoftmaxExtras {
-  const int64_t* label = nullptr;
-  at::Tensor spread;  // of the accumulation type
-  Draw draw{};
-};
-
 template <class S, class T>
 void sweep(const SoftmaxLayout& layout, const at::Tensor& w, const SoftmaxExtras& extras, int64_t lanes,
            const SoftmaxWalks<S, T>& walks) {
-  const Folded &z = layout.zf, &u = layout.uf, &out = layout.outf;
+  const SoftmaxArgs<S, T> args = softmax_args<S, T>(layout, w, extras);
   const auto parts = [](int64_t all, int64_t size) { return (all + size - 1) / size; };
   // as wide as leaves each thread one
-  const int64_t panels_of_outer = parts(at::get_num_threads(), z.outer);
+  const int64_t panels_of_outer = parts(at::get_num_threads(), args.outer);
   const int64_t panel =
-      std::min(parts(parts(z.inner, panels_of_outer), lanes) * lanes, kSoftmaxPanelBytes / int64_t(sizeof(S)));
-  const SoftmaxProblem<S, T> problem{static_cast<const S*>(layout.z.const_data_ptr()),
-                                     layout.u.defined() ? static_cast<const S*>(layout.u.const_data_ptr()) : nullptr,
-                                     w.const_data_ptr<T>(),
-                                     static_cast<S*>(layout.out.data_ptr()),
-                                     extras.label,
-                                     extras.spread.defined() ? extras.spread.const_data_ptr<T>() : nullptr,
-                                     extras.spread.defined() ? T(extras.spread.sum().item<double>()) : T(0),
-                                     extras.draw,
-                                     layout.out.size(0),
-                                     z.outer,
-                                     z.classes,
-                                     z.inner,
-                                     z.outer_stride,
-                                     z.class_stride,
-                                     layout.u.defined() ? layout.u.stride(0) : 0,
-                                     u.outer_stride,
-                                     u.class_stride,
-                                     layout.out.stride(0),
-                                     out.outer_stride,
-                                     out.class_stride,
-                                     panel};
+      std::min(parts(parts(args.inner, panels_of_outer), lanes) * lanes, kSoftmaxPanelBytes / int64_t(sizeof(S)));
   const auto run = [&](int64_t tasks, int64_t positions, int64_t scratch, auto walk) {
-    const int64_t work = std::max<int64_t>(1, z.classes * problem.vectors * positions);
+    const int64_t work = std::max<int64_t>(1, args.classes * args.vectors * positions);
     at::parallel_for(0, tasks, std::max<int64_t>(1, kSoftmaxGrain / work), [&](int64_t begin, int64_t end) {
       const auto memory = std::unique_ptr<T[]>(new T[scratch]);
-      walk(problem, begin, end, memory.get());
+      walk(begin, end, memory.get());
     });
   };
-  const int64_t positions = z.outer * z.inner;
-  const int64_t few = z.inner == 1 ? kFewClasses : z.inner < lanes ? kGatheredClasses : 0;
-  if (z.classes <= few) run(parts(positions, lanes), lanes, (1 + 2 * kSoftmaxVectors) * z.classes * lanes, walks.tiles);
-  else if (z.inner == 1) run(positions, 1, z.classes, walks.rows);
-  else run(z.outer * parts(z.inner, panel), panel, 0, walks.columns);
+  const int64_t positions = args.outer * args.inner;
+  const int64_t few = args.inner == 1 ? kFewClasses : args.inner < lanes ? kGatheredClasses : 0;
+  if (args.classes <= few) {
+    run(parts(positions, lanes), lanes, (1 + 2 * kSoftmaxVectors) * args.classes * lanes,
+        [&](int64_t begin, int64_t end, T* scratch) { walks.tiles(args, begin, end, scratch); });
+  } else if (args.inner == 1) {
+    run(positions, 1, args.classes,
+        [&](int64_t begin, int64_t end, T* scratch) { walks.rows(args, begin, end, scratch); });
+  } else {
+    run(args.outer * parts(args.inner, panel), panel, 0,
+        [&](int64_t begin, int64_t end, T*) { walks.columns(args, panel, begin, end); });
+  }
 }
 
 // Sweeps by the walks that `choose` takes from the table of a dtype; returns the result [K, *z].

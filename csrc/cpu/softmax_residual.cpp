@@ -24,8 +24,11 @@ at::Tensor softmax_residual(const at::Tensor& z, const at::Tensor& target, const
   const at::Tensor label = target.contiguous();
   check_labels(label, w, z.size(dim));
   SoftmaxExtras extras;
-  extras.label = label.const_data_ptr<int64_t>();
-  if (spread) extras.spread = spread->to(accumulation_type(z.scalar_type())).contiguous();
+  extras.label = label;
+  if (spread) {
+    extras.spread = spread->to(accumulation_type(z.scalar_type())).contiguous();
+    extras.spread_sum = extras.spread.sum();
+  }
   return swept(z, std::nullopt, w, dim, extras, [](const auto& ops) { return ops.residual; }).select(0, 0);
 }
 

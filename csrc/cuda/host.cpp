@@ -81,17 +81,6 @@ DotsLaunch dots(const at::Tensor& x, const at::Tensor& y, const at::Tensor& out)
           type_of(y)};
 }
 
-// What a sweep may need beside z, its vectors and w.
-struct SoftmaxExtras {
-  at::Tensor label, spread, spread_sum;
-  Draw draw{};
-};
-
-template <class T>
-const T* data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
-}
-
 // Launches a sweep over the classes of every position; gives the result [K, *z].
 at::Tensor swept(const at::Tensor& z, const std::optional<at::Tensor>& vectors, const at::Tensor& w, int64_t dim,
                  const SoftmaxExtras& extras, cudaError_t (*launch_sweep)(const SoftmaxLaunch&, cudaStream_t)) {
@@ -99,28 +88,7 @@ at::Tensor swept(const at::Tensor& z, const std::optional<at::Tensor>& vectors, 
   const SoftmaxLayout layout = softmax_layout(z, vectors, dim);
   if (layout.out.numel() == 0) return layout.answer();
   const at::Tensor weights = w.to(accumulation_type(z.scalar_type())).contiguous();
-  const Folded &zf = layout.zf, &uf = layout.uf, &out = layout.outf;
-  const SoftmaxLaunch launch{layout.z.const_data_ptr(),
-                             data_or_null<void>(layout.u),
-                             weights.const_data_ptr(),
-                             layout.out.data_ptr(),
-                             data_or_null<int64_t>(extras.label),
-                             data_or_null<void>(extras.spread),
-                             data_or_null<void>(extras.spread_sum),
-                             extras.draw,
-                             layout.out.size(0),
-                             zf.outer,
-                             zf.classes,
-                             zf.inner,
-                             zf.outer_stride,
-                             zf.class_stride,
-                             layout.u.defined() ? layout.u.stride(0) : 0,
-                             uf.outer_stride,
-                             uf.class_stride,
-                             layout.out.stride(0),
-                             out.outer_stride,
-                             out.class_stride,
-                             type_of(z)};
+  const SoftmaxLaunch launch{softmax_args<void, void>(layout, weights, extras), type_of(z)};
   C10_CUDA_CHECK(launch_sweep(launch, c10::cuda::getCurrentCUDAStream()));
   return layout.answer();
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../draw.h"
+#include "../softmax_args.h"
 
 // Launchers on raw pointers, extents and a stream; no torch headers, so that device code compiles in seconds anywhere.
 namespace curvext::cuda {
@@ -80,18 +81,7 @@ struct WeighLaunch {
 cudaError_t outer_sum(const WeighLaunch& launch, cudaStream_t stream);
 
 struct SoftmaxLaunch {
-  const void* z;
-  const void* u;  // the vectors, or the mass of the target; null where there are none
-  const void* w;  // [outer, inner], of the accumulation type
-  void* out;
-  const int64_t* label;    // [outer, inner]
-  const void* spread;      // [C] of the accumulation type, or null
-  const void* spread_sum;  // its sum
-  Draw draw;
-  int64_t vectors, outer, classes, inner;
-  int64_t z_outer, z_class;
-  int64_t u_vector, u_outer, u_class;
-  int64_t out_vector, out_outer, out_class;
+  SoftmaxArgs<void, void> args;  // of `type` and its accumulation type
   Type type;
 };
 

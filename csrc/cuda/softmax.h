@@ -5,11 +5,15 @@
 #include "widen.h"
 
 // The sweeps over the classes of each position. One online pass carries the largest logit, the sums over all other
-// classes and r, the u of the largest; one pass writes. csrc/cpu/isa/softmax.h says why nothing cancels. Classes
+// classes and r, the u of the largest; one pass writes. csrc/softmax_formulas.h says why nothing cancels. Classes
 // contiguous: a warp or a block per row. Otherwise a thread per position with neighbours in the warp, so that every
 // load is coalesced.
 namespace curvext::cuda {
 namespace {
+
+#define CURVEXT_FORMULA __device__ inline
+#include "../softmax_formulas.h"
+#undef CURVEXT_FORMULA
 
 // Sums over some classes of one position, relative to the largest logit among them, whose class is left out.
 template <Softmax kind, class T>
@@ -89,42 +93,17 @@ struct Finished {
   __device__ Finished(const Moments<kind, T>& m, T weight) : top(m.top), r(m.r), rest(m.rest), dot(m.dot), w(weight) {
     best = m.best;
     sum = rest + (best >= 0 ? 1 + (top - top) : 0);  // an infinite logit makes all of the position NaN
-    mean = quotient(kind == Softmax::root ? r + dot : dot, sum);
-    if constexpr (kind == Softmax::root || kind == Softmax::root_t) scale = square_root(quotient(w, sum));
-    else if constexpr (kind == Softmax::sample) scale = quotient(square_root(w), sum);
-    else scale = quotient(w, sum);
+    finish<kind>(sum, T(1), dot, r, w, scale, mean);
   }
 
-  // The result at one class; u is also the mass of the target there.
-  __device__ T value(T e, T u) const {
-    if constexpr (kind == Softmax::hessian) return (e * scale) * ((u - r) - mean);
-    else if constexpr (kind == Softmax::root_t) return (square_root(e) * scale) * ((u - r) - mean);
-    else if constexpr (kind == Softmax::sample) return e * scale;
-    else if constexpr (kind == Softmax::root) {
-      const T q = square_root(e);
-      return (q * scale) * (u - q * mean);
-    } else return e * scale - u;
-  }
-};
-
-template <class S, class T>
-struct Problem {
-  const S* z;
-  const S* u;
-  const T* w;
-  S* out;
-  const int64_t* label;
-  const T* spread;
-  const T* spread_sum;
-  Draw draw;
-  int64_t vectors, outer, classes, inner;
-  int64_t z_outer, z_class, u_vector, u_outer, u_class, out_vector, out_outer, out_class;
+  // The result at one class.
+  __device__ T at(T e, T u) const { return value<kind>(e, u, r, mean, scale); }
 };
 
 // The values of one position, a class apart by their strides.
 template <Softmax kind, class S, class T>
 struct Position {
-  const Problem<S, T>& p;
+  const SoftmaxArgs<S, T>& p;
   const S* z;
   const S* u;
   S* out;
@@ -143,24 +122,14 @@ struct Position {
     return kind == Softmax::residual && !(p.label[id] >= 0 && p.label[id] < p.classes);
   }
 
-  // The class whose value needs more than its own exponential, or whose terms would cancel; one thread calls it after
-  // the others have written.
-  __device__ void amend(const Finished<kind, T>& f, int64_t drawn) const {
-    if constexpr (kind == Softmax::root) {
-      if (f.best >= 0) narrow(quotient(f.scale * (f.r * f.rest - f.dot), f.sum), out + f.best * out_class);
-    } else if constexpr (kind == Softmax::residual) {
-      if (wrong_label()) return;
-      const int64_t y = p.label[id];
-      const T even = beside(y), all = p.spread ? *p.spread_sum : T(0);
-      const T likely = quotient(exponential(logit(y) - f.top), f.sum);
-      narrow(y == f.best ? (all - even) - f.w * quotient(f.rest, f.sum) : f.w * likely - (f.w - all) - even,
-             out + y * out_class);
-    } else if constexpr (kind == Softmax::mass_residual) {
-      if (f.best >= 0) narrow((f.w - beside(f.best)) - f.w * quotient(f.rest, f.sum), out + f.best * out_class);
-    } else if constexpr (kind == Softmax::sample) {
-      const T root = square_root(f.w), likely = quotient(exponential(logit(drawn) - f.top), f.sum);
-      narrow(drawn == f.best ? -root * quotient(f.rest, f.sum) : root * (likely - 1), out + drawn * out_class);
-    }
+  // Corrects the value of one class; one thread calls it after the others have written.
+  __device__ void fix(const Finished<kind, T>& f, int64_t drawn) const {
+    if (wrong_label()) return;
+    const auto likelihood = [&](int64_t c) { return quotient(exponential(logit(c) - f.top), f.sum); };
+    const auto mass = [&](int64_t c) { return beside(c); };
+    const auto put = [&](int64_t c, T x) { narrow(x, out + c * out_class); };
+    const int64_t label = kind == Softmax::residual ? p.label[id] : drawn;
+    fix_label<kind>(f, label, p.spread ? *p.spread_sum : T(0), likelihood, mass, put);
   }
 };
 
@@ -215,7 +184,7 @@ __device__ int64_t row_winner(Race race) {
 // pass.
 template <Softmax kind, class S, class T, int Threads>
 __global__ void __launch_bounds__(Threads == 32 ? 128 : Threads, Threads == 32 ? 4 : 1)
-    rows_kernel(const __grid_constant__ Problem<S, T> p) {
+    rows_kernel(const __grid_constant__ SoftmaxArgs<S, T> p) {
   const int64_t m = Threads == 32 ? int64_t(blockIdx.x) * blockDim.y + threadIdx.y : int64_t(blockIdx.x);
   if (m >= p.outer) return;
   const T w = p.w[m];
@@ -246,7 +215,7 @@ __global__ void __launch_bounds__(Threads == 32 ? 128 : Threads, Threads == 32 ?
         const int64_t c = begin + threadIdx.x;
         const bool inside = c < p.classes;
         const T z = inside ? at.logit(c) : T(0), e = inside ? exponential(z - f.top) : T(0);
-        if (inside) narrow(f.value(e, 0), at.out + c);
+        if (inside) narrow(f.at(e, 0), at.out + c);
         const uint64_t bits = mixed(state ^ uint64_t(c) * kGolden);
         const bool close = inside && Race::close(float(e), bits, race.bar);
         if (__any_sync(~0u, close)) {
@@ -258,12 +227,12 @@ __global__ void __launch_bounds__(Threads == 32 ? 128 : Threads, Threads == 32 ?
       drawn = row_winner<Threads>(race);
     } else {
       for (int64_t c = threadIdx.x; c < p.classes; c += Threads)
-        narrow(f.value(exponential(at.logit(c) - f.top), at.beside(c)), at.out + c);
+        narrow(f.at(exponential(at.logit(c) - f.top), at.beside(c)), at.out + c);
     }
     if constexpr (!kRelative<kind>) {
       if constexpr (Threads > 32) __syncthreads();
       else __syncwarp();
-      if (threadIdx.x == 0) at.amend(f, drawn);
+      if (threadIdx.x == 0) at.fix(f, drawn);
     }
   }
 }
@@ -271,7 +240,7 @@ __global__ void __launch_bounds__(Threads == 32 ? 128 : Threads, Threads == 32 ?
 constexpr int kColumnThreads = 128;
 
 template <Softmax kind, class S, class T>
-__device__ void column(const Problem<S, T>& p, int64_t m, int64_t i, int64_t k) {
+__device__ void column(const SoftmaxArgs<S, T>& p, int64_t m, int64_t i, int64_t k) {
   const int64_t id = m * p.inner + i;
   const T w = p.w[id];
   const Position<kind, S, T> at{p,
@@ -294,18 +263,18 @@ __device__ void column(const Problem<S, T>& p, int64_t m, int64_t i, int64_t k) 
   [[maybe_unused]] const uint64_t state = kind == Softmax::sample ? p.draw.state(id) : 0;
   for (int64_t c = 0; c < p.classes; ++c) {
     const T z = at.logit(c), e = exponential(z - f.top);
-    narrow(f.value(e, at.beside(c)), at.out + c * p.out_class);
+    narrow(f.at(e, at.beside(c)), at.out + c * p.out_class);
     if constexpr (kind == Softmax::sample) {
       const uint64_t bits = mixed(state ^ uint64_t(c) * kGolden);
       if (Race::close(float(e), bits, race.bar)) race.run(double(z) - double(f.top), bits, c);
     }
   }
-  if constexpr (!kRelative<kind>) at.amend(f, race.label);
+  if constexpr (!kRelative<kind>) at.fix(f, race.label);
 }
 
 // A thread takes one position; a grid that follows outer and inner indices spares the division.
 template <Softmax kind, class S, class T>
-__global__ void __launch_bounds__(kColumnThreads, 4) columns_kernel(const __grid_constant__ Problem<S, T> p) {
+__global__ void __launch_bounds__(kColumnThreads, 4) columns_kernel(const __grid_constant__ SoftmaxArgs<S, T> p) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t m = (int64_t(blockIdx.z) * gridDim.y + blockIdx.y) * blockDim.y + threadIdx.y;
   if (i >= p.inner || m >= p.outer) return;
@@ -314,39 +283,20 @@ __global__ void __launch_bounds__(kColumnThreads, 4) columns_kernel(const __grid
 
 template <Softmax kind, class S, class T>
 cudaError_t run(const SoftmaxLaunch& l, cudaStream_t stream) {
-  const Problem<S, T> p{static_cast<const S*>(l.z),
-                        static_cast<const S*>(l.u),
-                        static_cast<const T*>(l.w),
-                        static_cast<S*>(l.out),
-                        l.label,
-                        static_cast<const T*>(l.spread),
-                        static_cast<const T*>(l.spread_sum),
-                        l.draw,
-                        l.vectors,
-                        l.outer,
-                        l.classes,
-                        l.inner,
-                        l.z_outer,
-                        l.z_class,
-                        l.u_vector,
-                        l.u_outer,
-                        l.u_class,
-                        l.out_vector,
-                        l.out_outer,
-                        l.out_class};
-  if (l.inner > 1) {
+  const SoftmaxArgs<S, T> p = l.args.as<S, T>();
+  if (p.inner > 1) {
     unsigned across = 1;  // neighbours that a block takes, and outer indices beside them
-    while (across < kColumnThreads && across < l.inner) across *= 2;
+    while (across < kColumnThreads && across < p.inner) across *= 2;
     const unsigned down = kColumnThreads / across;
-    const int64_t tiles = (l.outer + down - 1) / down;
+    const int64_t tiles = (p.outer + down - 1) / down;
     const int64_t most = 65535;  // blocks along y and z
-    const dim3 grid(unsigned((l.inner + across - 1) / across), unsigned(tiles < most ? tiles : most),
+    const dim3 grid(unsigned((p.inner + across - 1) / across), unsigned(tiles < most ? tiles : most),
                     unsigned((tiles + most - 1) / most));
     columns_kernel<kind, S, T><<<grid, dim3(across, down), 0, stream>>>(p);
-  } else if (l.classes <= 1024) {
-    rows_kernel<kind, S, T, 32><<<unsigned((l.outer + 3) / 4), dim3(32, 4), 0, stream>>>(p);
+  } else if (p.classes <= 1024) {
+    rows_kernel<kind, S, T, 32><<<unsigned((p.outer + 3) / 4), dim3(32, 4), 0, stream>>>(p);
   } else {
-    rows_kernel<kind, S, T, 512><<<unsigned(l.outer), 512, 0, stream>>>(p);
+    rows_kernel<kind, S, T, 512><<<unsigned(p.outer), 512, 0, stream>>>(p);
   }
   return cudaGetLastError();
 }

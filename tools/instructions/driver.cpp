@@ -53,19 +53,19 @@ __attribute__((noinline)) void counted_outer_square(OuterSquare& at) {
 }
 
 __attribute__((noinline)) void counted_softmax_hessian_mm(SoftmaxHessian& at) {
-  curvext::cpu::SoftmaxProblem<float, float> problem{};
-  problem.z = at.z.data();
-  problem.u = at.u.data();
-  problem.w = at.w.data();
-  problem.out = at.out.data();
-  problem.vectors = 1;
-  problem.outer = SoftmaxHessian::rows;
-  problem.classes = SoftmaxHessian::classes;
-  problem.inner = 1;
-  problem.z_outer = problem.u_outer = problem.out_outer = SoftmaxHessian::classes;
-  problem.u_vector = problem.out_vector = SoftmaxHessian::rows * SoftmaxHessian::classes;
-  problem.z_class = problem.u_class = problem.out_class = 1;
-  at.isa.softmax_float.hessian.rows(problem, 0, SoftmaxHessian::rows, at.scratch.data());
+  curvext::SoftmaxArgs<float, float> args{};
+  args.z = at.z.data();
+  args.u = at.u.data();
+  args.w = at.w.data();
+  args.out = at.out.data();
+  args.vectors = 1;
+  args.outer = SoftmaxHessian::rows;
+  args.classes = SoftmaxHessian::classes;
+  args.inner = 1;
+  args.z_outer = args.u_outer = args.out_outer = SoftmaxHessian::classes;
+  args.u_vector = args.out_vector = SoftmaxHessian::rows * SoftmaxHessian::classes;
+  args.z_class = args.u_class = args.out_class = 1;
+  at.isa.softmax_float.hessian.rows(args, 0, SoftmaxHessian::rows, at.scratch.data());
 }
 }
 

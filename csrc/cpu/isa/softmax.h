@@ -1,8 +1,4 @@
 // The sweeps over the classes of each position; included once for each level.
-//
-// With e = exp(z - max z) and the largest class t left out of every sum, rest = sum_c≠t e_c, the normaliser is 1 + rest
-// and 1 - p_t = rest / (1 + rest): nothing cancels where p_t is 1. For H u and S^T u the vectors are taken relative to
-// r = u_t, so that u - <p,u> = (u - r) - <p,u - r> consists of differences to the likeliest class.
 namespace curvext::cpu::CURVEXT_ISA {
 
 // The factor of u in the inner product: p or its root, up to the normaliser.
@@ -12,27 +8,14 @@ CURVEXT_INLINE V weighed(V e) {
   else return e;
 }
 
-template <Softmax kind, class V>
-CURVEXT_INLINE void finish(V sum, V had, V dot, V r, V w, V& scale, V& mean) {
-  if constexpr (kind == Softmax::root) mean = (had * r + dot) / sum;
-  else mean = dot / sum;
-  if constexpr (kind == Softmax::root || kind == Softmax::root_t) scale = square_root(w / sum);
-  else if constexpr (kind == Softmax::sample) scale = square_root(w) / sum;
-  else scale = w / sum;
+template <class V>
+CURVEXT_INLINE V quotient(V x, V y) {
+  return x / y;
 }
 
-// The result at one class; u is also the mass of the target there.
-template <Softmax kind, class V>
-CURVEXT_INLINE V value(V e, V u, V r, V mean, V scale) {
-  if constexpr (kind == Softmax::hessian) return (e * scale) * ((u - r) - mean);
-  if constexpr (kind == Softmax::root_t) return (square_root(e) * scale) * ((u - r) - mean);
-  if constexpr (kind == Softmax::sample) return e * scale;
-  if constexpr (kind == Softmax::root) {
-    const V q = square_root(e);
-    return (q * scale) * (u - q * mean);
-  }
-  return e * scale - u;
-}
+#define CURVEXT_FORMULA CURVEXT_INLINE
+#include "../../softmax_formulas.h"
+#undef CURVEXT_FORMULA
 
 // What is known of one position after its sums.
 struct Position {
@@ -40,24 +23,15 @@ struct Position {
   double w, rest, sum, dot, r, scale;
 };
 
-// The one class whose value needs more than its own exponential, or whose terms would cancel: its value replaces what
-// the sweep wrote. z(c) and u(c) give the position's values.
+// Corrects the value of one class of a position; z(c) and u(c) give its values, put(c, value) writes.
 template <Softmax kind, class S, class T, class Z, class U, class Put>
-CURVEXT_INLINE void amend(const SoftmaxProblem<S, T>& p, const Position& at, T top, Z z, U u, Put put) {
+CURVEXT_INLINE void fix(const SoftmaxArgs<S, T>& p, const Position& at, T top, Z z, U u, Put put) {
   const auto likelihood = [&](int64_t c) { return double(exp_nonpositive(broadcast<T>(z(c) - top))[0]) / at.sum; };
-  if constexpr (kind == Softmax::root) {
-    if (at.best >= 0) put(at.best, at.scale * (at.r * at.rest - at.dot) / at.sum);
-  } else if constexpr (kind == Softmax::residual) {
-    const double even = p.spread ? double(p.spread[at.label]) : 0.0, all = p.spread_sum;
-    if (at.label == at.best) put(at.label, (all - even) - at.w * (at.rest / at.sum));
-    else put(at.label, at.w * likelihood(at.label) - (at.w - all) - even);
-  } else if constexpr (kind == Softmax::mass_residual) {
-    if (at.best >= 0) put(at.best, (at.w - double(u(at.best))) - at.w * (at.rest / at.sum));
-  } else if constexpr (kind == Softmax::sample) {
-    const double root = square_root(at.w);
-    if (at.label == at.best) put(at.label, -root * (at.rest / at.sum));
-    else put(at.label, root * (likelihood(at.label) - 1));
-  }
+  const auto beside = [&](int64_t c) -> double {
+    if constexpr (kind == Softmax::residual) return p.spread ? double(p.spread[c]) : 0.0;
+    else return double(u(c));
+  };
+  fix_label<kind>(at, at.label, p.spread ? double(*p.spread_sum) : 0.0, likelihood, beside, put);
 }
 
 // A race of exponential clocks: class c rings at the rate e_c, after E_c / e_c with E_c = -log(1 - U_c), and the first

@@ -30,7 +30,7 @@ struct SoftmaxPanel {
   static constexpr int kMost = kSoftmaxPanelBytes / int(sizeof(S)) / lanes;
   static constexpr int kHalf = lanes / kHalves<T>;
 
-  const SoftmaxProblem<S, T>& p;
+  const SoftmaxArgs<S, T>& p;
   const Panel<In>& at;
   const int vectors = int((at.width + lanes - 1) / lanes);
   V top[kMost], rest[kMost], group[kMost], sum[kMost], scale[kMost], silent[kMost];
@@ -40,7 +40,7 @@ struct SoftmaxPanel {
   Doubles score[kMost][kHalves<T>];
   Longs label[kMost][kHalves<T>];
 
-  SoftmaxPanel(const SoftmaxProblem<S, T>& problem, const Panel<In>& panel) : p(problem), at(panel) {}
+  SoftmaxPanel(const SoftmaxArgs<S, T>& problem, const Panel<In>& panel) : p(problem), at(panel) {}
 
   template <bool Full>
   CURVEXT_INLINE V get(const In* x, int64_t n) {
@@ -253,7 +253,7 @@ struct SoftmaxPanel {
     }
   }
 
-  void amend_positions() {
+  void fix_positions() {
     for (int64_t i = 0; i < at.positions; ++i) {
       const int j = int(i / lanes), l = int(i % lanes);
       if (silent[j][l] != 0) continue;
@@ -269,7 +269,7 @@ struct SoftmaxPanel {
                       double(scale[j][l])};
         if constexpr (kind == Softmax::residual) here.label = p.label[here.id];
         if constexpr (kind == Softmax::sample) here.label = label[j][l / kHalf][l % kHalf];
-        amend<kind>(
+        fix<kind>(
             p, here, top[j][l], [&](int64_t c) { return T(scalar(at.z + c * at.z_class + i)); },
             [&](int64_t c) { return T(scalar(at.u + g * at.u_vector + c * at.u_class + i)); },
             [&](int64_t c, double x) {
@@ -286,7 +286,7 @@ struct SoftmaxPanel {
     finish_sums();
     each(p.classes, vectors, at.width,
          [&](int64_t begin, int64_t count, int j, auto full) { write<decltype(full)::value>(begin, count, j); });
-    if constexpr (!kRelative<kind>) amend_positions();
+    if constexpr (!kRelative<kind>) fix_positions();
   }
 };
 
@@ -301,11 +301,11 @@ CURVEXT_INLINE void by_vectors(int64_t vectors, Take take) {
 }
 
 template <Softmax kind, class S, class T>
-static void softmax_columns(const SoftmaxProblem<S, T>& p, int64_t begin, int64_t end, T*) {
-  const int64_t panels = (p.inner + p.panel - 1) / p.panel;
+static void softmax_columns(const SoftmaxArgs<S, T>& p, int64_t panel, int64_t begin, int64_t end) {
+  const int64_t panels = (p.inner + panel - 1) / panel;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t m = task / panels, i = task % panels * p.panel;
-    const int64_t width = p.inner - i < p.panel ? p.inner - i : p.panel;
+    const int64_t m = task / panels, i = task % panels * panel;
+    const int64_t width = p.inner - i < panel ? p.inner - i : panel;
     by_vectors<kind>(p.vectors, [&](int64_t k, auto count) {
       const Panel<S> at{p.z + m * p.z_outer + i,
                         kReads<kind> ? p.u + k * p.u_vector + m * p.u_outer + i : nullptr,
@@ -325,7 +325,7 @@ static void softmax_columns(const SoftmaxProblem<S, T>& p, int64_t begin, int64_
 
 // Few classes, or few neighbours: `lanes` positions are gathered to stand side by side.
 template <Softmax kind, class S, class T>
-static void softmax_tiles(const SoftmaxProblem<S, T>& p, int64_t begin, int64_t end, T* scratch) {
+static void softmax_tiles(const SoftmaxArgs<S, T>& p, int64_t begin, int64_t end, T* scratch) {
   using V = typename Simd<T>::V;
   constexpr int lanes = Simd<T>::lanes;
   const int64_t positions = p.outer * p.inner, tile = p.classes * lanes;

@@ -109,7 +109,7 @@ struct SoftmaxRow {
     return dot;
   }
 
-  static void write(const SoftmaxProblem<S, T>& p, const T* e, const S* u, T r, T mean, T scale, S* out) {
+  static void write(const SoftmaxArgs<S, T>& p, const T* e, const S* u, T r, T mean, T scale, S* out) {
     const V rs = broadcast<T>(r), means = broadcast<T>(mean), scales = broadcast<T>(scale);
     const auto second = [&](int64_t c, int64_t n) CURVEXT_LAMBDA -> V {
       if constexpr (kReads<kind>) return some(u + c, n);
@@ -150,7 +150,7 @@ struct SoftmaxRow {
 };
 
 template <Softmax kind, class S, class T>
-static void softmax_rows(const SoftmaxProblem<S, T>& p, int64_t begin, int64_t end, T* e) {
+static void softmax_rows(const SoftmaxArgs<S, T>& p, int64_t begin, int64_t end, T* e) {
   using Row = SoftmaxRow<kind, S, T>;
   for (int64_t m = begin; m < end; ++m) {
     const S* z = p.z + m * p.z_outer;
@@ -181,7 +181,7 @@ static void softmax_rows(const SoftmaxProblem<S, T>& p, int64_t begin, int64_t e
       double mean;
       finish<kind, double>(at.sum, 1, at.dot, at.r, at.w, at.scale, mean);
       Row::write(p, e, u, T(at.r), T(mean), T(at.scale), out);
-      amend<kind>(
+      fix<kind>(
           p, at, top, [&](int64_t c) { return T(scalar(z + c)); }, [&](int64_t c) { return T(scalar(u + c)); },
           [&](int64_t c, double x) { store_part(out + c, broadcast<T>(T(x)), 1); });
     }
