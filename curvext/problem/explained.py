@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from curvext.cache import Cache
 from curvext.dtypes import dtype_of_sums
-from curvext.processes import Saying
+from curvext.losses import OutputLoss
+from curvext.problem.ranks import Ranks
 from curvext.processes.words import SIZE
-
-if TYPE_CHECKING:
-    from curvext.problem.problem import Problem
+from curvext.space import ParameterSpace
 
 #: the cost of each way to prove samples apart
 _COSTS = {
@@ -19,54 +20,59 @@ _COSTS = {
 }
 
 
-def text(problem: Problem) -> str:
-    """The text of :meth:`curvext.EmpiricalRisk.explain`."""
-    space, cache = problem.space, problem._cache
-    lines = [
-        f"{len(space.names)} parameters, P = {space.size}, {space.dtype}, {space.device}",
-        f"loss: {type(problem.loss).__name__} ({problem.loss.reduction})",
-        f"products: {problem.products_by()}",
-        f"kept: {len(cache)} linearisations, records and factors, {cache.nbytes / 2**20:.1f} MiB",
-    ]
-    hooked = problem._evaluation.names_with_backward_hooks()
-    if hooked:
-        lines.append(f"set aside in all passes: backward hooks of {', '.join(hooked)}")
-    found = problem.paths()
-    lines += _processes(problem)
-    lines.append(
-        "empirical-Fisher diagonal and per-sample norms, by parameter (how samples are proven apart):"
-    )
-    width = max(map(len, found))
-    lines += [f"  {name:<{width}}  {' or '.join(path)}" for name, path in found.items()]
-    every = " ".join(path for several in found.values() for path in several)
-    lines += [f"{word}: {cost}" for word, cost in _COSTS.items() if word in every]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Explanation:
+    """What there is to say of a risk.
 
+    Args:
+        space: the parameters.
+        loss: ℓ.
+        cache: what is kept.
+        products: how products with H, R and G are computed.
+        hooked: modules and parameters whose backward hooks are set aside.
+        paths: by parameter the paths that its per-sample gradients take.
+        ranks: the processes.
+    """
 
-def paths(problem: Problem) -> dict[str, list[str]]:
-    """By parameter the paths that its per-sample gradients take, over all batches."""
-    found: dict[int, set[str]] = {}
-    with problem.call(Saying("paths")) as rounds:
-        for _ in rounds:
-            with problem.backward_passes() as batches:
-                for backward, _ in batches:
-                    for number, path in backward.paths().items():
-                        found.setdefault(number, set()).add(path)
-    nowhere = {"no sample here"}  # where other ranks have them all
-    return {name: sorted(found.get(i, nowhere)) for i, name in enumerate(problem.space.names)}
+    space: ParameterSpace
+    loss: OutputLoss
+    cache: Cache
+    products: str
+    hooked: Sequence[str]
+    paths: Mapping[str, Sequence[str]]
+    ranks: Ranks
 
+    def __str__(self) -> str:
+        space = self.space
+        lines = [
+            f"{len(space.names)} parameters, P = {space.size}, {space.dtype}, {space.device}",
+            f"loss: {type(self.loss).__name__} ({self.loss.reduction})",
+            f"products: {self.products}",
+            f"kept: {len(self.cache)} linearisations, records and factors, {self.cache.nbytes / 2**20:.1f} MiB",
+        ]
+        if self.hooked:
+            lines.append(f"set aside in all passes: backward hooks of {', '.join(self.hooked)}")
+        lines += self._processes()
+        lines.append(
+            "empirical-Fisher diagonal and per-sample norms, by parameter (how samples are proven apart):"
+        )
+        width = max(map(len, self.paths))
+        lines += [f"  {name:<{width}}  {' or '.join(path)}" for name, path in self.paths.items()]
+        every = " ".join(path for several in self.paths.values() for path in several)
+        lines += [f"{word}: {cost}" for word, cost in _COSTS.items() if word in every]
+        return "\n".join(lines)
 
-def _processes(problem: Problem) -> list[str]:
-    """Lines on the group: each rank's samples, and what a product sends."""
-    group = problem.group
-    if not group.given:
-        return []
-    held = "parameters are whole on each rank"
-    if group.alone:
-        return [f"processes: {group}; nothing is sent; {held}"]
-    size = problem.space.size * dtype_of_sums(problem.space.dtype).itemsize / 2**20
-    return [
-        f"processes: {group}, {list(problem.ranks.shares)} samples; {held}",
-        f"sent for each product: one exchange of words, {SIZE} bytes from each rank, and one sum of "
-        f"{size:.1f} MiB for each column",
-    ]
+    def _processes(self) -> list[str]:
+        """Lines on the group: who has how much, and what a product sends."""
+        group = self.ranks.group
+        if not group.given:
+            return []
+        held = "parameters are whole on each rank"
+        if group.alone:
+            return [f"processes: {group}; nothing is sent; {held}"]
+        size = self.space.size * dtype_of_sums(self.space.dtype).itemsize / 2**20
+        return [
+            f"processes: {group}, {list(self.ranks.shares)} samples; {held}",
+            f"sent for each product: one exchange of words, {SIZE} bytes from each rank, and one sum of "
+            f"{size:.1f} MiB for each column",
+        ]

@@ -19,8 +19,9 @@ from curvext.evaluation.isolation import lock_of
 from curvext.losses import LossPoint, output_loss
 from curvext.per_sample.backward_pass import BackwardPass
 from curvext.per_sample.recorded import Records
-from curvext.problem import arguments, explained
+from curvext.problem import arguments
 from curvext.problem.consistency import DataCheck, PassRecord
+from curvext.problem.explained import Explanation
 from curvext.problem.freshness import Change, Freshness, check_finite
 from curvext.problem.kept import KeptBatches
 from curvext.problem.kept_records import Draw
@@ -327,7 +328,17 @@ class Problem(Scales):
     @collective
     def explain(self) -> str:
         """Which parameters take which path and what is kept, as text."""
-        return explained.text(self)
+        return str(
+            Explanation(
+                self.space,
+                self.loss,
+                self._cache,
+                self.products_by(),
+                self._evaluation.names_with_backward_hooks(),
+                self.paths(),
+                self.ranks,
+            )
+        )
 
     def products_by(self) -> str:
         """How products with H, R and G are computed, in words."""
@@ -335,4 +346,12 @@ class Problem(Scales):
 
     def paths(self) -> dict[str, list[str]]:
         """By parameter the paths that its per-sample gradients take, over all batches."""
-        return explained.paths(self)
+        found: dict[int, set[str]] = {}
+        with self.call(Saying("paths")) as rounds:
+            for _ in rounds:
+                with self.backward_passes() as batches:
+                    for backward, _ in batches:
+                        for number, path in backward.paths().items():
+                            found.setdefault(number, set()).add(path)
+        nowhere = {"no sample here"}  # where other ranks have them all
+        return {name: sorted(found.get(i, nowhere)) for i, name in enumerate(self.space.names)}
