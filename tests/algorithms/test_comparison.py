@@ -206,6 +206,39 @@ def test_bits_repeat_and_the_global_state_is_left():
     assert torch.equal(one.distances["H", "G"].value, two.distances["H", "G"].value)
 
 
+def test_factors_beside_are_as_far_from_each_matrix_as_their_dense_forms():
+    risk = classification()
+    others = {
+        "K-FAC": risk.kfac(kind="exact"),
+        "EKFAC": risk.ekfac(kind="exact"),
+        "blocks of F": risk.block_diagonal(
+            kind="exact", blocks=[["0.weight", "0.bias"], ["2.weight", "2.bias"]]
+        ),
+    }
+    F = risk.fisher().to_dense()
+    c = cx.compare(risk, beside=others)
+    estimated = cx.compare(risk, beside=others, dense_limit=0, probes=60)
+    for name, operator in others.items():
+        expected = float((operator.to_dense() - F).norm() / F.norm())
+        assert float(c.distances[name, "F"].value) == pytest.approx(expected, rel=1e-10)
+        close = estimated.distances[name, "F"]
+        assert abs(float(close.value) - expected) < 5 * float(close.standard_error) + 1e-6
+        assert float(c.traces[name].value) == pytest.approx(float(operator.trace()), rel=1e-10)
+    gaps = [float(c.distances[name, "F"].value) for name in ("blocks of F", "EKFAC", "K-FAC")]
+    assert 0 < gaps[0] < gaps[1] < gaps[2], "zeros between blocks, then the Kronecker form"
+    assert "K-FAC" in str(c) and states(c) == states(cx.compare(risk))
+
+
+def test_what_is_beside_must_fit():
+    risk = classification()
+    with pytest.raises(ValueError, match=r"beside\['F'\]: this is the name of a matrix"):
+        cx.compare(risk, beside={"F": risk.kfac()})
+    with pytest.raises(ValueError, match="of the risk's 485 parameters, got one of 3"):
+        cx.compare(risk, beside={"I": cx.Identity(3)})
+    with pytest.raises(TypeError, match=r"beside\['x'\]: A must have shape"):
+        cx.compare(risk, beside={"x": 3})
+
+
 def test_it_prints_a_table():
     lines = str(cx.compare(classification())).splitlines()
     assert lines[0].startswith("P = 485, L = 1.7")
