@@ -23,6 +23,7 @@ LEVELS = [
         "fingerprints",
         "finite",
         "memory",
+        "progress",
         "randomness",
     }
     | {"_C", "_compile", "_version"},
@@ -43,7 +44,7 @@ LEVELS = [
     {"__main__"},
 ]
 #: algorithms see only shape, dtype, device and matvec; they and the operators are strangers
-ALGORITHMS_MAY_IMPORT = {"arguments", "dtypes", "errors", "kernels", "results"}
+ALGORITHMS_MAY_IMPORT = {"arguments", "dtypes", "errors", "kernels", "progress", "results"}
 #: third-party packages that are optional, so that they may be imported where they are used
 OPTIONAL = {"scipy", "numpy", "tqdm", "transformers", "matplotlib", "safetensors", "sklearn"}
 

@@ -149,3 +149,107 @@ def test_laplace_torch_sums_over_data_with_unit_variance(loss, likelihood, ggn, 
     _, F = curvature.BackPackEF(theirs, likelihood).full(x, y)
     close(G, risk.ggn().to_dense(), ggn)
     close(F, risk.empirical_fisher().to_dense(), fisher)
+
+
+# ---------------------------------------------------------------------- Kronecker factors
+
+
+@pytest.mark.parametrize("bias", ["separate", "joint"])
+@pytest.mark.parametrize(
+    "loss, theirs, kind, factor",
+    [
+        ("ce", "type-2", "exact", 1),
+        ("ce", "empirical", "empirical", 1),
+        ("mse", "type-2", "exact", 1),
+        ("mse", "empirical", "empirical", C),
+    ],
+)
+def test_curvlinops_has_our_factors_and_c_times_the_empirical_ones_for_means_over_outputs(
+    loss, theirs, kind, factor, bias
+):
+    curvlinops = pytest.importorskip("curvlinops")
+    model, criterion, x, y = problem(loss)
+    risk = cx.EmpiricalRisk(model, criterion, (x, y))
+    for name, ours in (("KFAC", risk.kfac), ("EKFAC", risk.ekfac)):
+        operator = getattr(curvlinops, f"{name}LinearOperator")(
+            model,
+            criterion,
+            list(model.parameters()),
+            [(x, y)],
+            fisher_type=theirs,
+            separate_weight_and_bias=bias == "separate",
+        )
+        expected = ours(kind=kind, bias=bias).to_dense()
+        close(operator @ torch.eye(len(expected), dtype=torch.float64), expected, factor)
+
+
+@pytest.mark.parametrize("approx", ["expand", "reduce"])
+def test_curvlinops_counts_all_positions_of_a_convolution(approx):
+    curvlinops = pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, C)
+    ).double()
+    data = (torch.randn(N, 2, 4, 4, dtype=torch.float64), torch.randint(C, (N,)))
+    theirs = curvlinops.KFACLinearOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [data],
+        fisher_type="empirical",
+        kfac_approx=approx,
+        separate_weight_and_bias=False,
+    )
+    K = cx.KFACOperator(
+        model, nn.CrossEntropyLoss(), data, kind="empirical", approx=approx, positions="all"
+    )
+    close(theirs @ torch.eye(K.shape[0], dtype=torch.float64), K.to_dense(), 1)
+
+
+def test_curvlinops_counts_positions_whose_labels_are_ignored_and_we_do_not():
+    curvlinops = pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    model = nn.Linear(4, C, bias=False).double()
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, -100, -100, 0])
+    theirs = curvlinops.KFACLinearOperator(
+        model, nn.CrossEntropyLoss(), list(model.parameters()), [(x, y)], fisher_type="empirical"
+    )
+    dense = theirs @ torch.eye(12, dtype=torch.float64)
+    kept = [0, 1, 2, 5]
+    K = cx.KFACOperator(model, nn.CrossEntropyLoss(), (x, y), kind="empirical")
+    assert torch.allclose(K.factors["weight"].a, x[kept].T @ x[kept] / 4)
+    assert not torch.allclose(dense, K.to_dense(), rtol=0.05)
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+def test_backpack_has_our_factors_of_the_exact_fisher(loss):
+    backpack = pytest.importorskip("backpack")
+    from backpack import extensions
+
+    model, criterion, x, y = problem(loss)
+    K = cx.EmpiricalRisk(model, criterion, (x, y)).kfac(kind="exact", bias="separate")
+    theirs = backpack.extend(copy.deepcopy(model))
+    with backpack.backpack(extensions.KFLR()):
+        backpack.extend(copy.deepcopy(criterion))(theirs(x), y).backward()
+    for name, p in theirs.named_parameters():
+        close(p.kflr[0], K.factors[name].g, 1)
+        if len(p.kflr) == 2:
+            close(p.kflr[1], K.factors[name].a, 1)
+
+
+@pytest.mark.parametrize(
+    "loss, likelihood, exact, empirical",
+    [("ce", "classification", N, N), ("mse", "regression", N * C / 2, N * C**2 / 2)],
+)
+def test_laplace_torch_has_factors_of_sums_over_data(loss, likelihood, exact, empirical):
+    theirs = pytest.importorskip(
+        "laplace.curvature.curvlinops", exc_type=(ImportError, RuntimeError)
+    )
+    model, criterion, x, y = problem(loss)
+    model.output_size = C
+    risk = cx.EmpiricalRisk(model, criterion, (x, y))
+    for backend, kind, factor in (("GGN", "exact", exact), ("EF", "empirical", empirical)):
+        _, kron = getattr(theirs, f"Curvlinops{backend}")(model, likelihood).kron(x, y, N)
+        sides = [torch.kron(*f) if len(f) == 2 else f[0] for f in kron.kfacs]
+        expected = risk.kfac(kind=kind, bias="separate").to_dense()
+        close(torch.block_diag(*sides), expected, factor)

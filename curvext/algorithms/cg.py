@@ -15,9 +15,9 @@ from torch import Tensor
 
 from curvext.algorithms.lanczos import inner, length, multiply
 from curvext.algorithms.products import Products, SymmetricOperator
-from curvext.algorithms.progress import Progress
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, check_dense
+from curvext.progress import Progress
 from curvext.results import CGResult
 
 #: by device, iterations between two checks by the host of which systems still run: on CUDA each check synchronises

@@ -18,11 +18,11 @@ from curvext.algorithms.equalities import equalities
 from curvext.algorithms.leading_spaces import leading_of, ordered, overlap
 from curvext.algorithms.probes import Probes, representable
 from curvext.algorithms.products import Products, SymmetricOperator
-from curvext.algorithms.progress import Progress
 from curvext.algorithms.risks import HasMatrices
 from curvext.algorithms.spectral_density import spectral_density
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_risk
+from curvext.progress import Progress
 from curvext.results import Comparison, Estimate
 
 #: up to so many parameters the matrices are formed and every figure is exact

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from curvext.algorithms.lanczos import BREAKDOWN, inner, length, multiply, remove
 from curvext.algorithms.products import Products, SymmetricOperator
-from curvext.algorithms.progress import Progress
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_dense
+from curvext.progress import Progress
 from curvext.results import EigenResult
 
 #: up to this many rows the matrix is formed by P products and decomposed

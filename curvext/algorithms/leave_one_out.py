@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvext.algorithms.probes import multiply, representable
 from curvext.algorithms.products import Products
-from curvext.algorithms.progress import Progress
+from curvext.progress import Progress
 
 _TINY = torch.finfo(torch.float64).tiny
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms.products import Products
-from curvext.algorithms.progress import Progress
 from curvext.arguments import as_seed
+from curvext.progress import Progress
 
 #: how many vectors are multiplied at a time: enough to share a pass over the data, few enough to fit
 BLOCK = 16

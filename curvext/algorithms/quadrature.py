@@ -11,8 +11,8 @@ from torch import Tensor
 from curvext.algorithms.lanczos import tridiagonalise
 from curvext.algorithms.probes import Probes, check_finite
 from curvext.algorithms.products import Products
-from curvext.algorithms.progress import Progress
 from curvext.arguments import as_integer
+from curvext.progress import Progress
 
 #: up to so many rows the matrix is formed and decomposed where that takes no more products
 DENSE_ROWS = 1024

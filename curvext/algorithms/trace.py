@@ -18,9 +18,9 @@ from curvext.algorithms.probes import (
     representable,
 )
 from curvext.algorithms.products import Products, SymmetricOperator
-from curvext.algorithms.progress import Progress
 from curvext.algorithms.together import together
 from curvext.arguments import as_choice, as_integer
+from curvext.progress import Progress
 from curvext.results import Estimate
 
 

@@ -147,7 +147,9 @@ class BlockOperator(BlockMatrix):
         return None
 
     @collective
-    def scores(self, query: Any, damping: Damping, train: Any = None) -> Tensor:
+    def scores(
+        self, query: Any, damping: Damping, train: Any = None, progress: bool = False
+    ) -> Tensor:
         """Influence scores ⟨g_q, (B + λI)⁻¹ g_n⟩ of training data n on query data q, ``[Q, N]``.
 
         Positive where a step on n lowers the loss of q. Queries' gradients are made and preconditioned once, a chunk at
@@ -157,6 +159,7 @@ class BlockOperator(BlockMatrix):
             query: data, of the operator's model and loss, or a risk of the same parameters.
             damping: λ > 0, as :meth:`solve` takes it.
             train: likewise; None for the operator's own data.
+            progress: show a bar over queries (needs tqdm).
 
         Returns:
             Rows in the order of the query, columns in that of the training data, in :attr:`dtype`; each g in the units
@@ -175,7 +178,7 @@ class BlockOperator(BlockMatrix):
                 "and take the scores of load_factors(path) with risks without process_group="
             )
         inverse = self.power(-1.0, damping)
-        return influence_scores(inverse, self._own_problem(), query, train)
+        return influence_scores(inverse, self._own_problem(), query, train, progress)
 
     # ------------------------------------------------------------------ draws
 

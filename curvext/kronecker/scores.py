@@ -12,6 +12,7 @@ from curvext.operators.linear import LinearOperator
 from curvext.per_sample.recorded import Records
 from curvext.problem import Problem
 from curvext.products.linearisation import Linearisation
+from curvext.progress import Progress
 from curvext.space import ParameterSpace
 
 #: elements of queries' gradients that are in memory at a time
@@ -19,7 +20,7 @@ _CHUNK = 32 << 20
 
 
 def influence_scores(
-    inverse: LinearOperator, own: Problem | None, query: Any, train: Any
+    inverse: LinearOperator, own: Problem | None, query: Any, train: Any, progress: bool
 ) -> Tensor:
     """⟨g_q, A g_n⟩ for A = ``inverse``, ``[Q, N]``; see :meth:`BlockOperator.scores`."""
     assert inverse.space is not None
@@ -31,13 +32,15 @@ def influence_scores(
     step = max(1, _CHUNK // inverse.size)
     parts: list[Tensor] = []
     start, count = 0, step
-    while count == step:
-        rows = _gradients(asked, start, start + step).mul_(asked.sample_scale())
-        count = len(rows)
-        if count:
-            columns = inverse.matmat(rows.T.to(inverse.dtype))
-            parts.append(gradients.products(columns).T)
-        start += count
+    with Progress(progress, None, "scores", unit="query") as bar:
+        while count == step:
+            rows = _gradients(asked, start, start + step).mul_(asked.sample_scale())
+            count = len(rows)
+            if count:
+                columns = inverse.matmat(rows.T.to(inverse.dtype))
+                parts.append(gradients.products(columns).T)
+            start += count
+            bar.to(start)
     return torch.cat(parts)
 
 

@@ -86,3 +86,15 @@ def test_what_is_no_data_of_the_model_is_refused():
     single = pose("mlp", dtype=torch.float32)
     with pytest.raises(ValueError, match="scores: query: its parameters have dtype torch.float32"):
         K.scores(cx.EmpiricalRisk(single.model, single.loss, single.data), DAMPING)
+
+
+def test_a_bar_counts_queries_where_one_is_asked_for(capsys, monkeypatch):
+    pytest.importorskip("tqdm")
+    p = pose("mlp")
+    K = cx.EmpiricalRisk(p.model, p.loss, p.data).kfac()
+    silent = K.scores(p.data, DAMPING)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module, "_CHUNK", 1)
+    assert_close(K.scores(p.data, DAMPING, progress=True), silent)
+    shown = capsys.readouterr().err
+    assert "scores" in shown and "query" in shown

@@ -1,4 +1,4 @@
-"""A bar over the products of an algorithm, where one is asked for."""
+"""A bar over the products of an algorithm, or what else takes long, where one is asked for."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from types import TracebackType
 
 
 class Progress:
-    """Counts products on a bar; nothing at all unless ``shown``.
+    """Counts products, or another unit, on a bar; nothing at all unless ``shown``.
 
     Args:
         shown: whether there is to be a bar (needs tqdm).
         total: the most products there can be; None where that is not known.
         what: what is being done, in a word or two.
+        unit: what is counted.
 
     Raises:
         ImportError: a bar is asked for and tqdm is not installed.
     """
 
-    def __init__(self, shown: bool, total: int | None, what: str):
+    def __init__(self, shown: bool, total: int | None, what: str, unit: str = "product"):
         self._bar = None
         if shown:
             try:
@@ -26,13 +27,13 @@ class Progress:
                 raise ImportError(
                     f"{what}: progress=True needs tqdm: pip install 'curvext[demo]'"
                 ) from error
-            self._bar = tqdm(total=total, desc=what, unit="product", leave=False)
+            self._bar = tqdm(total=total, desc=what, unit=unit, leave=False)
 
-    def to(self, products: int, note: str = "") -> None:
-        """Moves the bar to ``done`` products."""
+    def to(self, count: int, note: str = "") -> None:
+        """Moves the bar to ``count``."""
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(products - self._bar.n)
+            self._bar.update(count - self._bar.n)
 
     def __enter__(self) -> Progress:
         return self
