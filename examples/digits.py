@@ -19,7 +19,7 @@ What to see:
 * F_emp is not F. Its labels are the data's, those of F are the model's own. A network that has
   fitted its data is hardly ever surprised by a true label, so F_emp shrinks much faster than F.
 * A vanishing gradient is what makes a point critical; without it no eigenvalue says "minimum".
-* The diagonal of F_emp is had exactly without storing a per-sample gradient; the last table times
+* The diagonal of F_emp is exact without storing a per-sample gradient; the last table times
   it. The network is tiny, so calls rather than arithmetic make up much of these times.
 
 No P×P matrix is ever formed: eigenvalues come from Lanczos, norms from random probes (each with its

@@ -121,7 +121,7 @@ class CustomLoss(OutputLoss):
         check_independent(value, self._parameters, "loss: it reads")
         if not value.requires_grad and float(value) != 0:
             raise ValueError(
-                "loss: nothing leads from its value to the output, so that all derivatives would be zero: it goes by "
+                "loss: nothing leads from its value to the output, so that all derivatives would be zero: it uses "
                 "argmax, a comparison or NumPy, or under no_grad or detach. Use a loss of differentiable operations"
             )
         scale = divisor if self.reduction == "mean" else 1.0

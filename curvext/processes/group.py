@@ -3,7 +3,7 @@
 In a collective call each rank first works on its own shard, then all report in one exchange whether that succeeded,
 then large tensors are summed. So a rank that fails still takes part in the exchange, and all ranks raise.
 
-One file because errors can be told to all ranks only where all that is sent goes through one class.
+One file because all ranks can share an error only if every message passes through one class.
 """
 
 from __future__ import annotations
