@@ -55,7 +55,7 @@ LOSS = nn.CrossEntropyLoss()
 
 @dataclass(frozen=True)
 class Training:
-    """The loss on all training images after every epoch, and the states that are looked at."""
+    """The loss on all training images after every epoch, and the states to compare."""
 
     steps: list[int]
     losses: list[float]
@@ -174,7 +174,7 @@ def measure(
 
 
 def verdict(c: Checkpoint) -> str:
-    """One state in words, each of them decided by a number that was measured."""
+    """A description of one state, decided by measured numbers."""
     (h_low, h_high), (g_low, g_high), _ = c.spectra.values()
     least, most = h_low.values[0], h_high.values[-1]
     norm = c.comparison.gradient_norm

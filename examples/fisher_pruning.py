@@ -74,7 +74,7 @@ def run(seed: int) -> dict[str, tuple[float, ...]]:
         for share in REMOVED:
             for layer, score in scores(method, model, train).items():
                 mask = model.get_buffer(f"{LAYERS[layer]}.mask")
-                score[mask == 0] = -1  # what is gone stays gone
+                score[mask == 0] = -1  # removed units stay removed
                 mask[score.argsort()[: round(share * HIDDEN)]] = 0
             fit(model, train, 1, seed)
             if share in SHOWN:

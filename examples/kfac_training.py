@@ -14,7 +14,7 @@ ways:
 
 Work is counted: a gradient is 1, and so are new factors (a forward pass, one backward pass without weight gradients,
 and the symmetric products of the factors); a loss alone is 1/3, a product with G 4/3. The eigendecompositions of the
-factors are no passes over the data; the time, in which they are, stands beside the work.
+factors are not passes over the data; the time beside the work includes them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def descent(risk: cx.EmpiricalRisk, length: float) -> Trace:
     velocity, work = torch.zeros(risk.space.size), 0.0
     while True:
         gradient = risk.gradient()
-        yield work, risk.value()  # had with the gradient
+        yield work, risk.value()  # known from the gradient's pass
         velocity = 0.9 * velocity - length * gradient
         cx.take_step(risk, velocity)
         work += 1

@@ -4,7 +4,7 @@
 
 A tenth of the labels of scikit-learn's digits is replaced by another. A network learns them all the same. A wrong label
 is one that harms: a step on it raises the loss of other images. So training images are sorted by their score on 200
-images that were checked by hand, the most harmful first, and as many are looked at as there are wrong ones:
+images that were checked by hand, the most harmful first, and as many are inspected as there are wrong ones:
 
 * influence: ⟨g_q, (B + λI)⁻¹ g_n⟩, B the K-FAC factors of the Fisher matrix (Koh & Liang 2017; Grosse et al. 2023);
 * gradient similarity: ⟨g_q, g_n⟩, the same without curvature, in which a few steep directions drown the rest;

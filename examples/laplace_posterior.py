@@ -8,8 +8,8 @@ Botev & Barber 2018). Predictions are averaged over 50 draws of the network line
 
     p(y|x) = mean over δθ of softmax(f(x) + J(x) δθ)
 
-The precision δ of the prior is the one of a few with the lowest log loss on 200 images beside. Then both are held to
-the rest of the test images, as they are and with noise on their pixels: by the log loss, and by the expected
+The precision δ of the prior is the one of several with the lowest log loss on 200 held-out images. Then both are
+tested on the rest of the test images, clean and with noise on their pixels: by the log loss, and by the expected
 calibration error, the mean gap between confidence and accuracy over ten bins of confidence.
 """
 

@@ -13,12 +13,12 @@ A network with 1,210 parameters learns three quarters of scikit-learn's digits, 
   cross-entropy the exact Fisher matrix is G, which would be the row above once more.
 
 Work is counted, not timed: a gradient is 1 (a pass forwards, and one of twice the cost backwards), a loss alone 1/3,
-a product with a curvature matrix 4/3 (one with J and one with Jᵀ, each as dear as the pass backwards).
+a product with a curvature matrix 4/3 (one with J and one with Jᵀ, each as expensive as the pass backwards).
 
-What to see: at first gradient descent is ahead, since a step with curvature is dear. Then it crawls along the valley's
-floor, and curvature is what keeps the loss falling. L-BFGS, which guesses curvature from gradients that it needs
-anyway, is better than both on so small and smooth a problem with all data in every step. What the estimate of F loses
-beside G is the noise of its labels.
+What to see: at first gradient descent is ahead, because a step with curvature is expensive. Then it crawls along the
+valley's floor, while curvature keeps the loss falling. L-BFGS, which estimates curvature from gradients that it needs
+anyway, beats both on so small and smooth a problem with all data in every step. The estimate of F loses to G because
+of the noise of its labels.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def descent(risk: cx.EmpiricalRisk, length: float, momentum: float) -> Trace:
     velocity, work = torch.zeros(risk.space.size), 0.0
     while True:
         gradient = risk.gradient()
-        yield work, risk.value()  # had with the gradient
+        yield work, risk.value()  # known from the gradient's pass
         velocity = momentum * velocity - length * gradient
         cx.take_step(risk, velocity)
         work += 1
