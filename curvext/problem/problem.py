@@ -142,7 +142,7 @@ class Problem(Scales):
         """A pass for the totals alone, where they are not known; with ``look`` of the model as it is now."""
         with self.call(saying) as rounds:
             for _ in rounds:
-                if look:
+                if look and self._here is not None:  # else the pass looks
                     self.refresh()
                 if self._here is None:
                     with self._pass(self._kept.totals) as batches:
