@@ -1,4 +1,4 @@
-"""Which operations of a model are computed in another way, as the graph of a forward pass shows."""
+"""The alternatives that a model needs, found in the graph of a forward pass."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Alternatives:
 
     @classmethod
     def of(cls, model: nn.Module) -> Alternatives:
-        """Those of a model, the same for all that evaluate it: to find one takes a forward pass."""
+        """The alternatives of a model, shared by all its evaluations because finding them takes a forward pass."""
         return _OF_MODELS.setdefault(model, cls())
 
     def invalidate(self) -> None:
-        """The model has other modules, so its operations are found anew."""
+        """Forgets the operations found, because the model has other modules."""
         self._names.clear()
         self._doubled = False
 
     def find(self, output: Tensor, use: GraphUse) -> bool:
-        """Whether the graph of an output has operations that need an alternative which was not taken.
+        """Whether the graph of an output has operations whose needed alternative was not used.
 
         Raises:
             RuntimeError: it has one without second derivatives, and this use needs them.

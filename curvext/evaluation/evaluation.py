@@ -83,12 +83,12 @@ class Evaluation:
         return self._space
 
     def refresh_members(self) -> Members:
-        """The members of the model as they stand now, which all that follows uses."""
+        """Reads the current members of the model, which later calls use."""
         self.members = Members.of(self._model)
         return self.members
 
     def invalidate(self) -> None:
-        """The model has other modules, so what was found out about it is found out anew."""
+        """Forgets earlier findings, because the model has other modules."""
         self._alternatives.invalidate()
         self._checks.invalidate()
 
@@ -97,7 +97,7 @@ class Evaluation:
         return [*self.members.parameters, *self.members.buffers]
 
     def attributes(self, marks: Marks) -> list[object]:
-        """Marks of all that the output depends on beside parameters and buffers."""
+        """Marks of everything that the output depends on beside parameters and buffers."""
         return [
             *marks.of_modules(self.members.modules),
             marks.of(self._forward),
@@ -189,7 +189,7 @@ class Evaluation:
             return self(batch, "twice")[0]
 
     def traceable(self, batch: Any) -> Tensor:
-        """The output by operations that can be traced, for a batch that a call has found without fault."""
+        """The output by traceable operations, for a batch that an earlier call has checked."""
         attributes = attributes_of(self.members, contents=False)
         try:
             with (
@@ -206,7 +206,7 @@ class Evaluation:
     def plain(self, batch: Any) -> tuple[Tensor, Any] | None:
         """Output and target by PyTorch's own operations that it differentiates twice; None if the target has no rows.
 
-        Nothing is checked, and no derivative of the library's is in the graph.
+        Nothing is checked, and the graph contains none of the library's own derivatives.
         """
         target = self._get_target(batch)
         if isinstance(target, Tensor) and target.ndim > 0 and len(target) == 0:

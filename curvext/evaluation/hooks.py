@@ -1,4 +1,4 @@
-"""Hooks on tensors edit gradients, so what backward passes return is compared with what a Jacobian would."""
+"""Hooks on tensors edit gradients, so the results of backward passes are compared with those of a Jacobian."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_adjoint(v: Sequence[Tensor], moved: Tensor, u: Tensor, pulled: Sequenc
 
 
 def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Whether two gradients are one up to rounding."""
+    """Whether two gradients are equal up to rounding."""
     return all(_close(x, y) for x, y in zip(a, b, strict=True))
 
 

@@ -101,7 +101,7 @@ class InputWrites:
         self._flags = [t.requires_grad for t in self._tensors]
 
     def put_flags_back(self) -> None:
-        """Gives each tensor the requires_grad that it came with: a model of forces calls ``x.requires_grad_()``."""
+        """Restores the requires_grad of each tensor: a model of forces calls ``x.requires_grad_()``."""
         for t, flag in zip(self._tensors, self._flags, strict=True):
             if t.requires_grad is not flag and t.is_leaf:
                 t.requires_grad_(flag)

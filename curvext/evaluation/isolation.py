@@ -1,4 +1,4 @@
-"""What a pass sets aside of a model, and puts back: the requires_grad of parameters, and the caller's autocast.
+"""What a pass changes of a model and restores: the requires_grad of parameters, and the caller's autocast.
 
 Hooks are set aside by :mod:`curvext.torch_internals.hooks`.
 """
@@ -27,7 +27,7 @@ def lock_of(model: nn.Module) -> threading.RLock:
 def requires_grad_only(
     selected: Iterable[Tensor], parameters: Sequence[Tensor]
 ) -> Iterator[list[tuple[Tensor, bool]]]:
-    """Of all parameters the selected ones require grad, and no others.
+    """A context in which the selected parameters, and no others, require grad.
 
     Yields:
         The parameters whose flag was changed, each with the flag it had.
@@ -48,7 +48,7 @@ def requires_grad_only(
 
 
 def current_autocast(kind: str) -> torch.dtype | None:
-    """What autocast casts to on a kind of device; None where it is off."""
+    """The dtype of autocast on a kind of device; None where it is off."""
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 

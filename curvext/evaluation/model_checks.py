@@ -1,7 +1,7 @@
-"""Forward passes that must not write, keep a state or draw: what they did is found, undone and refused.
+"""Checks that forward passes do not write, keep a state or draw; violations are detected, undone and refused.
 
-Each pass is checked for writes to inputs and attributes. What needs a copy of the buffers or a second evaluation is
-checked once, in the first pass with these modes of the modules.
+Each pass is checked for writes to inputs and attributes. Checks that need a copy of the buffers or a second evaluation
+run once, in the first pass with these modes of the modules.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def attributes_of(members: Members, contents: bool) -> Attributes:
 
 
 class ModelChecks:
-    """Forward passes that leave the model as they found it.
+    """Forward passes that leave the model unchanged.
 
     Args:
         model: the module, whose names errors quote.
@@ -48,7 +48,7 @@ class ModelChecks:
         self._written_only: set[str] = set()
 
     def invalidate(self) -> None:
-        """The model has other modules, so it is checked anew."""
+        """Repeats the one-time checks, because the model has other modules."""
         self._checked_modes = None
         self._written_only.clear()
 
@@ -79,7 +79,7 @@ class ModelChecks:
             if first and not output.requires_grad and output.is_floating_point() and output.ndim:
                 _check_graph(members.parameters, evaluate)
         except BaseException:
-            self._checked_modes = None  # what failed here is looked for, and undone, again
+            self._checked_modes = None  # check, and undo, again in the next pass
             raise
         return output
 
@@ -110,7 +110,7 @@ class ModelChecks:
 
     @contextmanager
     def unwritten_buffers(self, members: Members) -> Iterator[None]:
-        """Puts buffers back and raises a RuntimeError if a forward pass writes to one or replaces it; once per mode."""
+        """Restores buffers and raises a RuntimeError if a forward pass writes to one or replaces it; once per mode."""
         modes = members.modes()
         if modes == self._checked_modes:
             yield

@@ -32,8 +32,8 @@ _COLUMNS = 64
 class BlockDiagonalOperator(LiveBlocks):
     """The exact diagonal blocks of H, G or a Fisher matrix, zero elsewhere.
 
-    Which entries are kept is what ``blocks`` says; those of one block are M's to the last bit but for rounding. It is
-    not M: the blocks between parameters are left out, and can be as large as those within.
+    ``blocks`` chooses the entries to keep, which equal M's up to rounding. The result is not M: the blocks between
+    parameters are left out, and can be as large as those within.
 
     Args:
         model, loss, data, params, cache, options: see :class:`curvext.EmpiricalRisk`.

@@ -1,4 +1,4 @@
-"""A block-diagonal matrix: what it is made of, and products with it."""
+"""A block-diagonal matrix: its blocks, and products with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BlockMatrix(LinearOperator):
 
     @abstractmethod
     def _now(self, what: str, vectors: Sequence[Tensor] = ()) -> Sequence[Block]:
-        """The blocks as they are now, in the order of their first parameters.
+        """The current blocks, in the order of their first parameters.
 
         ``what`` says what they are for, with its numbers, and ``vectors``: with several processes they are compared.
         """
@@ -40,13 +40,13 @@ class BlockMatrix(LinearOperator):
     @property
     @collective
     def blocks(self) -> dict[str, Block]:
-        """The operator of each block by the name of its first parameter; values, which stay."""
+        """The operator of each block by the name of its first parameter; a value that does not follow the model."""
         return {block.params[0]: block for block in self._now("blocks")}
 
     @property
     @collective
     def factors(self) -> dict[str, Factors]:
-        """What each block is made of, by the name of its first parameter; values, which stay."""
+        """The factors of each block, by the name of its first parameter; values that do not follow the model."""
         return {block.params[0]: block.factors for block in self._now("factors")}
 
     @collective

@@ -17,7 +17,7 @@ from curvext.operators.linear import DENSE_LIMIT, LinearOperator
 
 @dataclass(frozen=True)
 class Factors:
-    """What a block is made of.
+    """The factors of a block.
 
     Attributes:
         a: A, ``[I, I]``, with the row and column of a joint bias last; ``[I]`` where it is diagonal; None for a block
@@ -38,7 +38,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a block stands.
+    """The position of a block.
 
     Attributes:
         params: names of its parameters, in the order of the flat vector.
@@ -76,8 +76,8 @@ class Block(LinearOperator):
     Attributes:
         params: names of its parameters.
         structure: "kronecker", "dense" or "diagonal".
-        factors: what it is made of.
-        why: why it has this structure, in words.
+        factors: its factors.
+        why: the reason for this structure, in words.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Block(LinearOperator):
 
     @property
     def sums(self) -> torch.dtype:
-        """The dtype of the factors, in which is computed."""
+        """The dtype of the factors, in which products are computed."""
         return self.factors.g.dtype
 
     def _columns(self, columns: list[Tensor]) -> Tensor:
@@ -133,7 +133,7 @@ class Block(LinearOperator):
         return symmetric(self.apply(eye)).to(self.dtype)
 
     def nbytes(self) -> int:
-        """Bytes that keeping it costs, an eigenbasis included."""
+        """Bytes that it holds, an eigenbasis included."""
         return 2 * self.factors.nbytes()
 
     def function(self, spectral: Spectral) -> SpectralBlock:
@@ -178,7 +178,7 @@ class SpectralBlock(Block):
 
 
 class DenseBlock(Block):
-    """A block that is written out.
+    """A dense block.
 
     Args:
         place, why: see :class:`Block`.
@@ -207,7 +207,7 @@ class DenseBlock(Block):
 
 
 class DiagonalBlock(Block):
-    """A block that is diagonal: zero, or the exact diagonal of one too large to be written out.
+    """A diagonal block: zero, or the exact diagonal of one too large to be formed.
 
     Args:
         place, why: see :class:`Block`.

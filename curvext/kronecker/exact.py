@@ -19,7 +19,7 @@ from curvext.space import ParameterSpace
 
 
 class ExactSum:
-    """Blocks over one or several parameters each, as gradients by them come by.
+    """Sums exact blocks over one or several parameters during a backward pass.
 
     Args:
         space: the parameters.
@@ -41,7 +41,7 @@ class ExactSum:
         self._sign = 1.0
 
     def expect(self, block: tuple[int, ...]) -> None:
-        """The parameters of one block, by number, whose gradients will come."""
+        """Registers the parameters of one block, by number, whose gradients will arrive."""
         self._block_of.update(dict.fromkeys(block, block))
 
     def expects(self, parameter: int) -> bool:
@@ -72,12 +72,12 @@ class ExactSum:
         return sum(self._space.sizes[p] for p in block) <= self._max_dim
 
     def begin(self, samples: int, sign: float) -> None:
-        """A vector of a batch begins."""
+        """Begins a vector of a batch."""
         self._samples = samples
         self._sign = sign
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
-        """Takes a use."""
+        """Receives a use."""
         block = self._block_of[parameter]
         if not self.is_dense(block):
             self._squares.add(parameter, wide(use.square()), arrange, self._sign)
@@ -94,7 +94,7 @@ class ExactSum:
         rows[:, index] += use.rows().to(rows.dtype)
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
-        """Takes one sample's gradient by one parameter."""
+        """Receives one sample's gradient with respect to one parameter."""
         gradient = gradient.detach().to(self._dtype)
         if not self.is_dense(self._block_of[parameter]):
             self._squares.add(parameter, gradient.square(), sign=self._sign)
@@ -112,7 +112,7 @@ class ExactSum:
         return self._rows[parameter]
 
     def end(self) -> None:
-        """Adds the blocks of which all that comes has come."""
+        """Adds the blocks whose gradients have all arrived."""
         for block in dict.fromkeys(self._block_of[p] for p in list(self._rows)):
             self._add(block)
 
@@ -132,7 +132,7 @@ class ExactSum:
             self._complete.discard(p)
 
     def matrix(self, block: tuple[int, ...], scale: float) -> Tensor | None:
-        """The block times ``scale``: ``[n, n]``, or None where no gradient came."""
+        """The block times ``scale``: ``[n, n]``, or None where no gradient arrived."""
         total = self._matrices.get(block)
         return None if total is None else symmetric(total * scale)
 

@@ -1,4 +1,4 @@
-"""What every block-diagonal operator answers beside products: solves, roots, spectra, draws, influence scores."""
+"""Functions of block-diagonal operators: solves, roots, spectra, draws, influence scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from curvext.space import ParameterSpace
 
 
 class BlockOperator(BlockMatrix):
-    """What a block-diagonal matrix answers beside products: solves, roots, determinants, spectra, draws and scores."""
+    """A block-diagonal matrix with solves, roots, determinants, spectra, draws and influence scores."""
 
     #: of the family whose blocks are Γ ⊗ A, so that their sides can be damped one by one
     by_sides: ClassVar[bool] = False
@@ -58,7 +58,7 @@ class BlockOperator(BlockMatrix):
 
     @collective
     def inverse(self, damping: Damping, method: str = "exact") -> KeptBlocks:
-        """(B + λI)⁻¹ as an operator, whose values stay whatever becomes of the model.
+        """(B + λI)⁻¹ as an operator that does not follow later changes of the model.
 
         Args:
             damping: λ > 0, as :meth:`solve` takes it.
@@ -88,7 +88,7 @@ class BlockOperator(BlockMatrix):
 
     @collective
     def power(self, p: float, damping: Damping) -> KeptBlocks:
-        """(B + λI)^p as an operator, whose values stay: p = −1 is the inverse, −0.5 its root.
+        """(B + λI)^p as an operator that does not follow the model: p = −1 is the inverse, −0.5 its root.
 
         Args:
             p: any real number.
@@ -208,7 +208,7 @@ class BlockOperator(BlockMatrix):
 
 
 class KeptBlocks(BlockOperator):
-    """Blocks that stay as they are, whatever becomes of the model: what operators return.
+    """A block-diagonal operator that does not follow later changes of the model, as operators return it.
 
     Args:
         space: the parameters.

@@ -21,7 +21,7 @@ class Rows:
     scale: float
 
     def nbytes(self) -> int:
-        """Bytes that keeping them costs."""
+        """Bytes that they hold."""
         return self.x.numel() * self.x.element_size()
 
     def eigenbasis(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -53,14 +53,14 @@ class FewRows:
         self._count = 0
 
     def want(self, count: int) -> bool:
-        """Whether so many more are wanted; if not, none is from now on."""
+        """Whether this many more rows are wanted; after the first refusal none are."""
         self._count += count
         if self._count >= self._side:
             self._parts = None
         return self._parts is not None
 
     def add(self, rows: Tensor | None) -> None:
-        """Takes a copy of rows that are wanted, ``[M, D]``; None where they cannot be had."""
+        """Stores a copy of rows that are wanted, ``[M, D]``; None where they are not available."""
         assert self._parts is not None
         if rows is None:
             self._parts, self._side = None, 0

@@ -34,8 +34,8 @@ class KFACOperator(LiveBlocks):
     matrix in a product (norm scales, biases of their own, a table that is also a head) have their exact block.
 
     It is M's block itself for a linear network with squared error, for the last layer of any network with squared
-    error, and for one datum at one position. Elsewhere it is an approximation, and no bound on M. The common mistake is
-    to add λ to each of Γ and A and call that the inverse of B + λI; see ``inverse``.
+    error, and for one datum at one position. Elsewhere it is an approximation, and no bound on M. Adding λ to each of
+    Γ and A does not give the inverse of B + λI; see ``inverse``.
 
     Args:
         model, loss, data, params, cache, options: see :class:`curvext.EmpiricalRisk`.

@@ -1,4 +1,4 @@
-"""What the block-diagonal operators of a model share: they follow it, and keep their blocks until it changes."""
+"""The base class of block-diagonal operators that follow a model and keep their blocks until it changes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ COMMON = ("kind", "samples", "seed", "max_dim")
 
 @dataclass(frozen=True)
 class KeptNow:
-    """The blocks of the model as it is."""
+    """The blocks of the current model."""
 
     blocks: list[Block]
 
     def nbytes(self) -> int:
-        """Bytes that keeping them costs, eigenbases included."""
+        """Bytes that they hold, eigenbases included."""
         return sum(block.nbytes() for block in self.blocks)
 
 
 class LiveBlocks(BlockOperator):
-    """A block-diagonal matrix of an empirical risk, made anew when the model has changed.
+    """A block-diagonal matrix of an empirical risk, recomputed when the model has changed.
 
     Args:
         model, loss, data, params, cache: see :class:`curvext.EmpiricalRisk`. With ``cache=False`` nothing is kept, so
@@ -90,7 +90,7 @@ class LiveBlocks(BlockOperator):
 
     @abstractmethod
     def _choose(self, **options: Any) -> None:
-        """Checks and takes the operator's own arguments; hands :data:`COMMON` on to :meth:`_choose_matrix`."""
+        """Checks and stores the operator's own arguments; passes :data:`COMMON` to :meth:`_choose_matrix`."""
 
     def _choose_matrix(
         self,
@@ -117,7 +117,7 @@ class LiveBlocks(BlockOperator):
 
     @abstractmethod
     def _make(self) -> list[Block]:
-        """The blocks of the model as it is, by passes over the data."""
+        """The blocks of the current model, by passes over the data."""
 
     def _now(self, what: str, vectors: Sequence[Tensor] = ()) -> Sequence[Block]:
         key = self._key()

@@ -24,7 +24,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Said:
-    """What a rank says after its pass."""
+    """A rank's report after its pass."""
 
     roles: SaidOfRoles
     sums: dict[int, _Made]

@@ -1,4 +1,4 @@
-"""What each parameter is: a weight with its form and perhaps its bias, or the parameter of an exact block."""
+"""The role of each parameter: a weight with its form and perhaps its bias, or part of an exact block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from curvext.space import ParameterSpace
 
 
 class Revised(Exception):
-    """A later batch showed that a parameter is no factor's after all: what was added up is for nothing."""
+    """Raised when a later batch shows that a parameter has no factors, so that the sums so far are void."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def differs(one: SaidOfRoles, common: SaidOfRoles) -> bool:
 
 
 class Roles:
-    """The roles of the parameters, found as uses come by and the same for every order of batches.
+    """The roles of the parameters, found during the backward pass and the same for every order of batches.
 
     Args:
         space: the parameters.
@@ -106,13 +106,13 @@ class Roles:
         )
 
     def take(self, said: SaidOfRoles) -> None:
-        """Takes what all processes agree on."""
+        """Adopts the roles on which all processes agree."""
         self.forms, self.exact = dict(said.forms), dict(said.exact)
         self.bias_of, self._apart = dict(said.bias_of), set(said.apart)
         self._weight_of = {bias: weight for weight, bias in said.bias_of.items()}
 
     def meet(self, wiring: Wiring) -> None:
-        """Takes from a batch which biases go with which weights."""
+        """Reads from a batch which biases belong to which weights."""
         self._seen |= wiring.used
         if not self._joint:
             return
@@ -133,7 +133,7 @@ class Roles:
         return parameter in self._weight_of
 
     def form(self, weight: int) -> Form:
-        """How a weight and its bias lie."""
+        """The form of a weight and its bias."""
         plain = self.forms[weight]
         bias = self.bias_of.get(weight)
         return (
@@ -158,7 +158,7 @@ class Roles:
         return False
 
     def make_exact(self, parameter: int, why: str) -> None:
-        """The parameter has an exact block; so then has its bias."""
+        """Gives the parameter, and its bias, an exact block."""
         if parameter in self.exact:
             return
         self.exact[parameter] = why
@@ -171,7 +171,7 @@ class Roles:
     def _part(self, bias: int) -> None:
         self._apart.add(bias)
         self.bias_of.pop(self._weight_of.pop(bias))
-        self._revised = True  # its gradients may have come by
+        self._revised = True  # its gradients may already have passed
 
     def settle(self) -> None:
         """Raises :class:`Revised` if something that was added up has another role than it had."""

@@ -25,7 +25,7 @@ from curvext.kronecker.spectral import Spectral
 from curvext.space import ParameterSpace
 from curvext.storage import read_tensors, write_tensors
 
-#: the entry of a file's metadata that tells what its tensors are
+#: the entry of a file's metadata that describes its tensors
 _KEY = "curvext.factors"
 
 
@@ -76,7 +76,7 @@ def save_factors(operator: BlockOperator, path: str | os.PathLike[str]) -> None:
 def load_factors(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> BlockOperator:
     """Reads what :func:`save_factors` wrote: an operator whose values stay.
 
-    It answers everything; for ``scores`` it needs risks as ``query`` and ``train``, as there is neither model nor data.
+    All methods work; ``scores`` needs risks as ``query`` and ``train``, because the file holds neither model nor data.
 
     Args:
         path: the file.

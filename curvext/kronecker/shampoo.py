@@ -30,9 +30,9 @@ class ShampooOperator(LiveBlocks):
 
         L = Σ_vn G_vn G_vnᵀ,    R = Σ_vn G_vnᵀ G_vn,    B = L ⊗ R / tr L  ("trace")  or  L^½ ⊗ R^½  ("root")
 
-    "trace" has the trace of M and is the square of the optimizer's preconditioner (Morwani et al. 2024); "root" is what
-    Gupta et al. bound M by. G_vn is one datum's gradient: the optimizer of this name squares a mini-batch's mean
-    gradient instead, which is no estimate of these.
+    "trace" has the trace of M and is the square of the optimizer's preconditioner (Morwani et al. 2024); "root" is the
+    bound of M by Gupta et al. G_vn is one datum's gradient: the optimizer of this name squares a mini-batch's mean
+    gradient instead, which does not estimate these.
 
     Args:
         model, loss, data, params, cache, kind, samples, seed, bias, max_dim, options: see

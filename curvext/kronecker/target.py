@@ -25,13 +25,13 @@ FISHERS = ("exact", "mc", "empirical")
 
 
 class ColumnVisitor(Protocol):
-    """A consumer of a backward pass that is told where a batch and a vector begin and end."""
+    """A consumer of a backward pass that also receives the beginning and end of each batch and vector."""
 
     def meet(self, wiring: Wiring) -> None:
-        """A batch begins, in whose graph the parameters stand like this."""
+        """Begins a batch; ``wiring`` says how its graph uses the parameters."""
 
     def begin(self, samples: int, sign: float, last: bool) -> None:
-        """A vector of a batch begins, which adds or, for sign −1, subtracts; whether it is the batch's last."""
+        """Begins a vector of a batch, which adds or, for sign −1, subtracts; ``last`` marks the batch's last."""
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         """See :class:`curvext.per_sample.collected_uses.Consumer`."""
@@ -40,7 +40,7 @@ class ColumnVisitor(Protocol):
         """Likewise."""
 
     def end(self) -> None:
-        """All of the vector has come by."""
+        """Ends the vector."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Target:
         return problem.mean_scale() / max(1, self.samples)
 
     def saying(self, what: str) -> Saying:
-        """What ranks say of a pass: it is compared."""
+        """The description of a pass, which ranks compare."""
         return Saying(f"{what} of {self}", by_index=self.kind == "mc")
 
     def visit(self, problem: Problem, consumer: ColumnVisitor, record: bool = False) -> None:

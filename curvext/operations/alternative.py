@@ -1,7 +1,7 @@
-"""Other ways to an operation, taken in the forward pass where its derivatives are missing, wrong or slow.
+"""Alternatives to an operation in the forward pass, for derivatives that are missing, wrong or slow.
 
-Such a way is found by the name of a node in the graph of a first forward pass, which is then run again;
-nothing is slowed down where such a node does not occur.
+A first forward pass finds them by the names of nodes in its graph, and is then run again. A model without
+such nodes is not slowed down.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def runs(length: int, width: int, device: torch.device) -> Iterator[slice]:
 
 
 class Replaced(torch.overrides.TorchFunctionMode):
-    """A function of PyTorch by another way to it.
+    """Replaces functions of PyTorch by an alternative.
 
     Args:
-        functions: the names it is called by.
-        other: takes its place; gives None for arguments that it is not for.
+        functions: the names under which it is called.
+        other: the replacement; returns None for arguments that it does not support.
     """
 
     def __init__(

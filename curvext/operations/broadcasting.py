@@ -1,4 +1,4 @@
-"""What is broadcast to a larger shape, and per-sample gradients of operands that an operation broadcasts."""
+"""Broadcasting to a larger shape, and per-sample gradients of operands that an operation broadcasts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a rule of data flow is given, and what all rules share.
+"""The arguments of rules of data flow, and helpers that they share.
 
 A rule knows the data flow of an operation and not its values: that a softmax mixes along one dimension, that a
-convolution keeps images apart. What indices decide it reads from the indices. Everything that may flow counts, also
+convolution keeps images apart. Where indices decide the flow, the rule reads them. All possible flow counts, also
 through a factor that happens to be zero.
 """
 
@@ -24,7 +24,7 @@ DimsOf = Callable[["At", int], Sequence[int]]
 
 
 class At(Protocol):
-    """What a rule may read of a node; all that it reads is part of the proof."""
+    """A node as rules may read it; every reading becomes part of the proof."""
 
     @property
     def inputs(self) -> Sequence[bool]:

@@ -1,4 +1,4 @@
-"""Hardsigmoid, of which PyTorch has no second derivative."""
+"""Hardsigmoid, for which PyTorch has no second derivative."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curvext.operations.operation import Operation
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    """By ``hardtanh``, of which it has one."""
+    """Hardsigmoid by ``hardtanh``, which has one."""
     return (torch.nn.functional.hardtanh(input, -3.0, 3.0) + 3.0) / 6.0
 
 

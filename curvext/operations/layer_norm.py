@@ -1,6 +1,6 @@
 """Layer norm, with second derivatives in closed form; PyTorch composes them of dozens of elementwise passes.
 
-The function is a pair: one whose backward is the other, the slope (u, x) ↦ (∂h/∂x)ᵀ u, and that has a backward too.
+Two functions: the backward of the first is the second, the slope (u, x) ↦ (∂h/∂x)ᵀ u, which has a backward of its own.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def saved(node: Any, name: str) -> Any:
-    """What a node saved under a name; an AttributeError where there is none."""
+    """The value that a node saved under a name; an AttributeError if there is none."""
     return getattr(node, "_saved_" + name)
 
 
 class Saved:
-    """What a node saved for its backward pass: ``saved.mat1`` is ``node._saved_mat1``."""
+    """The values that a node saved for its backward pass: ``saved.mat1`` is ``node._saved_mat1``."""
 
     def __init__(self, node: Any) -> None:
         self._node = node
@@ -41,7 +41,7 @@ class DetachedSaved(Saved):
 
 
 class Node:
-    """A node with the shape and dtype of what its operation gave.
+    """A node with the shape and dtype of its operation's output.
 
     Args:
         raw: the node of PyTorch's graph. Called with the gradients of its outputs it gives those of its inputs.
@@ -62,7 +62,7 @@ class Node:
 
 
 def signed(value: int) -> int:
-    """Nodes keep negative numbers in unsigned fields."""
+    """A signed number from the unsigned field of a node."""
     return value - 2**64 if value >= 2**63 else value
 
 

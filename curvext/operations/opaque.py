@@ -1,4 +1,4 @@
-"""Nodes that stand for a whole region of the network, in which nothing is seen."""
+"""Nodes that stand for a whole region of the network and hide its operations."""
 
 from __future__ import annotations
 

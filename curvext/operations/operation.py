@@ -1,4 +1,4 @@
-"""What is known of one operation of PyTorch, under the name of its node in the autograd graph."""
+"""The rules of one operation of PyTorch, under the name of its node in the autograd graph."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from curvext.operations.flow import Flow
 from curvext.operations.node import Node, Saved
 from curvext.samples.layout import Layout
 
-#: what a graph is made for: backward passes alone; tangents as well; tangents beside a function written in Python
-#: that has none, so that J v takes double backward; second derivatives; those in a trace; those by PyTorch alone
+#: the purpose of a graph: backward passes alone; tangents as well; tangents beside a function written in Python
+#: without one, so that J v takes double backward; second derivatives; those in a trace; those by PyTorch alone
 GraphUse = Literal["backward", "linearised", "doubled", "twice", "traced", "plain"]
 
 
@@ -26,7 +26,7 @@ class OutputGradient:
     """The gradient at the output of a node that uses a parameter.
 
     Args:
-        saved: what the node saved, cut off from the graph.
+        saved: the node's saved values, detached from the graph.
         g: the gradient.
         layout: where samples lie in it.
         samples: N.
@@ -78,12 +78,12 @@ class Product:
 
 @dataclass(frozen=True)
 class Operation:
-    """Facets of an operation y = h(x_1, x_2, …), each left out where it is not known.
+    """Facets of an operation y = h(x_1, x_2, …), each of them optional.
 
     Args:
         per_sample: number of an input → the rule for that input's per-sample gradient.
-        tangent: ẏ = Σ_i (∂h/∂x_i) ẋ_i. Of an operation without this facet it comes by the backward pass of the
-            backward pass, :func:`~curvext.operations.node.transposed`.
+        tangent: ẏ = Σ_i (∂h/∂x_i) ẋ_i. Without this facet the tangent is the backward pass of the backward pass,
+            :func:`~curvext.operations.node.transposed`.
         flow: which sample's output each element of each input can reach.
         view: the rearrangement, of an operation that only rearranges its first input.
         cast: whether it only gives its input in another dtype.
@@ -92,13 +92,13 @@ class Operation:
         addition: of a sum of two inputs: whether neither is multiplied by a number.
         look_up: whether its first input is a table of which it reads rows.
         once_differentiable: whether PyTorch has no derivative of its backward pass.
-        alternatives: use of the graph → a context for the forward pass that goes another way, as this one's derivatives
-            are missing, wrong or slow there.
-        refusal: why there is nothing beyond first derivatives, and no alternative.
+        alternatives: use of the graph → a context in which the forward pass uses an alternative, because derivatives of
+            this operation are missing, wrong or slow for that use.
+        refusal: why there are only first derivatives, and no alternative.
         fixed_order: a hook that gives the same bits each time, for a backward pass that adds up in any order.
         batch_statistics: whether it normalises by statistics that samples share.
         sparse: whether the gradient of its table is sparse.
-        opaque: why it hides what is inside, and what to do about that.
+        opaque: why it hides the operations inside, and what to do about it.
     """
 
     per_sample: Mapping[int, PerSample] = field(default_factory=lambda: MappingProxyType({}))

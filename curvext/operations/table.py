@@ -1,4 +1,4 @@
-"""What is known of every operation, by the name of its node."""
+"""The table of all operations, by the names of their nodes."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ _FILES = (
     views,
     weight_norm,
 )
-#: of an operation of which nothing is known
+#: an operation without rules
 _UNKNOWN = Operation()
 
 
 def merged(tables: list[dict[str, Operation]]) -> dict[str, Operation]:
-    """One table of several, which may not share a name."""
+    """Merges several tables, which may not share a name."""
     found: dict[str, Operation] = {}
     for table in tables:
         if twice := found.keys() & table.keys():
@@ -72,5 +72,5 @@ OPERATIONS = merged([file.OPERATIONS for file in _FILES])
 
 
 def operation(name: str) -> Operation:
-    """What is known of the operation whose node has this name."""
+    """The operation whose node has this name."""
     return OPERATIONS.get(name, _UNKNOWN)

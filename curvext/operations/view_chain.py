@@ -1,4 +1,4 @@
-"""Operations that only rearrange a parameter: as views, they lead from it to what is used.
+"""Operations that only rearrange a parameter, as a chain of views from it to its use.
 
 ``in_proj_weight.chunk(3)[1].t()`` is such a chain. Applied to any tensor of the parameter's shape it
 gives a view in the shape of the use, so sums over a use can be added right where they belong, and a
@@ -29,7 +29,7 @@ def is_reshape(name: str) -> bool:
 
 
 def leads_on(graph: Graph, position: int) -> bool:
-    """Whether a node only rearranges its input, or rounds it to another real dtype, which the derivative passes by."""
+    """Whether a node only rearranges its input, or rounds it to another real dtype, which the derivative ignores."""
     here = operation(graph.names[position])
     if not here.cast:
         return here.view is not None
