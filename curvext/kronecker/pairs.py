@@ -20,6 +20,8 @@ from curvext.kronecker.moments import InputMoment, counted, second_moment
 
 #: elements of per-sample gradients, or of unfolded patches, that are in memory at a time
 CHUNK = 2 << 20
+#: from so many on the positions of a sample are a product of their own, which stays in the cache
+_POSITIONS = 16
 
 
 class Pairs(ABC):
@@ -162,8 +164,8 @@ class PatchPairs(Pairs):
     def square(self, out: Tensor | None, inner: Tensor | None) -> Tensor:
         total: Tensor | None = None
         for a, g in self._pairs(self._in_patches()):
-            a = a if inner is None else a @ inner.unsqueeze(1)
-            g = g if out is None else g @ out.unsqueeze(1)
+            a = a if inner is None else _rotated(a, inner)
+            g = g if out is None else _rotated(g, out)
             part = torch.stack(
                 [outer_square(ag, gg.unsqueeze(0)) for ag, gg in zip(a, g, strict=True)]
             )
@@ -206,6 +208,13 @@ class MatrixPairs(PatchPairs):
 
     def _rows(self) -> Tensor:
         return wide(self._a[0]).flatten(0, 1)
+
+
+def _rotated(x: Tensor, basis: Tensor) -> Tensor:
+    """x Q for x ``[G, n, S, D]`` and Q ``[G, D, r]``."""
+    if x.shape[2] >= _POSITIONS:
+        return x @ basis.unsqueeze(1)
+    return (x.flatten(1, 2) @ basis).unflatten(1, x.shape[1:3])
 
 
 def _sides_by_positions(
