@@ -6,8 +6,8 @@ loss. It shares only the evaluation of the model (:class:`curvext.evaluation.eva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator
+from contextlib import closing, suppress
 
 import torch
 from torch import Tensor
@@ -107,20 +107,18 @@ class Plain:
 
     # ------------------------------------------------------------------ of samples and coordinates
 
-    def sample_gradients(self, numbers: Collection[int], visitor: Callable[[Tensor], None]) -> None:
-        """Calls ``visitor`` with g_n ``[P]`` for each of some samples, in the order of the data.
+    def sample_gradients(self, numbers: Collection[int]) -> Generator[Tensor, None, None]:
+        """g_n ``[P]`` of each of some samples, in the order of the data; to be closed, which restores the model.
 
         g_n = c J_nᵀ residual_n on the graph of the whole batch, by a cotangent that is zero but for the sample:
         where a network couples samples, sample n alone would be another function.
         """
         scale = self.samples * self._mean_scale() if self._loss.mean else 1.0
-
-        def visit(at: Point) -> None:
-            for n in range(at.samples):
-                if at.first + n in numbers:
-                    visitor(at.sample_gradient(n) * scale)
-
-        self._visit(visit)
+        with closing(self._points()) as points:
+            for at in points:
+                for n in range(at.samples):
+                    if at.first + n in numbers:
+                        yield at.sample_gradient(n) * scale
 
     def diagonals(self, coordinates: list[int], draws: OutputLoss | None) -> Tensor:
         """Some entries of diag F_emp, diag G and the diagonal of the Monte-Carlo Fisher, ``[n, 3]``.
@@ -157,17 +155,16 @@ class Plain:
         return total * (self._mean_scale() if scale is None else scale)
 
     def _sum(self, term: Callable[[Point], Tensor]) -> Tensor:
-        terms: list[Tensor] = []
+        total: Tensor | None = None
+        with closing(self._points()) as points:
+            for at in points:
+                new = term(at).double()
+                total = new if total is None else total + new
+        assert total is not None  # some batch has a sample: the value counted them
+        return total
 
-        def add(at: Point) -> None:
-            new = term(at).double()
-            terms[:] = [terms[0] + new if terms else new]
-
-        self._visit(add)
-        return terms[0]
-
-    def _visit(self, visitor: Callable[[Point], None]) -> None:
-        """Calls ``visitor`` with each batch that has samples, inside the borrowed model."""
+    def _points(self) -> Generator[Point, None, None]:
+        """Each batch that has samples, inside the isolated model; to be closed, which restores the model."""
         first = 0
         for batch in self._batches:
             with self._evaluation.isolated():
@@ -177,7 +174,7 @@ class Plain:
                 leaves = list(self._space.parameters.values())
                 at = Point(*evaluated, leaves, self._loss, first)
                 first += at.samples
-                visitor(at)
+                yield at
 
     def _usable(self, t: Tensor) -> Tensor:
         if self._wide and (t.is_floating_point() or t.is_complex()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -35,13 +36,12 @@ class SampleSums:
         #: Σ_n g_n ⟨g_n, v⟩ likewise, ``[P, K]``
         self.products = torch.zeros_like(V)
 
-        def add(gradient: Tensor) -> None:
-            squares = gradient.square()
-            rows.append(torch.stack([part.sum() for part in squares.split(space.sizes)]))
-            self.squares.add_(squares)
-            self.products.addr_(gradient, gradient @ V)
-
-        plain.sample_gradients(numbers, add)
+        with closing(plain.sample_gradients(numbers)) as gradients:
+            for gradient in gradients:
+                squares = gradient.square()
+                rows.append(torch.stack([part.sum() for part in squares.split(space.sizes)]))
+                self.squares.add_(squares)
+                self.products.addr_(gradient, gradient @ V)
         #: ‖g_n‖² by sample and parameter, ``[S, number of parameters]``
         self.by_parameter = torch.stack(rows)
 
