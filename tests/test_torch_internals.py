@@ -13,6 +13,7 @@ from torch.utils import checkpoint, module_tracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from curvext.torch_internals import hooks, modules, switches, tensors
+from curvext.torch_internals.shared_context import SharedContext
 
 
 def attention_backends():
@@ -116,7 +117,7 @@ def test_every_attention_may_run_inside_a_context_of_one_and_that_one_comes_back
 def test_a_context_that_fails_to_begin_is_not_held():
     begun = []
 
-    @switches.SharedContext
+    @SharedContext
     def fails_at_first():
         begun.append(1)
         if len(begun) == 1:

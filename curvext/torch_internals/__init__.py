@@ -3,7 +3,7 @@
 Whatever has no documented name is read, set and restored here, and nowhere else; each entry names what it relies on
 and what breaks without it. All of it is the same in torch 2.6 and 2.13, whose sources were read.
 
-* :mod:`.switches`: process-wide state: backends, checkpointing, compiled code.
+* :mod:`.switches`: process-wide state: backends, checkpointing, compiled code. :mod:`.shared_context` counts threads.
 * :mod:`.hooks`: hooks on tensors and modules.
 * :mod:`.modules`: the tables inside ``nn.Module``.
 * :mod:`.tensors`: counters and parts of tensors, and the leaves of nested containers.

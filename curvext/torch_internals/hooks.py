@@ -13,7 +13,7 @@ from torch.nn.modules import module as _module
 from torch.utils import module_tracker
 from torch.utils.hooks import RemovableHandle
 
-from curvext.torch_internals.switches import SharedContext
+from curvext.torch_internals.shared_context import SharedContext
 
 #: the tables of a module's forward hooks, by attribute. Private: these names; an AttributeError without them
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
