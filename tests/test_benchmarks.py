@@ -399,6 +399,7 @@ def test_a_compact_picture_keeps_what_is_seen():
 def test_the_readme_quotes_the_committed_json_in_eight_rows_at_most():
     text = page.README.read_text()
     assert len(tables.README_ROWS) <= 8
+    assert (page.PICTURES / "readme.svg").stat().st_size < 30_000
     assert page.SECTION.search(text).group(0) == page.readme_section(page.quoted())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.record import RESULTS, ROOT, Record, load
 from benchmarks.report import pictures, tables
+from benchmarks.report.small_picture import small_picture
 
 PROJECT = ROOT.parent
 PAGE = PROJECT / "docs" / "performance.md"
@@ -184,7 +185,7 @@ def readme_section(machine: str) -> str:
     models = records(machine)["models"]
     words = models.settings.get("networks", {})
     described = " ".join(words[n] for n in tables.README_NETWORKS if n in words)
-    picture = "docs/images/models.svg"
+    picture = "docs/images/readme.svg"
     lines = [f"<!-- measured: {machine} -->", f"![cost in gradients]({picture})", ""]
     lines += [*tables.summary_table(models, tables.README_ROWS), ""]
     if others(models):
@@ -219,4 +220,6 @@ def write(readme: str | None) -> list[Path]:
     pages = {RESULTS / name / "README.md": details(name) for name in machines()}
     for path, text in pages.items():
         path.write_text(text)
-    return [*pictures.draw(records(machine), PICTURES), *pages, PAGE, README]
+    drawn = pictures.draw(records(machine), PICTURES)
+    drawn.append(small_picture(records(machine)["models"], PICTURES / "readme.svg"))
+    return [*drawn, *pages, PAGE, README]

@@ -132,8 +132,8 @@ std::vector<std::string> simd_levels();
 std::string simd_level();
 void use_simd(const std::string& level);
 
-// Whether a plain product of matrices is faster by tiles than by PyTorch's library: MKL keeps its best code from other
-// makers' processors.
+// Whether a plain product of matrices is faster by tiles than by PyTorch's library: MKL dispatches slower code on
+// non-Intel CPUs.
 bool products_by_tiles();
 void use_products_by_tiles(bool tiles);
 
