@@ -85,6 +85,10 @@ class Plain:
         """G V = Jᵀ H_ℓ J V, ``[P, K]``."""
         return self._products(lambda at, v: at.pull(at.output_hessian(at.push(v))), V)
 
+    def log_fisher(self, V: Tensor) -> Tensor:
+        """F V = Jᵀ W diag(p) J V of log-probabilities f = log p, the scores e_c of each class c weighted by p_c."""
+        return self._products(lambda at, v: at.pull(at.expected_outer(at.push(v))), V)
+
     def model_curvature(self, V: Tensor) -> Tensor:
         """R V, the second derivative of ⟨residual, f⟩ with the residual held, ``[P, K]``."""
         return self._products(lambda at, v: at.model_curvature_product(v), V)

@@ -114,6 +114,11 @@ class Point:
         """∂(−log p)/∂f at the labels that the library draws for seed 0."""
         return draws.at(self.output.detach(), self._target).sampled(0, 0, self.first)
 
+    def expected_outer(self, tangent: Tensor) -> Tensor:
+        """Σ_c p_c s_c ⟨s_c, tangent⟩ at log-probabilities f = log p, with s_c = √W e_c; W of ℓ is −Σ_c ∂ℓ/∂f_c."""
+        weight = -self.residual.detach().sum(1, keepdim=True)
+        return weight * self.output.detach().exp() * tangent
+
     def slopes(self, residual: Tensor, tangent: Tensor) -> Tensor:
         """⟨residual_n, tangent_n⟩ for each sample, ``[N]`` in float64."""
         return (residual.double() * tangent.double()).reshape(self.samples, -1).sum(1)

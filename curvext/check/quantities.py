@@ -139,7 +139,7 @@ class Quantities:
             "H v": lambda: plain.hessian(V),
             "G v": lambda: self._ggn,
             "R v": lambda: plain.model_curvature(V),
-            "F v": lambda: self._ggn,
+            "F v": lambda: self._ggn if self._risk.loss.fisher_is_ggn else plain.log_fisher(V),
             "F_mc v": lambda: plain.mc_fisher(V, self._risk.loss),
             "F_emp v": self._empirical_fisher,
             "‖g_n‖": lambda: self._sample_sums.norms(),

@@ -147,5 +147,7 @@ class Target:
         elif self.kind == "mc":
             for draw in range(self.samples):
                 yield point.sampled(self.seed, draw, first), 1.0
+        elif self.kind == "exact":
+            yield from point.fisher_root_columns()
         else:
             yield from point.root_columns()

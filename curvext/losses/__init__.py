@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from curvext.losses.base import LossPoint, OutputLoss, computes
 from curvext.losses.bce import BinaryCrossEntropy
-from curvext.losses.cross_entropy import CausalLMLoss, SoftmaxCrossEntropy
+from curvext.losses.causal_lm import CausalLMLoss
+from curvext.losses.cross_entropy import SoftmaxCrossEntropy
 from curvext.losses.custom import CustomLoss
 from curvext.losses.dependence import check_independent
 from curvext.losses.mse import SquaredError
+from curvext.losses.nll import NegativeLogLikelihood
 
 __all__ = ["CausalLMLoss", "LossPoint", "OutputLoss", "output_loss"]
 
@@ -63,4 +65,6 @@ def output_loss(
         return SquaredError.from_module(loss)
     if computes(loss, nn.BCEWithLogitsLoss):
         return BinaryCrossEntropy.from_module(loss)
+    if computes(loss, nn.NLLLoss):
+        return NegativeLogLikelihood.from_module(loss)
     return CustomLoss(loss, reduction, parameters)

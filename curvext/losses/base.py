@@ -82,8 +82,16 @@ class LossPoint(ABC):
                     column = (vectors[:, :, k] * size.unsqueeze(1)).to(self.residual.dtype)
                     yield column.view_as(self.residual), sign
 
+    def fisher_mm(self, u: Tensor) -> Tensor:
+        """Φ u for u ``[K, *output.shape]``, with Φ = E[s sᵀ] of :meth:`sampled`, so that F = Jᵀ Φ J; mostly H_ℓ."""
+        return self.hessian_mm(u)
+
+    def fisher_root_columns(self) -> Iterator[tuple[Tensor, float]]:
+        """The columns of :meth:`root_columns`, for Φ."""
+        return self.root_columns()
+
     def sampled(self, seed: int, draw: int, first: int) -> Tensor:
-        """s = ∂/∂f (−log p(ŷ|f)) with ŷ drawn from the model, in output shape: E[s sᵀ] = H_ℓ.
+        """s = ∂/∂f (−log p(ŷ|f)) with ŷ drawn from the model, in output shape: E[s sᵀ] = Φ.
 
         Args:
             seed: of the labels.
@@ -116,8 +124,10 @@ class OutputLoss(ABC):
     reduction: str
     #: why −log p = ℓ does not hold for any p, or None where it does
     no_likelihood: str | None = None
-    #: whether the residuals at labels of the network's own have the covariance H_ℓ, unweighted and unsmoothed
-    own_labels_give_ggn: bool = False
+    #: whether F = G: f are natural parameters of the distribution whose −log p is ℓ
+    fisher_is_ggn: bool = True
+    #: whether residuals at labels of the network's own have the second moment that F is made of, unweighted, unsmoothed
+    own_labels_give_fisher: bool = False
 
     def own_labels_ratio(self, per_sample: float) -> float | None:
         """c with E[F_emp] = c F for labels of the network's own, or None where there is no such number.
@@ -126,7 +136,7 @@ class OutputLoss(ABC):
             per_sample: the divisor of a mean for each sample: a mean over so many positions or outputs enters F
                 once, as it does L, and F_emp squared.
         """
-        if not self.own_labels_give_ggn:
+        if not self.own_labels_give_fisher:
             return None
         return 1.0 if self.reduction == "sum" else 1.0 / per_sample
 

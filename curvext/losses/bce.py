@@ -34,7 +34,7 @@ class BinaryCrossEntropy(OutputLoss):
         self.reduction = reduction
         self.weight = weight
         self.pos_weight = pos_weight
-        self.own_labels_give_ggn = weight is None and pos_weight is None
+        self.own_labels_give_fisher = weight is None and pos_weight is None
         if pos_weight is not None:
             self.no_likelihood = (
                 "BCEWithLogitsLoss with pos_weight is not −log p of any distribution"

@@ -22,51 +22,19 @@ from curvext.losses.base import (
     OutputLoss,
     RowCurvature,
     check_reduction,
-    check_weight,
     has_negative,
 )
+from curvext.losses.causal_lm import CausalLMLoss
+from curvext.losses.class_labels import check_classes, check_labels, kept_labels
 
 #: values of a block of root columns that are formed at once
 _ROOT_BLOCK = 1 << 22
 
-
-class CausalLMLoss(nn.Module):
-    """Next-token cross-entropy of a language model's logits ``[N, T, V]`` and labels ``[N, T]``.
-
-        ℓ = − Σ_n Σ_{t<T-1} log softmax(z_{n,t})[y_{n,t+1}]
-
-    The labels are shifted here, as Hugging Face models do it, so logits and labels come unshifted.
-    "mean" divides by the number of labels that are not ignored.
-
-    Args:
-        ignore_index: labels of this value do not count.
-        reduction: "mean" or "sum".
-        label_smoothing: as in ``nn.CrossEntropyLoss``.
-
-    Example:
-        >>> import torch, curvext as cx
-        >>> loss = cx.CausalLMLoss()
-        >>> round(loss(torch.zeros(2, 5, 7), torch.ones(2, 5, dtype=torch.long)).item(), 4)
-        1.9459
-    """
-
-    def __init__(
-        self, ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction, "CausalLMLoss")
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss as PyTorch computes it, differentiable."""
-        return F.cross_entropy(
-            logits[:, :-1].transpose(1, 2),
-            labels[:, 1:],
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-        )
+_OF_TOKENS = (
+    "use loss=curvext.CausalLMLoss() for a causal one, which shifts the labels by one. Where they are not shifted (token "
+    "classifiers, masked language models, T5, BART), nn.CrossEntropyLoss() is right, with the classes moved to dimension "
+    "1: forward=lambda model, batch: model(**batch).logits.transpose(1, 2)"
+)
 
 
 class SoftmaxCrossEntropy(OutputLoss):
@@ -90,7 +58,7 @@ class SoftmaxCrossEntropy(OutputLoss):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.causal = causal
-        self.own_labels_give_ggn = weight is None and not label_smoothing
+        self.own_labels_give_fisher = weight is None and not label_smoothing
         if has_negative(weight):
             self.no_likelihood = (
                 "CrossEntropyLoss with a negative class weight is not −log p of any distribution"
@@ -118,13 +86,7 @@ class SoftmaxCrossEntropy(OutputLoss):
 
     def _at_indices(self, output: Tensor, target: Tensor, dim: int) -> LossPoint:
         classes = output.shape[dim]
-        kept = target != self.ignore_index
-        label = torch.where(kept, target, 0).long()  # a uint8 index would be read as a mask
-        if kept.any() and not bool(((label >= 0) & (label < classes)).all()):
-            raise ValueError(
-                f"CrossEntropyLoss: target has labels {int(label.min())}..{int(label.max())}, "
-                f"the output has {classes} classes"
-            )
+        label, kept = kept_labels(target, self.ignore_index, classes, self._owner)
         work = dtype_of_sums(output.dtype)
         class_weight = None if self.weight is None else self.weight.to(output.device, work)
         label_weight = kept.to(work) if class_weight is None else class_weight[label] * kept
@@ -175,38 +137,21 @@ class SoftmaxCrossEntropy(OutputLoss):
         )
 
     def _check(self, output: Tensor, target: Tensor, dim: int) -> None:
-        name = "CausalLMLoss" if self.causal else "CrossEntropyLoss"
-        if not isinstance(target, Tensor):
-            raise TypeError(
-                f"{name}: expected a tensor as target, got {type(target).__name__}; of a list of single samples make "
-                "batches: DataLoader(data, batch_size=...)"
-            )
         if self.causal and output.ndim != 3:
-            raise ValueError(f"{name}: expected logits [N, T, V], got {list(output.shape)}")
-        if output.ndim < 2:
-            raise ValueError(f"{name}: expected an output [N, C, ...], got {list(output.shape)}")
-        if self.weight is not None:
-            check_class_weight(self.weight, output.shape[dim], name)
-        per_position = output.shape[:dim] + output.shape[dim + 1 :]
+            raise ValueError(f"{self._owner}: expected logits [N, T, V], got {list(output.shape)}")
+        check_classes(output, target, dim, self.weight, self._owner)
         if target.is_floating_point() and target.shape == output.shape and not self.causal:
-            return
-        if target.shape == per_position:
-            if target.dtype not in (torch.int64, torch.uint8):
-                raise TypeError(f"{name}: target has dtype {target.dtype}; class indices are int64")
             return
         hint = ""
         if not self.causal and output.ndim == 3 and target.shape == output.shape[:2]:
             hint = (
-                ". This looks like a language model's [N, T, V] with labels [N, T]; use loss=curvext.CausalLMLoss() "
-                "for a causal one, which shifts the labels by one. Where they are not shifted (token classifiers, T5, "
-                "BART), move the classes to dimension 1: forward=lambda m, batch: m(**inputs).logits.transpose(1, 2)"
+                f". This looks like a language model's [N, T, V] with labels [N, T]; {_OF_TOKENS}"
             )
-        if target.ndim == 0 and output.ndim > 1:
-            hint = "; of a list of single samples make batches: DataLoader(data, batch_size=...)"
-        raise ValueError(
-            f"{name}: output {list(output.shape)} wants a target {list(per_position)} of class indices, "
-            f"got {list(target.shape)} {target.dtype}{hint}"
-        )
+        check_labels(output, target, dim, self._owner, hint)
+
+    @property
+    def _owner(self) -> str:
+        return "CausalLMLoss" if self.causal else "CrossEntropyLoss"
 
 
 class _SoftmaxPoint(LossPoint):
@@ -278,12 +223,6 @@ class _SoftmaxPoint(LossPoint):
     @property
     def positions(self) -> int:
         return int(self._kept.sum())
-
-
-def check_class_weight(weight: Tensor, classes: int, owner: str) -> None:
-    """Raises a ValueError unless there is one finite weight for each class."""
-    wanted = f"[{classes}], one for each class of the output"
-    check_weight(weight, weight.shape == (classes,), wanted, owner, "weight")
 
 
 def _along(vector: Tensor, ndim: int, dim: int) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from curvext.losses.base import LossPoint, OutputLoss, check_reduction, computes
-from curvext.losses.cross_entropy import check_class_weight
 from curvext.losses.dependence import check_independent
 from curvext.randomness import forbid_rng
 from curvext.torch_internals.tensors import version_of
@@ -39,7 +38,7 @@ class CustomLoss(OutputLoss):
     """A callable ``loss(output, target) -> scalar``; residual and H_ℓ by autograd in output space.
 
     A "mean" is one over the samples, as for any callable, or over the elements, for the torch losses
-    that are so defined. For ``nn.NLLLoss`` it is the weighted one of its definition.
+    that are so defined.
 
     Two assumptions are tested, as nothing else would show that they fail. Over several batches samples
     of the first are joined to those of each other one: a loss that then gives other residuals is no such
@@ -130,17 +129,6 @@ class CustomLoss(OutputLoss):
     def _divisor(self, output: Tensor, target: Tensor) -> float:
         if self._elementwise:
             return float(output.numel())
-        if isinstance(self._loss, nn.NLLLoss) and computes(self._loss, nn.NLLLoss):
-            kept = target != self._loss.ignore_index
-            weight = self._loss.weight
-            if weight is None:
-                return float(kept.sum())
-            if output.ndim < 2:
-                raise ValueError(
-                    f"NLLLoss: expected an output [N, C, ...], got {list(output.shape)}"
-                )
-            check_class_weight(weight, output.shape[1], "NLLLoss")
-            return float(weight[torch.where(kept, target, 0)][kept].sum())
         return float(output.shape[0])
 
     def _check_joined(self, output: Tensor, target: Tensor, batch: int) -> None:

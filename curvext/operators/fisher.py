@@ -17,7 +17,7 @@ from curvext.options import Options, spelled_out
 from curvext.per_sample.reductions import SquareSum
 from curvext.problem import Pass, Problem
 from curvext.processes import Group, collective
-from curvext.products.linearisation import Linearisation
+from curvext.products.linearisation import Linearisation, Linearised
 from curvext.space import Selection
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class FisherOperator(GGNOperator):
     computed as such: softmax cross-entropy, also with class weights, smoothing, ignored positions and
     probability targets, which enter with the weight they have in L; squared error, whose Gaussian is the
     one with −log p = ℓ + const (variance C/2 for each of C outputs with "mean", 1/2 with "sum");
-    binary cross-entropy with independent Bernoulli outputs (Martens 2020).
+    binary cross-entropy with independent Bernoulli outputs (Martens 2020). ``nn.NLLLoss`` on log-probabilities has the
+    Fisher matrix of the softmax before them, while its G is zero.
 
     Do not confuse it with :class:`EmpiricalFisherOperator`, whose labels are the data's.
 
@@ -52,6 +53,15 @@ class FisherOperator(GGNOperator):
     def _take(self, problem: Problem) -> None:
         _check_likelihood(problem, "FisherOperator")
         super()._take(problem)
+
+    def _product(self, at: Linearised, columns: list[Blocks]) -> Iterator[Blocks]:
+        if self._problem.loss.fisher_is_ggn or not isinstance(at, Linearisation):
+            return super()._product(at, columns)
+        tangents = torch.stack([at.jvp(v) for v in columns])
+        return pulled_back(at, list(at.point.fisher_mm(tangents)))
+
+    def _root_columns(self, point: LossPoint) -> Iterator[tuple[Tensor, float]]:
+        return point.fisher_root_columns()
 
 
 class MCFisherOperator(CurvatureOperator):

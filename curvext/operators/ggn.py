@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from curvext.losses import LossPoint
 from curvext.operators.curvature import Blocks, CurvatureOperator
 from curvext.per_sample.reductions import SquareSum
 from curvext.problem import Pass
@@ -58,8 +59,11 @@ class GGNOperator(CurvatureOperator):
                 squares = SquareSum(self._problem.space)
                 with self._problem.backward_passes() as batches:
                     for backward, point in batches:
-                        squares.run(backward, point.root_columns())
+                        squares.run(backward, self._root_columns(point))
         return squares.named(self._problem.mean_scale(), dtype or self.dtype, self.group)
+
+    def _root_columns(self, point: LossPoint) -> Iterator[tuple[Tensor, float]]:
+        return point.root_columns()
 
     @collective
     def trace(self) -> Tensor:
