@@ -39,7 +39,8 @@ class Batches:
         elif isinstance(data, Iterator):
             raise TypeError(
                 f"data: a one-shot {type(data).__name__} can be read only once, but every product reads "
-                "the data again; pass list(data) or a DataLoader"
+                "the data again; pass list(data) or a DataLoader. (fisher_diagonal, ggn_diagonal and "
+                "per_sample_gradient_norms make one pass, and take it)"
             )
         elif isinstance(data, Dataset) and not hasattr(data, "batch_size"):
             raise TypeError(
@@ -98,6 +99,32 @@ class Batches:
             yield batch
 
 
+class OnePass:
+    """A one-shot iterator of batches as data that can be read once.
+
+    Args:
+        iterator: of batches; consumed by the first pass.
+    """
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator: Iterator[Any] | None = iterator
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches; raises a TypeError at the second pass."""
+        if self._iterator is None:
+            raise TypeError(
+                "data: this needs a second pass over a one-shot iterator, which the first one has consumed; pass "
+                "list(data) or a DataLoader"
+            )
+        iterator, self._iterator = self._iterator, None
+        return iterator
+
+
+def for_one_pass(data: Any) -> Any:
+    """The data, where an iterator among them may be read once."""
+    return OnePass(data) if isinstance(data, Iterator) else data
+
+
 def _generators(loader: Any) -> list[torch.Generator]:
     """The global generator, and those that a loader and its sampler have for themselves."""
     own = [
@@ -123,7 +150,7 @@ def is_batch(data: Any) -> bool:
         return False
     if isinstance(data[0], Tensor):
         return True
-    return isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
+    return isinstance(data, tuple) and len(data) > 1 and isinstance(data[1], Tensor)
 
 
 def tensors(batch: Any) -> list[Tensor]:

@@ -63,6 +63,7 @@ class Evaluation:
         self._model = model
         self._space = space
         self._forward = forward
+        self._call = inputs.Call() if forward is None else forward
         self._target = target
         self._alternatives = Alternatives.of(model)
         self._checks = ModelChecks(model)
@@ -242,9 +243,7 @@ class Evaluation:
 
     def _output(self, batch: Any) -> Tensor:
         with autocast_anew(self._space.device.type, self.autocast_dtype):
-            if self._forward is not None:
-                return tensor_of(self._forward(self._model, batch))
-            return tensor_of(inputs.call(self._model, batch))
+            return tensor_of(self._call(self._model, batch))
 
     def _get_target(self, batch: Any) -> Any:
         return inputs.target_of(batch) if self._target is None else self._target(batch)

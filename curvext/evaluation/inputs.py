@@ -2,23 +2,98 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from curvext import data
+from curvext.evaluation.outputs import tensor_of
 from curvext.fingerprints import strided_parts
 from curvext.finite import is_finite
 from curvext.torch_internals.tensors import version_of
 
 
-def call(model: nn.Module, batch: Any) -> Any:
-    """What a model returns for the inputs of a batch ``(x, y)``, or for a mapping without its labels."""
-    if isinstance(batch, Mapping):
-        return model(**{k: value for k, value in batch.items() if k != "labels"})
-    return model(_pair(batch)[0])
+class Call:
+    """Calls a model by convention, and finds a list of single samples, whose features would pass for samples.
+
+    A floating input [n] is n samples of one number, or the n features of one sample. If the output has another
+    number of rows, or the model does not take the first row alone, dimension 0 is not that of samples.
+    """
+
+    def __init__(self) -> None:
+        self._rows_are_samples = False
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """The output; raises a ValueError unless the rows of inputs with one dimension are samples."""
+        by_name = isinstance(batch, Mapping)
+        given = {k: v for k, v in batch.items() if k != "labels"} if by_name else _pair(batch)[0]
+        returned = _called_by_name(model, given, batch) if by_name else model(given)
+        output = tensor_of(returned)
+        several = output.ndim > 0 and len(output) > 1
+        if several and not self._rows_are_samples and _has_one_dimension(given):
+            with suppress(RuntimeError, ValueError, IndexError):  # a layer of another size
+                first = data.mapped(given, lambda t: t[:1])
+                alone = tensor_of(model(**first) if by_name else model(first))
+                shapes = {t.shape for t in data.tensors(given)}
+                self._rows_are_samples = shapes == {output.shape[:1]} and len(alone) == 1
+            if not self._rows_are_samples:
+                found = [list(t.shape) for t in data.tensors(given)]
+                raise ValueError(
+                    f"data: inputs {found} have one dimension, which is not that of samples: the output is "
+                    f"{list(output.shape)}. Of a list of single samples make batches: DataLoader(data, "
+                    "batch_size=...); if rows of the output are samples all the same, "
+                    "forward=lambda model, batch: model(batch[0])"
+                )
+        return output
+
+
+def _has_one_dimension(given: Any) -> bool:
+    """Whether all tensors of some inputs have one dimension, and one holds numbers rather than indices."""
+    if isinstance(given, Tensor):
+        return given.ndim == 1 and given.is_floating_point()
+    tensors = data.tensors(given)
+    return all(t.ndim == 1 for t in tensors) and any(t.is_floating_point() for t in tensors)
+
+
+def _called_by_name(model: nn.Module, given: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    """What a model returns for the entries of a mapping."""
+    _check_decoder(model, given)
+    try:
+        return model(**given)
+    except TypeError as error:
+        unknown = _not_taken(model, given)
+        if not unknown:
+            raise
+        taken = ", ".join(f"{k}=batch[{k!r}]" for k in given if k not in unknown)
+        label = "labels" if "labels" in batch else unknown[0]
+        raise ValueError(
+            f"data: the model takes no argument {', '.join(map(repr, unknown))}; leave it out of the mapping, or say "
+            f"how the model is called: forward=lambda model, batch: model({taken}), "
+            f"target=lambda batch: batch[{label!r}]"
+        ) from error
+
+
+def _not_taken(model: nn.Module, given: Mapping[str, Any]) -> list[str]:
+    """The keys that are no argument of a model's forward."""
+    arguments = inspect.signature(model.forward).parameters
+    if any(a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments.values()):
+        return []
+    return [k for k in given if k not in arguments]
+
+
+def _check_decoder(model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Raises a ValueError for an encoder-decoder without the inputs of its decoder, which it makes from the labels."""
+    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if decodes and given.keys().isdisjoint(("decoder_input_ids", "decoder_inputs_embeds")):
+        raise ValueError(
+            "data: an encoder-decoder makes its decoder_input_ids from the labels, which are not handed to the model; "
+            "its labels are not shifted, so loss=nn.CrossEntropyLoss() with "
+            "forward=lambda model, batch: model(**batch).logits.transpose(1, 2), target=lambda batch: batch['labels']"
+        )
 
 
 def target_of(batch: Any) -> Any:
@@ -34,10 +109,12 @@ def target_of(batch: Any) -> Any:
 
 def _pair(batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        what = f"{len(batch)} entries" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        entries = len(batch) if isinstance(batch, (tuple, list)) else 0
+        what = f"{entries} entries" if entries else type(batch).__name__
+        inputs = "model(batch[0], batch[2])" if entries > 2 else "model(batch[0])"
         raise ValueError(
             f"data: a batch must be a pair (x, y) or a mapping with 'labels', got {what}; or say what of it is which: "
-            "forward=lambda model, batch: model(batch[0]), target=lambda batch: batch[1]"
+            f"forward=lambda model, batch: {inputs}, target=lambda batch: batch[1]"
         )
     return batch[0], batch[1]
 
@@ -82,7 +159,9 @@ def check_batch(batch: Any, device: torch.device) -> None:
         ):
             raise ValueError(
                 f"data: a tensor of shape {list(t.shape)} contains nan or inf. Leave samples with missing labels "
-                "out; a mask may be boolean, or have torch.finfo(dtype).min in place of -inf"
+                "out, or take data (x, y.nan_to_num(), ~y.isnan()), forward=lambda model, batch: model(batch[0]), "
+                "target=lambda batch: torch.stack(batch[1:], -1) and a loss that multiplies by target[..., 1]; an "
+                "attention mask may be boolean, or have torch.finfo(dtype).min in place of -inf"
             )
 
 

@@ -42,7 +42,11 @@ def check_output(output: Tensor) -> None:
     if not is_finite(output):
         hint = ""
         if bool(torch.isneginf(output).any()) and not bool(output.isnan().any()):
-            hint = "; where classes are masked, write a large finite number such as -1e9 in place of -inf"
+            large = "-1e9" if torch.finfo(output.dtype).max > 1e9 else "-1e4"
+            hint = (
+                "; where classes are masked, a large finite number gives the same softmax: "
+                f"masked_fill(mask, {large}), or forward=lambda model, batch: model(batch[0]).clamp(min={large})"
+            )
         raise ValueError(f"model: the output {list(output.shape)} contains nan or inf{hint}")
 
 

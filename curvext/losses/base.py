@@ -178,8 +178,13 @@ def check_reduction(reduction: object, owner: str) -> str:
     return str(reduction)
 
 
-def check_same_shape(output: Tensor, target: Tensor, owner: str) -> None:
-    """Raises a ValueError unless output and target have one shape: broadcasting would pair wrong samples."""
+def check_same_shape(output: Tensor, target: object, owner: str) -> None:
+    """Raises unless the target is a tensor in the shape of the output: broadcasting would pair wrong samples."""
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"{owner}: expected a tensor as target, got {type(target).__name__}; of a list of single samples make "
+            "batches: DataLoader(data, batch_size=...)"
+        )
     if output.shape != target.shape:
         raise ValueError(
             f"{owner}: target has shape {list(target.shape)}, the output {list(output.shape)}; they must be equal"

@@ -61,6 +61,9 @@ def check_classes(
             "batches: DataLoader(data, batch_size=...)"
         )
     if output.ndim < 2:
-        raise ValueError(f"{owner}: expected an output [N, C, ...], got {list(output.shape)}")
+        raise ValueError(
+            f"{owner}: expected an output [N, C, ...], got {list(output.shape)}; of a list of single samples make "
+            "batches: DataLoader(data, batch_size=...)"
+        )
     if weight is not None:
         check_class_weight(weight, output.shape[dim], owner)

@@ -31,9 +31,9 @@ from curvext.losses.class_labels import check_classes, check_labels, kept_labels
 _ROOT_BLOCK = 1 << 22
 
 _OF_TOKENS = (
-    "use loss=curvext.CausalLMLoss() for a causal one, which shifts the labels by one. Where they are not shifted (token "
-    "classifiers, masked language models, T5, BART), nn.CrossEntropyLoss() is right, with the classes moved to dimension "
-    "1: forward=lambda model, batch: model(**batch).logits.transpose(1, 2)"
+    "use loss=curvext.CausalLMLoss() for a causal one, which shifts the labels by one. Where they are not shifted "
+    "(token classifiers, masked language models, T5, BART), nn.CrossEntropyLoss() is right, with the classes moved to "
+    "dimension 1: forward=lambda model, batch: model(**batch).logits.transpose(1, 2)"
 )
 
 

@@ -48,7 +48,7 @@ class CustomLoss(OutputLoss):
     couples them. Targets that are no tensors, and batches whose shapes do not fit together, are not joined.
     """
 
-    no_likelihood = "a custom loss does not say of which distribution it is −log p"
+    no_likelihood: str = "a custom loss does not say of which distribution it is −log p"
 
     def __init__(
         self,
@@ -60,6 +60,11 @@ class CustomLoss(OutputLoss):
         by_sample = declared == "batchmean" and computes(loss, nn.KLDivLoss)
         declared = "mean" if by_sample else declared
         self.reduction = check_reduction(declared, getattr(loss, "__name__", type(loss).__name__))
+        if computes(loss, nn.KLDivLoss):
+            self.no_likelihood = (
+                "KLDivLoss is linear in its log-probabilities and names no distribution of labels "
+                "(nn.CrossEntropyLoss() on the logits takes probabilities as target, differs by a constant, and does)"
+            )
         self._loss = loss
         self._elementwise = not by_sample and any(computes(loss, kind) for kind in _ELEMENTWISE)
         #: those to be differentiated, which the loss may read through the output alone

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from curvext.arguments import as_choice
+from curvext.data import for_one_pass
 from curvext.dtypes import dtype_of_sums
 from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.fisher import FisherOperator, MCFisherOperator
@@ -43,7 +44,8 @@ def fisher_diagonal(
     for "mean"; Σ_n g_n² of the shares for "sum".
 
     Args:
-        model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
+        model, loss, data, params: see :class:`curvext.EmpiricalRisk`; ``data`` may also be a one-shot iterator of
+            batches, such as a generator, which is read once.
         kind: "empirical": labels of the data, one backward pass for each batch;
             "mc": ``samples`` labels drawn from the model, the diagonal of :class:`MCFisherOperator`;
             "exact": all labels, one backward pass for each output of a sample.
@@ -71,11 +73,13 @@ def fisher_diagonal(
     chosen = _ONCE | dict(options)
     operator: EmpiricalFisherOperator | FisherOperator | MCFisherOperator
     if kind == "empirical":
-        operator = EmpiricalFisherOperator(model, loss, data, params, **chosen)
+        operator = EmpiricalFisherOperator(model, loss, for_one_pass(data), params, **chosen)
     elif kind == "mc":
-        operator = MCFisherOperator(model, loss, data, params, samples=samples, seed=seed, **chosen)
+        operator = MCFisherOperator(
+            model, loss, for_one_pass(data), params, samples=samples, seed=seed, **chosen
+        )
     else:
-        operator = FisherOperator(model, loss, data, params, **chosen)
+        operator = FisherOperator(model, loss, for_one_pass(data), params, **chosen)
     return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
 
@@ -95,7 +99,8 @@ def ggn_diagonal(
     One backward pass for each output of a sample; the Jacobian is never materialised.
 
     Args:
-        model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
+        model, loss, data, params: see :class:`curvext.EmpiricalRisk`; ``data`` may also be a one-shot iterator of
+            batches, such as a generator, which is read once.
         dtype: of the answer; None for float32 where parameters are in bf16 or fp16, else the parameters' own.
         options: further arguments of :class:`curvext.EmpiricalRisk`: ``process_group`` where other processes have
             data too; ``progress=True`` shows a bar.
@@ -114,7 +119,7 @@ def ggn_diagonal(
     """
     with Group(options.get("process_group")).guarded():
         _check_dtype("ggn_diagonal", dtype)
-    operator = GGNOperator(model, loss, data, params, **_ONCE | dict(options))
+    operator = GGNOperator(model, loss, for_one_pass(data), params, **_ONCE | dict(options))
     return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
 
@@ -130,7 +135,8 @@ def per_sample_gradient_norms(
     """‖g_n‖ for every sample, with g_n as in :func:`fisher_diagonal`. One backward pass for each batch.
 
     Args:
-        model, loss, data, params: see :class:`curvext.EmpiricalRisk`.
+        model, loss, data, params: see :class:`curvext.EmpiricalRisk`; ``data`` may also be a one-shot iterator of
+            batches, such as a generator, which is read once.
         dtype: of the answer; None for float32 where parameters are in bf16 or fp16, else the parameters' own.
         options: further arguments of :class:`curvext.EmpiricalRisk`: ``process_group`` where other processes have
             data too; ``progress=True`` shows a bar.
@@ -150,7 +156,9 @@ def per_sample_gradient_norms(
     """
     with Group(options.get("process_group")).guarded():
         _check_dtype("per_sample_gradient_norms", dtype)
-    operator = EmpiricalFisherOperator(model, loss, data, params, **_ONCE | dict(options))
+    operator = EmpiricalFisherOperator(
+        model, loss, for_one_pass(data), params, **_ONCE | dict(options)
+    )
     return operator.gradient_norms(dtype or dtype_of_sums(operator.dtype))
 
 

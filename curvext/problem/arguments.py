@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from curvext.arguments import as_integer
 from curvext.dtypes import dtype_of_sums
 from curvext.evaluation.evaluation import Evaluation
+from curvext.losses import CausalLMLoss
 from curvext.products.compiled import Compiler
 from curvext.space import ParameterSpace
 
@@ -22,6 +24,20 @@ def checked_dtype(dtype: torch.dtype | None, own: torch.dtype) -> torch.dtype:
             f"dtype: expected None or {wanted} for parameters in {own}, got {dtype!r}: nothing is computed in more"
         )
     return dtype
+
+
+def check_shift(model: nn.Module, loss: object) -> None:
+    """Raises a ValueError for the loss that shifts labels on a model of transformers whose labels are not shifted."""
+    if not isinstance(loss, CausalLMLoss):
+        return
+    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    kind = type(model).__name__
+    if decodes or kind.endswith(("ForTokenClassification", "ForMaskedLM")):
+        raise ValueError(
+            f"loss: CausalLMLoss shifts the labels by one, but those of {kind} are not shifted; use "
+            "loss=nn.CrossEntropyLoss(), with the classes moved to dimension 1: "
+            "forward=lambda model, batch: model(**batch).logits.transpose(1, 2)"
+        )
 
 
 def checked_chunk(chunk: int | None) -> int | None:

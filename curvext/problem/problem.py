@@ -90,6 +90,7 @@ class Problem(Scales):
             }
             #: of vectors and of what is made of them
             self.dtype = arguments.checked_dtype(dtype, self.space.dtype)
+            arguments.check_shift(model, loss)
             self.loss = output_loss(loss, reduction, self.space.parameters)
             self.check_finite = check_finite
             self._progress = progress
