@@ -12,10 +12,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 #: a script, and what the last line of its output says
 SCRIPTS = {
+    "continual_learning": "Consolidation in the loop keeps",
+    "data_selection": "Gradient norm beside chance: +",
     "elastic_weight_consolidation": "The exact Fisher keeps",
     "kfac_training": "K-FAC's loss is 10^",
     "label_errors": "Influence finds",
     "laplace_posterior": "Laplace lowers the calibration error by",
+    "lora_selection": "Chosen by the adapters' gradients: +",
+    "noise_scale": "The batch that pays grows from",
+    "private_training": "Private steps take",
     "fisher_merging": "Exact Fisher over plain average: +",
     "fisher_pruning": "Up to 80%, Fisher is",
     "second_order_training": "After 600 gradients' work Gauss-Newton's loss is 10^",
