@@ -1,4 +1,4 @@
-"""Train so that no image can be told to have been in the training data: steps of DP-SGD, clipping and noise.
+"""Train so that it is hard to tell which images were trained on: steps of DP-SGD, clipping and noise.
 
     python examples/private_training.py            (--seeds 1 for a quick look)
 
