@@ -10,7 +10,7 @@ from torch import nn
 
 import curvext as cx
 from curvext.gradients.outer_product import OuterGradient
-from curvext.problem import Problem
+from curvext.problem.freshness import Freshness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,9 +73,9 @@ def test_a_planted_fault_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_stale_answer_after_a_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, first = Problem._current_state, {}
-    blind = lambda self: first.setdefault(id(self), right(self))  # noqa: E731
-    monkeypatch.setattr(Problem, "_current_state", blind)
+    right, first = Freshness._read, {}
+    blind = lambda self: first.setdefault(self, right(self))  # noqa: E731
+    monkeypatch.setattr(Freshness, "_read", blind)
     spec = Spec(0, ((0, "linear"),), "flat", "ce", "mean", (3,), "*")
     assert {when for when, _, _ in tried(spec).faults} == {"after a step"}
 
