@@ -135,13 +135,15 @@ def their_calls(network: Network) -> dict[str, Call]:
         inverse = curvlinops.KFACInverseLinearOperator(K, damping=DAMPING, use_exact_damping=True)
         inverse @ v
         found["inverse applied"] = lambda: inverse @ v
-        E = operator(curvlinops.EKFACLinearOperator)
-        E @ v
+    corrections: list[Any] = []  # made by the first call, which may refuse the network
 
     def corrected() -> object:
         with sdpa_kernel(SDPBackend.MATH):
-            E._corrected_eigenvalues.clear()
-            return E.compute_eigenvalue_correction()
+            if not corrections:
+                corrections.append(operator(curvlinops.EKFACLinearOperator))
+                corrections[0] @ v
+            corrections[0]._corrected_eigenvalues.clear()
+            return corrections[0].compute_eigenvalue_correction()
 
     found["Λ in given bases"] = corrected  # by a pass, as it keeps no records
     return found
