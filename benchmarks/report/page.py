@@ -14,7 +14,7 @@ PAGE = PROJECT / "docs" / "performance.md"
 PICTURES = PROJECT / "docs" / "images"
 README = PROJECT / "README.md"
 SECTION = re.compile(r"<!-- measured: ([\w-]+) -->\n.*?<!-- end of measured -->\n", re.DOTALL)
-SUITES = ("models", "kernels", "scaling", "memory", "kronecker")
+SUITES = ("models", "kernels", "scaling", "memory", "kronecker", "overhead")
 
 METHOD = """\
 # Performance
@@ -152,11 +152,13 @@ def performance() -> str:
         lines += ["## Memory", "", "![peak memory](images/memory.svg)", ""]
         lines += [*tables.memory_summary(memory), *tables.language_model_table(memory), ""]
     lines += ["## Kronecker factors", ""]
-    if kronecker := found.get("kronecker"):
-        lines += [f"{hardware(kronecker)}{load_of(kronecker)}.", ""]
+    measured = [m for m in ordered if "kronecker" in records(m)]
+    if measured:
+        kronecker = records(measured[0])["kronecker"]
+        lines += [f"On {measured[0]}: {hardware(kronecker)}{load_of(kronecker)}.", ""]
         lines += [*tables.kronecker_summary(kronecker), "", "**curvext** · curvlinops.", ""]
     else:
-        lines += ["Not measured on this machine.", ""]
+        lines += ["Not measured: `python -m benchmarks kronecker` does it.", ""]
     return "\n".join(lines)
 
 
