@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_close
+from problems import pose
 from torch import nn
 
 import curvext as cx
@@ -543,3 +544,33 @@ def test_a_model_that_looks_at_requires_grad_is_refused_where_params_would_chang
     cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), batch).value()
     model.a.requires_grad_(False)
     cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), batch).value()
+
+
+@pytest.mark.parametrize("cache", ["auto", False])
+def test_a_value_is_that_of_the_parameters_as_they_are(cache):
+    posed = pose("mlp")
+    risk = cx.EmpiricalRisk(posed.model, posed.loss, posed.data, cache=cache)
+    before = risk.value()
+    assert risk.value() == before
+    with torch.no_grad():
+        next(posed.model.parameters()).mul_(1.5)
+    fresh = cx.EmpiricalRisk(posed.model, posed.loss, posed.data).value()
+    assert risk.value() == fresh != before
+
+
+def test_a_refused_change_is_refused_again_and_its_undoing_is_seen():
+    posed = pose("mlp")
+    risk = cx.EmpiricalRisk(posed.model, posed.loss, posed.data)
+    H = risk.hessian()
+    v = torch.ones(H.size, dtype=H.dtype)
+    before = H @ v
+    p = next(posed.model.parameters())
+    kept = p.detach().clone()
+    with torch.no_grad():
+        p.view(-1)[0] = float("nan")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="contains nan or inf"):
+            H @ v
+    with torch.no_grad():
+        p.copy_(kept)
+    assert torch.equal(H @ v, before)
