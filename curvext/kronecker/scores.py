@@ -49,7 +49,7 @@ def _gradients(problem: Problem, start: int, stop: int) -> Tensor:
     parts: list[Tensor] = []
     first = 0
     with (
-        problem.data_check.in_order("influence scores go", always=True),
+        problem.data_check.in_order("influence scores", always=True),
         problem.records() as batches,
     ):
         for batch in batches:

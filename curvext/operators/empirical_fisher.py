@@ -388,8 +388,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
             raise ValueError(f"{method}: per='token' has no per-sample gradients; use per='sample'")
 
 
-#: what the order in which products and norms were given out matters to
-_ROWS_GIVEN = "the weights of samples go"
+#: the subject of the error about a changed order of the data
+_ROWS_GIVEN = "the weights of samples"
 
 
 def _shown(shapes: Mapping[str, torch.Size]) -> str:

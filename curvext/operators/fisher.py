@@ -177,7 +177,7 @@ class MCFisherOperator(CurvatureOperator):
 
 
 #: the subject of the error about a changed order of the data
-LABELS = "the labels drawn for samples go"
+LABELS = "the labels drawn for samples"
 
 
 def _check_likelihood(problem: Problem, owner: str) -> None:

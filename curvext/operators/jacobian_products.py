@@ -15,7 +15,7 @@ from curvext.operators.ggn import GGNOperator
 from curvext.problem import Problem
 
 #: the subject of the error about a changed order of the data
-_OUTPUTS = "the outputs of samples go"
+_OUTPUTS = "the outputs of samples"
 
 
 def jvp(problem: Problem, v: Tensor | Mapping[str, Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from curvext.products.linearisation import Linearisation
 from curvext.space import ParameterSpace
 
 #: the subject of the error about a changed order of the data
-_ROWS = "the rows of the Gram matrix go"
+_ROWS = "the rows of the Gram matrix"
 
 
 class SampleGradients:

@@ -21,7 +21,7 @@ def checked_dtype(dtype: torch.dtype | None, own: torch.dtype) -> torch.dtype:
     if dtype not in allowed:
         wanted = " or ".join(sorted(map(str, allowed)))
         raise ValueError(
-            f"dtype: expected None or {wanted} for parameters in {own}, got {dtype!r}: nothing is computed in more"
+            f"dtype: expected None or {wanted} for parameters in {own}, got {dtype!r}, in which nothing is computed"
         )
     return dtype
 

@@ -61,15 +61,15 @@ class DataCheck:
         self._before = now
         if self._in_order is not None and self._orders.setdefault(self._in_order, order) != order:
             raise ValueError(
-                f"data: this pass gave the samples in another order than the one before, and {self._in_order} by "
-                "their places; pass a loader with shuffle=False, or list(loader)"
+                f"data: this pass gave the samples in another order than the one before, and {self._in_order} depend "
+                "on it; pass a loader with shuffle=False, or list(loader)"
             )
 
     @contextmanager
     def in_order(self, what: str, always: bool = False) -> Iterator[None]:
-        """Passes inside must read the samples in one order, because ``what`` depends on it.
+        """Passes inside must read the samples in one order, because ``what``, a plural for the error, depend on it.
 
-        With ``always`` in that of earlier passes for the same.
+        With ``always`` it is the order of earlier passes for the same ``what``.
         """
         if not always:
             self._orders.pop(what, None)

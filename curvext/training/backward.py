@@ -263,6 +263,6 @@ def _checkpoints_named() -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise ValueError(
-            "losses: activation checkpointing gives what it recomputes to the backward pass alone; leave "
+            "losses: activation checkpointing hands its recomputed tensors to PyTorch's backward pass alone; leave "
             "checkpointing out, or call curvext.backward without norms, squares and a function of norms"
         ) from error

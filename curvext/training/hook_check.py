@@ -72,8 +72,8 @@ class OneSample:
             allowed = eps**0.5 * g.double().norm() + 100 * eps * size
             if bool((found - g).double().norm() > allowed):
                 raise ValueError(
-                    f"losses: the gradient of losses[{self.number}] by itself is not what it is among the others: a "
-                    "hook on a tensor of the graph mixes samples, or is random; remove it, or call curvext.backward "
+                    f"losses: the gradient of losses[{self.number}] by itself differs from the one in the batch: "
+                    "a hook on a tensor of the graph mixes samples, or is random; remove it, or call curvext.backward "
                     "without norms, squares and a function of norms"
                 )
 
