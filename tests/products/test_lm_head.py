@@ -57,6 +57,20 @@ def test_a_classifier_is_taken_in_chunks_of_samples(device):
     assert_close(G @ V, cx.GGNOperator(model, loss, (x, y)) @ V)
 
 
+def test_a_matrix_that_is_read_as_it_is_by_the_head_and_turned_by_the_look_up(device):
+    torch.manual_seed(0)
+    model = Model(
+        lambda s, x: torch.tanh(s.mix(nn.functional.embedding(x, s.matrix.t()))) @ s.matrix,
+        mix=nn.Linear(4, 4),
+    )
+    model.matrix = nn.Parameter(torch.randn(4, 11))
+    model = model.to(device, torch.float64)
+    tokens = torch.randint(11, (5, 3), device=device)
+    V = torch.randn(64, 2, dtype=torch.float64, device=device)
+    G = cx.GGNOperator(model, cx.CausalLMLoss(), (tokens, tokens), chunk_outputs=4)
+    assert_close(G @ V, cx.GGNOperator(model, cx.CausalLMLoss(), (tokens, tokens)) @ V)
+
+
 class _Largest(TorchDispatchMode):
     """The largest number of elements that an operation gave, views of parameters not counted."""
 
