@@ -182,6 +182,21 @@ class ByName(nn.Module):
         return self.inside(input)
 
 
+def test_a_model_that_takes_the_first_feature_alone_is_asked_for_one_row():
+    class Spread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4).double())
+
+        def forward(self, x):
+            return self.weight * x.sum(-1, keepdim=True)
+
+    samples = [(x, x) for x in X]
+    with pytest.raises(ValueError, match="single samples make batches: DataLoader"):
+        cx.per_sample_gradient_norms(Spread(), nn.MSELoss(), samples)
+    assert len(cx.per_sample_gradient_norms(Spread(), nn.MSELoss(), (X, X))) == 6
+
+
 def test_one_number_for_each_sample_is_no_list_of_single_samples():
     class Curve(nn.Module):
         def __init__(self) -> None:
