@@ -60,12 +60,12 @@ class FewRows:
         return self._parts is not None
 
     def add(self, rows: Tensor | None) -> None:
-        """Stores a copy of rows that are wanted, ``[M, D]``; None where they are not available."""
+        """Stores rows that are wanted, ``[M, D]``, which nobody writes to; None where they are not available."""
         assert self._parts is not None
         if rows is None:
             self._parts, self._side = None, 0
-        else:  # data may be written to before eigenvectors are asked for
-            self._parts.append(rows.clone(memory_format=torch.contiguous_format))
+        else:
+            self._parts.append(rows.contiguous())
 
     def rows(self, scale: float) -> Rows | None:
         """The side as rows times ``scale``; None where they were too many."""

@@ -130,7 +130,7 @@ class PatchPairs(Pairs):
             if found is None:
                 return None
             w = positions[0].flatten()
-            x = found * w.unsqueeze(1)
+            x = found * w.unsqueeze(1)  # a copy: the user's data may be written to
         return torch.cat([x, w.to(x.dtype).unsqueeze(1)], 1) if self._bias else x
 
     def _rows(self) -> Tensor | None:

@@ -72,45 +72,50 @@ def test_factors_are_those_of_the_union_on_every_rank(ranks, network, loss, cut,
 
 
 class Branching(nn.Module):
-    """Where a batch has three samples a bias is used twice, and a matrix as a table of rows too."""
+    """Where a batch has three samples a bias is used twice, another never, and a matrix as a table of rows too."""
 
-    def __init__(self):
+    def __init__(self, several):
         super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.several = several
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 4)
 
     def forward(self, x):
         h = torch.tanh(self.a(x))
         if len(x) == 3:
-            h = h + self.a.bias + self.b.weight[0]
-        return self.b(h)
+            if self.several:
+                h = h + self.a.bias + self.b.weight[0]
+            return self.b(torch.tanh(nn.functional.linear(h, self.c.weight)))
+        return self.b(torch.tanh(self.c(h)))
 
 
-def branching(world):
+def branching(world, several):
     torch.manual_seed(0)
-    sizes = ([2, 3], [2], [4])[:world]
+    sizes = ([2, 2], [3], [4])[:world]
     each = [size for part in sizes for size in part]
     x, y = torch.randn(sum(each), 4, dtype=torch.float64), torch.randint(3, (sum(each),))
     parts = list(zip(x.split(each), y.split(each), strict=True))
     shards = [[parts.pop(0) for _ in size] for size in sizes]
-    return Branching().double(), shards
+    return Branching(several).double(), shards
 
 
-def of_branches(rank, world, turned):
-    model, shards = branching(world)
+def of_branches(rank, world, turned, several):
+    model, shards = branching(world, several)
     data = shards[(rank + turned) % world]
     risk = cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), data, process_group=dist.group.WORLD)
     K = risk.kfac(kind="empirical")
     return K.to_dense(), K.explain(), risk.ekfac(kind="empirical").to_dense()
 
 
-@pytest.mark.parametrize("turned", [0, 1])
-def test_what_one_rank_alone_finds_to_be_no_factor_is_none_on_any(ranks, turned):
-    model, shards = branching(ranks.world)
+@pytest.mark.parametrize("turned, several", [(0, True), (1, True), (0, False)])
+def test_what_one_rank_alone_finds_to_be_no_factor_is_none_on_any(ranks, turned, several):
+    model, shards = branching(ranks.world, several)
     data = [batch for part in shards for batch in part]
     risk = cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
     K = risk.kfac(kind="empirical")
-    assert K.blocks["a.bias"].structure == K.blocks["b.weight"].structure == "dense"
-    for dense, explained, corrected in ranks.run(of_branches, turned):
+    exact = ("a.bias", "b.weight", "c.bias") if several else ("c.bias",)
+    assert all(K.blocks[name].structure == "dense" for name in exact)
+    assert K.blocks["c.weight"].structure == "kronecker"
+    for dense, explained, corrected in ranks.run(of_branches, turned, several):
         assert_close(dense, K.to_dense())
         assert_close(corrected, risk.ekfac(kind="empirical").to_dense())
         assert explained == K.explain()

@@ -93,8 +93,8 @@ def test_what_is_loaded_answers_alike(tmp_path):
 
 
 def test_data_that_are_written_to_afterwards_change_no_value():
-    risk, buffer = wide(), torch.empty(5, 11, dtype=D)
-    model, loss = risk._model, nn.CrossEntropyLoss()
+    buffer, loss = torch.empty(5, 11, dtype=D), nn.CrossEntropyLoss()
+    model = nn.Sequential(nn.Linear(11, 9, bias=False), nn.Tanh(), nn.Linear(9, 2)).to(D)
     x, y = torch.randn(5, 11, dtype=D), torch.tensor([0, 1, 1, 0, 1])
     buffer.copy_(x)
     blocks = cx.KFACOperator(model, loss, (buffer, y), kind="empirical", cache=False).blocks
