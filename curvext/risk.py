@@ -101,9 +101,15 @@ class EmpiricalRisk(Problem):
         super().__init__(model, loss, data, params, cache, **options)
 
     @collective
-    def value(self) -> float:
-        """L(θ)."""
-        self.measure(Saying("value"), look=True)
+    def value(self, *, linearise: bool = False) -> float:
+        """L(θ).
+
+        Args:
+            linearise: whether a gradient or products at this point follow: then they need no forward pass of their own.
+
+        Cost: a forward pass, where the value is not known from a pass before.
+        """
+        self.measure(Saying("value"), look=True, linearise=linearise)
         return self.totals.value * self.mean_scale()
 
     @collective

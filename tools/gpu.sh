@@ -64,9 +64,9 @@ SHARDS=(
     "tests/kernels/test_softmax_r*.py"
     "tests/kernels/test_mse_*.py tests/kernels/test_sigmoid_*.py"
     "tests/operators/test_empirical_fisher.py"
-    "tests/operators/test_hessian.py tests/operators/test_ggn.py tests/test_h[ao]*.py tests/kronecker"
-    "tests/test_[fjl]*.py"
-    "tests/test_[bcdoprstu]*.py tests/products/test_lm_head.py tests/algorithms --deselect tests/products/test_compiled.py"
+    "tests/operators/test_[fghjl]*.py tests/test_h[ao]*.py tests/kronecker"
+    "tests/test_[fjl]*.py tests/evaluation tests/problem tests/losses tests/gradients tests/per_sample"
+    "tests/test_[bcdoprstu]*.py tests/products tests/operations tests/algorithms --deselect tests/products/test_compiled.py"
 )
 
 # The tests of CUDA, shard beside shard. Warnings that only CUDA gives are counted, and no errors: each process's first

@@ -78,7 +78,7 @@ class Objective:
     def fun(self, x: Any) -> float:
         """L(x)."""
         self.write(x)
-        return float(self.risk.value())
+        return float(self.risk.value(linearise=True))
 
     def jac(self, x: Any) -> Any:
         """∇L(x), a float64 array ``[P]``."""

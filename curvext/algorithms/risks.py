@@ -12,7 +12,7 @@ from curvext.algorithms.products import SymmetricOperator
 class HasGradient(Protocol):
     """L and its gradient."""
 
-    def value(self) -> float:
+    def value(self, *, linearise: bool = False) -> float:
         """L."""
         ...
 

@@ -44,7 +44,7 @@ def check_output(output: Tensor) -> None:
         if bool(torch.isneginf(output).any()) and not bool(output.isnan().any()):
             large = "-1e9" if torch.finfo(output.dtype).max > 1e9 else "-1e4"
             hint = (
-                "; where classes are masked, a large finite number gives the same softmax: "
+                f"; where classes are masked, {large} in place of -inf gives the same softmax: "
                 f"masked_fill(mask, {large}), or forward=lambda model, batch: model(batch[0]).clamp(min={large})"
             )
         raise ValueError(f"model: the output {list(output.shape)} contains nan or inf{hint}")

@@ -88,6 +88,7 @@ class Problem(Scales):
                 "progress": progress,
                 "dtype": dtype,
             }
+            chunk = arguments.checked_chunk(chunk_outputs)
             #: of vectors and of what is made of them
             self.dtype = arguments.checked_dtype(dtype, self.space.dtype)
             arguments.check_shift(model, loss)
@@ -109,7 +110,7 @@ class Problem(Scales):
                 self.loss,
                 self._cache,
                 self._compiler,
-                arguments.checked_chunk(chunk_outputs),
+                chunk,
             )
             self._freshness = Freshness(self._evaluation, loss, self._batches, self._cache.keeps)
             #: the order of samples, and that they are those of earlier passes
@@ -139,15 +140,22 @@ class Problem(Scales):
             assert self._totals is not None
             return self._totals
 
-    def measure(self, saying: Saying, look: bool = False) -> None:
-        """A pass for the totals alone, where they are not known; with ``look`` of the model as it is now."""
+    def measure(self, saying: Saying, look: bool = False, linearise: bool = False) -> None:
+        """A pass for the totals, where they are not known.
+
+        Args:
+            saying: what ranks compare.
+            look: whether they must be those of the model as it is now.
+            linearise: whether batches are linearised on the way, for passes that follow.
+        """
         with self.call(saying) as rounds:
             for _ in rounds:
                 if look and self._here is not None:  # else the pass looks
                     self.refresh()
                 if self._here is None:
-                    with self._pass(self._kept.totals) as batches:
-                        list(batches)
+                    with self.linearisations() if linearise else self._totalled() as batches:
+                        for _ in batches:
+                            pass
 
     @contextmanager
     def call(self, saying: Saying) -> Iterator[Iterator[None]]:
@@ -229,6 +237,9 @@ class Problem(Scales):
     def backward_passes(self) -> Pass[tuple[BackwardPass, LossPoint]]:
         """Each batch before its backward pass, and the loss there."""
         return self._pass(self._kept.backward_pass)
+
+    def _totalled(self) -> Pass[None]:
+        return self._pass(self._kept.totals)
 
     @contextmanager
     def _pass(self, item_of: Callable[[BatchSlot], Kept[Item]]) -> Iterator[Iterator[Item]]:
