@@ -75,11 +75,18 @@ class Marks:
         for module in modules:
             kind, attributes = type(module), module.__dict__
             marks: list[Any] = [("forward", kind, kind.forward)]
-            marks += [
-                (name, of(value))
-                for name, value in attributes.items()
-                if name not in _OF_EVERY_MODULE
-            ]
+            for name, value in attributes.items():
+                if name in _OF_EVERY_MODULE:
+                    continue
+                what = type(value)
+                # most attributes are numbers and small tuples of them, which need no call
+                if what in _SIMPLE and value == value:
+                    marks.append((name, (what, value)))
+                elif what is tuple and _SIMPLE.issuperset(map(type, value[:_ENTRIES])):
+                    some = value[:_ENTRIES]
+                    marks.append((name, (tuple, len(value), *map(type, some), some)))
+                else:
+                    marks.append((name, of(value)))
             marks += [
                 (name, *attributes[name].values()) for name in FORWARD_HOOKS if attributes[name]
             ]
