@@ -161,8 +161,8 @@ def run(record: Record, device: str, effort: Effort, keep: Callable[[Row], None]
         network = build(name, device)
         calls: dict[tuple[str, str], Call] = {(GRADIENT, "torch"): gradient(network)}
         for library, make in makers.items():
-            try:
-                made = make(network)
+            try:  # with a copy of the network each: a library that refuses may leave its hooks behind
+                made = make(build(name, device))
             except Exception as failure:  # whatever a library raises is what is reported
                 record.failed(failure, network=name, library=library, quantity="factors")
                 continue
