@@ -127,3 +127,13 @@ def test_that_a_network_needs_another_way_is_found_once_for_all_its_risks():
         runs.clear()
         cx.HessianOperator(model, torch.nn.CrossEntropyLoss(), data) @ torch.ones(26)
         assert len(runs) == expected
+
+
+def test_second_derivatives_after_a_product_that_needed_first_ones_alone():
+    posed = pose("mlp")
+    risk = cx.EmpiricalRisk(posed.model, posed.loss, posed.data)
+    v = torch.randn(risk.space.size, dtype=torch.float64)
+    alone = cx.HessianOperator(posed.model, posed.loss, posed.data) @ v
+    risk.ggn() @ v
+    assert_close(risk.hessian() @ v, alone)
+    assert_close(risk.model_curvature() @ v, alone - risk.ggn() @ v)
