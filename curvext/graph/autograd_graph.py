@@ -20,9 +20,9 @@ def leaf_variable(node: Node) -> Tensor:
     return cast(Tensor, cast(Any, node).variable)
 
 
-def nodes_below(root: Node) -> set[Node]:
-    """All nodes below ``root``, itself included."""
-    return set(_walk(root))
+def nodes_below(*roots: Node) -> set[Node]:
+    """All nodes below some roots, themselves included."""
+    return set(_walk(*roots))
 
 
 def node_names(root: Node) -> set[str]:
@@ -40,10 +40,10 @@ def is_python_function(node: Node) -> bool:
     return isinstance(node, torch._C._FunctionBase)
 
 
-def _walk(root: Node) -> dict[Node, tuple[tuple[Node | None, int], ...]]:
-    """All nodes below ``root`` in depth-first order, the same for the same computation, each with its edges."""
+def _walk(*roots: Node) -> dict[Node, tuple[tuple[Node | None, int], ...]]:
+    """All nodes below some roots in depth-first order, the same for the same computation, each with its edges."""
     found: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
-    stack = [root]
+    stack = list(roots)
     while stack:
         node = stack.pop()
         if node not in found:
@@ -211,7 +211,7 @@ def _saved(node: Any) -> list[Any]:
     return [getattr(node, a) for a in dir(node) if a.startswith("_saved_")]
 
 
-def saved_bytes(nodes: Sequence[Node]) -> int:
+def saved_bytes(nodes: Collection[Node]) -> int:
     """Bytes of the distinct storages saved by ``nodes``, leaf variables not counted."""
     leaves = {leaf_variable(n).untyped_storage().data_ptr() for n in nodes if n.name() == LEAF}
     storages: dict[int, int] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curvext.evaluation.hooks import HAS_NO_SECOND_DERIVATIVE, check_adjoint, check_linear
-from curvext.graph.autograd_graph import Graph, saved_bytes
+from curvext.graph.autograd_graph import Graph, nodes_below, saved_bytes
 from curvext.losses import LossPoint
 from curvext.operations.table import operation
 from curvext.products.gradient_graph import GradientGraph
@@ -207,7 +207,9 @@ class KeptGraph(Linearisation, SecondDerivatives):
         roots = [t.grad_fn for t in (self.output, *held) if t.grad_fn is not None]
         rows = 0 if self._rows is None else self._rows.nbytes()
         return (
-            rows + saved_bytes(_reachable(roots)) + sum(t.numel() * t.element_size() for t in held)
+            rows
+            + saved_bytes(nodes_below(*roots))
+            + sum(t.numel() * t.element_size() for t in held)
         )
 
 
@@ -253,14 +255,3 @@ def dense_or_zeros(products: Sequence[Tensor | None], like: Sequence[Tensor]) ->
         else:
             found.append(g.to_dense() if g.is_sparse else g)
     return found
-
-
-def _reachable(roots: Sequence[Any]) -> list[Any]:
-    seen: set[Any] = set()
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(child for child, _ in node.next_functions if child is not None)
-    return list(seen)
