@@ -1,8 +1,12 @@
-"""One ``torch.library`` op per kernel: CPU and CUDA implementations, fake kernel, and the switch to the references."""
+"""One ``torch.library`` op per kernel: CPU and CUDA implementations, fake kernel, and the switch to the references.
+
+A kernel's file decorates the function that checks the arguments and gives the empty result. Its annotated signature is
+the schema, its body the checks of the reference and the fake kernel: none of them is written twice.
+"""
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -15,6 +19,14 @@ from ..arguments import as_integer
 
 _library = torch.library.Library("curvext", "DEF")
 _reference_only = False
+
+Op = Callable[..., Tensor]
+#: annotation → what torch's schema language calls it, and the Python types that are accepted
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "Tensor": ("Tensor", (Tensor,)),
+    "Tensor | None": ("Tensor?", (Tensor, type(None))),
+    "int": ("int", (int, torch.SymInt)),
+}
 
 
 class use_reference:
@@ -51,9 +63,7 @@ class use_reference:
         _reference_only = self._before
 
 
-def _implementation(
-    name: str, device: str, reference: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
+def _implementation(name: str, device: str, reference: Op) -> Op:
     built = _extension.kernels_for(device)
     native = getattr(built, name, None)
 
@@ -69,146 +79,126 @@ def _implementation(
 
 
 def register(
-    schema: str,
+    name: str,
+    reference: Op,
     *,
-    check: Callable[..., None],
-    reference: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
     backward: Callable[..., object],
     setup_context: Callable[..., None],
-) -> Callable[..., Tensor]:
-    """Defines ``curvext::<name>`` and returns what calls it.
+) -> Callable[[Op], Op]:
+    """Defines the op ``curvext::<name>`` from the function that it decorates, and gives what calls the op.
+
+    The decorated function checks the arguments and gives the result without its numbers. It runs before the reference,
+    as the native kernels check their own arguments, and in its place while a program is traced.
 
     Args:
-        schema: name and arguments in torch's schema language.
-        check: raises on bad arguments; runs before the reference, because the native kernels check their own.
+        name: of the op, and of the native kernel.
         reference: the PyTorch truth.
-        fake: shape and dtype of the result, for tracing.
         backward: the gradient, or a refusal that says why there is none.
         setup_context: saves what ``backward`` needs.
     """
-    name = schema.partition("(")[0]
 
-    def checked(*args: object) -> Tensor:
-        check(*args)
-        return reference(*args)
+    def define(empty: Op) -> Op:
+        kinds = _arguments(empty)
+        schema = ", ".join(f"{_KINDS[kind][0]} {argument}" for argument, kind in kinds.items())
 
-    _library.define(schema)
-    _library.impl(name, _implementation(name, "cpu", checked), "CPU")
-    _library.impl(name, _implementation(name, "cuda", checked), "CUDA")
-    qualified = f"curvext::{name}"
-    torch.library.register_fake(qualified, fake, lib=_library)
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
-    return _named(name, schema, getattr(torch.ops.curvext, name).default)
+        def checked(*args: object) -> Tensor:
+            empty(*args)
+            return reference(*args)
+
+        _library.define(f"{name}({schema}) -> Tensor")
+        _library.impl(name, _implementation(name, "cpu", checked), "CPU")
+        _library.impl(name, _implementation(name, "cuda", checked), "CUDA")
+        qualified = f"curvext::{name}"
+        torch.library.register_fake(qualified, empty, lib=_library)
+        torch.library.register_autograd(
+            qualified, backward, setup_context=setup_context, lib=_library
+        )
+        return _named(name, kinds, getattr(torch.ops.curvext, name).default)
+
+    return define
 
 
-#: accepted Python types for each type of torch's schema language
-_KINDS: dict[str, tuple[type, ...]] = {
-    "Tensor": (Tensor,),
-    "Tensor?": (Tensor, type(None)),
-    "int": (int, torch.SymInt),
-}
+def _arguments(function: Op) -> dict[str, str]:
+    """The names of a function's arguments with their annotations."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: str(parameter.annotation) for parameter in parameters}
 
 
-def _named(name: str, schema: str, op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _named(name: str, kinds: dict[str, str], op: Op) -> Op:
     """The op with type checks of its arguments, because PyTorch's own error would quote the schema."""
-    wanted = re.findall(r"(Tensor\??|int) (\w+)[,)]", schema)
-    kinds = tuple(_KINDS[kind] for kind, _ in wanted)
+    types = tuple(_KINDS[kind][1] for kind in kinds.values())
 
     def call(*args: Any) -> Tensor:
-        for arg, kind in zip(args, kinds, strict=True):
-            if not isinstance(arg, kind):
-                _check_kinds(name, wanted, args)
+        for arg, accepted in zip(args, types, strict=True):
+            if not isinstance(arg, accepted):
+                _refuse_kinds(name, kinds, args)
         return op(*args)
 
     return call
 
 
-def _check_kinds(name: str, wanted: list[tuple[str, str]], args: tuple[Any, ...]) -> None:
-    for arg, (kind, argument) in zip(args, wanted, strict=True):
-        if isinstance(arg, _KINDS[kind]):
+def _refuse_kinds(name: str, kinds: dict[str, str], args: tuple[Any, ...]) -> None:
+    for arg, (argument, kind) in zip(args, kinds.items(), strict=True):
+        if isinstance(arg, _KINDS[kind][1]):
             continue
         if kind != "int":
             raise TypeError(f"{name}: {argument}: expected a tensor, got {type(arg).__name__}")
         as_integer(f"{name}: {argument}", arg)
 
 
-def register_without_gradient(
-    schema: str,
-    *,
-    check: Callable[..., None],
-    reference: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
-    instead: str,
-) -> Callable[..., Tensor]:
+def register_without_gradient(name: str, reference: Op, *, instead: str) -> Callable[[Op], Op]:
     """:func:`register` for a kernel that refuses to be differentiated.
 
     Args:
-        schema, check, reference, fake: as there.
+        name, reference: as there.
         instead: the PyTorch expression to differentiate in its place, for the message.
     """
-    name = schema.partition("(")[0]
-    *most, last = re.findall(r"Tensor (\w+)", schema)
-    arguments = f"{', '.join(most)} or {last}"
 
-    def refuse(ctx: object, grad: Tensor) -> None:
-        raise RuntimeError(
-            f"{name}: has no gradient with respect to {arguments}. Detach them, or differentiate "
-            f"{instead} instead."
-        )
+    def define(empty: Op) -> Op:
+        *most, last = [arg for arg, kind in _arguments(empty).items() if kind == "Tensor"]
 
-    def keep_nothing(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
-        """There is no gradient to form."""
+        def refuse(ctx: object, grad: Tensor) -> None:
+            raise RuntimeError(
+                f"{name}: has no gradient with respect to {', '.join(most)} or {last}. Detach them, or differentiate "
+                f"{instead} instead."
+            )
 
-    return register(
-        schema,
-        check=check,
-        reference=reference,
-        fake=fake,
-        backward=refuse,
-        setup_context=keep_nothing,
-    )
+        def keep_nothing(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
+            """There is no gradient to form."""
+
+        return register(name, reference, backward=refuse, setup_context=keep_nothing)(empty)
+
+    return define
 
 
-def register_linear(
-    schema: str,
-    *,
-    transpose: str,
-    check: Callable[..., None],
-    reference: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
-) -> Callable[..., Tensor]:
+def register_linear(name: str, reference: Op, *, transpose: str) -> Callable[[Op], Op]:
     """:func:`register` for a matrix of outputs z and weights w that multiplies vectors, its second argument.
 
     The gradient with respect to the vectors is the transposed product; with respect to z and w it is refused.
+    The arguments are (z, vectors, w, ...), the same for both kernels.
 
     Args:
-        schema: (Tensor z, Tensor <vectors>, Tensor w, ...), the same for both kernels.
+        name, reference: as in :func:`register`.
         transpose: name of the kernel that multiplies the transposed matrix.
-        check, reference, fake: as in :func:`register`.
     """
-    name = schema.partition("(")[0]
-    vectors = re.findall(r"Tensor (\w+)", schema)[1]
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        z, _, w, *ctx.rest = inputs
-        ctx.save_for_backward(z, w)
+    def define(empty: Op) -> Op:
+        vectors = list(_arguments(empty))[1]
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-            raise RuntimeError(
-                f"{name}: has a gradient with respect to {vectors} alone, but z or w requires one. Detach them: "
-                f"the product is linear in {vectors} at fixed z."
-            )
-        z, w = ctx.saved_tensors
-        product = getattr(torch.ops.curvext, transpose)(z, grad, w, *ctx.rest)
-        return None, product, None, *(None for _ in ctx.rest)
+        def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            z, _, w, *ctx.rest = inputs
+            ctx.save_for_backward(z, w)
 
-    return register(
-        schema,
-        check=check,
-        reference=reference,
-        fake=fake,
-        backward=backward,
-        setup_context=keep,
-    )
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+                raise RuntimeError(
+                    f"{name}: has a gradient with respect to {vectors} alone, but z or w requires one. Detach them: "
+                    f"the product is linear in {vectors} at fixed z."
+                )
+            z, w = ctx.saved_tensors
+            product = getattr(torch.ops.curvext, transpose)(z, grad, w, *ctx.rest)
+            return None, product, None, *(None for _ in ctx.rest)
+
+        return register(name, reference, backward=backward, setup_context=keep)(empty)
+
+    return define

@@ -9,23 +9,11 @@ from ._checks import check_elements, check_vectors
 from ._registry import register_linear
 
 
-def _check(z: Tensor, u: Tensor, w: Tensor) -> None:
+@register_linear("mse_hessian_mm", reference.mse_hessian_mm, transpose="mse_hessian_mm")
+def _op(z: Tensor, u: Tensor, w: Tensor) -> Tensor:
     check_elements("mse_hessian_mm", z, w)
     check_vectors("mse_hessian_mm", z, "u", u)
-
-
-def _fake(z: Tensor, u: Tensor, w: Tensor) -> Tensor:
-    _check(z, u, w)
     return u.new_empty(u.shape)
-
-
-_op = register_linear(
-    "mse_hessian_mm(Tensor z, Tensor u, Tensor w) -> Tensor",
-    transpose="mse_hessian_mm",
-    check=_check,
-    reference=reference.mse_hessian_mm,
-    fake=_fake,
-)
 
 
 def mse_hessian_mm(z: Tensor, u: Tensor, w: Tensor) -> Tensor:

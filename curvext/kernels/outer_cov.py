@@ -11,22 +11,10 @@ from ._checks import check_outer_cov
 from ._registry import register_without_gradient
 
 
-def _check(x: Tensor, w: Tensor) -> None:
+@register_without_gradient("outer_cov", reference.outer_cov, instead="x.T @ (w.unsqueeze(1) * x)")
+def _op(x: Tensor, w: Tensor) -> Tensor:
     check_outer_cov("outer_cov", x, w)
-
-
-def _fake(x: Tensor, w: Tensor) -> Tensor:
-    _check(x, w)
     return x.new_empty((x.shape[1], x.shape[1]), dtype=dtype_of_sums(x.dtype))
-
-
-_op = register_without_gradient(
-    "outer_cov(Tensor x, Tensor w) -> Tensor",
-    check=_check,
-    reference=reference.outer_cov,
-    fake=_fake,
-    instead="x.T @ (w.unsqueeze(1) * x)",
-)
 
 
 def outer_cov(x: Tensor, w: Tensor) -> Tensor:

@@ -11,22 +11,14 @@ from ._checks import check_outer_dot
 from ._registry import register_without_gradient
 
 
-def _check(a: Tensor, g: Tensor, W: Tensor) -> None:
-    check_outer_dot("outer_dot", a, g, W)
-
-
-def _fake(a: Tensor, g: Tensor, W: Tensor) -> Tensor:
-    _check(a, g, W)
-    return a.new_empty((*g.shape[:2], W.shape[0]), dtype=dtype_of_sums(a.dtype))
-
-
-_op = register_without_gradient(
-    "outer_dot(Tensor a, Tensor g, Tensor W) -> Tensor",
-    check=_check,
-    reference=reference.outer_dot,
-    fake=_fake,
+@register_without_gradient(
+    "outer_dot",
+    reference.outer_dot,
     instead="torch.einsum('vnso,nsi,koi->vnk', g, a, W)",
 )
+def _op(a: Tensor, g: Tensor, W: Tensor) -> Tensor:
+    check_outer_dot("outer_dot", a, g, W)
+    return a.new_empty((*g.shape[:2], W.shape[0]), dtype=dtype_of_sums(a.dtype))
 
 
 def outer_dot(a: Tensor, g: Tensor, W: Tensor) -> Tensor:

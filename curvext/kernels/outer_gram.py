@@ -11,22 +11,14 @@ from ._checks import check_outer_gram
 from ._registry import register_without_gradient
 
 
-def _check(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> None:
-    check_outer_gram("outer_gram", a, g, a2, g2)
-
-
-def _fake(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
-    _check(a, g, a2, g2)
-    return a.new_empty((a.shape[0], a2.shape[0]), dtype=dtype_of_sums(a.dtype))
-
-
-_op = register_without_gradient(
-    "outer_gram(Tensor a, Tensor g, Tensor a2, Tensor g2) -> Tensor",
-    check=_check,
-    reference=reference.outer_gram,
-    fake=_fake,
+@register_without_gradient(
+    "outer_gram",
+    reference.outer_gram,
     instead="(g.mT @ a).flatten(1) @ (g2.mT @ a2).flatten(1).T",
 )
+def _op(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:
+    check_outer_gram("outer_gram", a, g, a2, g2)
+    return a.new_empty((a.shape[0], a2.shape[0]), dtype=dtype_of_sums(a.dtype))
 
 
 def outer_gram(a: Tensor, g: Tensor, a2: Tensor, g2: Tensor) -> Tensor:

@@ -11,22 +11,14 @@ from ._checks import check_outer_windows
 from ._registry import register_without_gradient
 
 
-def _check(a: Tensor, g: Tensor) -> None:
-    check_outer_windows("outer_norm", a, g)
-
-
-def _fake(a: Tensor, g: Tensor) -> Tensor:
-    _check(a, g)
-    return a.new_empty(g.shape[:2], dtype=dtype_of_sums(a.dtype))
-
-
-_op = register_without_gradient(
-    "outer_norm(Tensor a, Tensor g) -> Tensor",
-    check=_check,
-    reference=reference.outer_norm,
-    fake=_fake,
+@register_without_gradient(
+    "outer_norm",
+    reference.outer_norm,
     instead="torch.einsum('vnso,nsi->vnoi', g, a).square().sum((2, 3))",
 )
+def _op(a: Tensor, g: Tensor) -> Tensor:
+    check_outer_windows("outer_norm", a, g)
+    return a.new_empty(g.shape[:2], dtype=dtype_of_sums(a.dtype))
 
 
 def outer_norm(a: Tensor, g: Tensor) -> Tensor:

@@ -11,25 +11,17 @@ from ._checks import check_outer_windows
 from ._registry import register_without_gradient
 
 
-def _check(a: Tensor, g: Tensor) -> None:
+@register_without_gradient(
+    "outer_square",
+    reference.outer_square,
+    instead="torch.einsum('vnso,nsi->vnoi', g, a).square().sum((0, 1))",
+)
+def _op(a: Tensor, g: Tensor) -> Tensor:
     check_outer_windows("outer_square", a, g)
-
-
-def _fake(a: Tensor, g: Tensor) -> Tensor:
-    _check(a, g)
     return a.new_empty(
         (g.shape[3], a.shape[3:].numel() if a.dim() == 5 else a.shape[2]),
         dtype=dtype_of_sums(a.dtype),
     )
-
-
-_op = register_without_gradient(
-    "outer_square(Tensor a, Tensor g) -> Tensor",
-    check=_check,
-    reference=reference.outer_square,
-    fake=_fake,
-    instead="torch.einsum('vnso,nsi->vnoi', g, a).square().sum((0, 1))",
-)
 
 
 def outer_square(a: Tensor, g: Tensor) -> Tensor:

@@ -11,22 +11,14 @@ from ._checks import check_outer_sum
 from ._registry import register_without_gradient
 
 
-def _check(a: Tensor, g: Tensor, c: Tensor) -> None:
-    check_outer_sum("outer_sum", a, g, c)
-
-
-def _fake(a: Tensor, g: Tensor, c: Tensor) -> Tensor:
-    _check(a, g, c)
-    return a.new_empty((c.shape[0], g.shape[3], a.shape[2]), dtype=dtype_of_sums(a.dtype))
-
-
-_op = register_without_gradient(
-    "outer_sum(Tensor a, Tensor g, Tensor c) -> Tensor",
-    check=_check,
-    reference=reference.outer_sum,
-    fake=_fake,
+@register_without_gradient(
+    "outer_sum",
+    reference.outer_sum,
     instead="torch.einsum('kvn,vnso,nsi->koi', c, g, a)",
 )
+def _op(a: Tensor, g: Tensor, c: Tensor) -> Tensor:
+    check_outer_sum("outer_sum", a, g, c)
+    return a.new_empty((c.shape[0], g.shape[3], a.shape[2]), dtype=dtype_of_sums(a.dtype))
 
 
 def outer_sum(a: Tensor, g: Tensor, c: Tensor) -> Tensor:

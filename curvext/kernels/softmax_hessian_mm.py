@@ -10,23 +10,11 @@ from ._layout import like_softmax
 from ._registry import register_linear
 
 
-def _check(z: Tensor, u: Tensor, w: Tensor, dim: int) -> None:
+@register_linear("softmax_hessian_mm", reference.softmax_hessian_mm, transpose="softmax_hessian_mm")
+def _op(z: Tensor, u: Tensor, w: Tensor, dim: int) -> Tensor:
     check_softmax("softmax_hessian_mm", z, w, dim)
     check_vectors("softmax_hessian_mm", z, "u", u)
-
-
-def _fake(z: Tensor, u: Tensor, w: Tensor, dim: int) -> Tensor:
-    _check(z, u, w, dim)
     return like_softmax(z, dim, u)
-
-
-_op = register_linear(
-    "softmax_hessian_mm(Tensor z, Tensor u, Tensor w, int dim) -> Tensor",
-    transpose="softmax_hessian_mm",
-    check=_check,
-    reference=reference.softmax_hessian_mm,
-    fake=_fake,
-)
 
 
 def softmax_hessian_mm(z: Tensor, u: Tensor, w: Tensor, dim: int = -1) -> Tensor:

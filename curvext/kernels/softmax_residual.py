@@ -13,22 +13,10 @@ from ._layout import like_softmax
 from ._registry import register
 
 
-def _check_shapes(z: Tensor, target: Tensor, w: Tensor, spread: Tensor | None, dim: int) -> None:
-    check_softmax("softmax_residual", z, w, dim)
-    check_target("softmax_residual", z, target, w, spread, dim)
-
-
-def _check(z: Tensor, target: Tensor, w: Tensor, spread: Tensor | None, dim: int) -> None:
-    _check_shapes(z, target, w, spread, dim)
+def _reference(z: Tensor, target: Tensor, w: Tensor, spread: Tensor | None, dim: int) -> Tensor:
     if target.dtype == torch.int64 and not target.is_cuda:  # reading the values would synchronise
         check_labels("softmax_residual", target, w, z.shape[dim])
-
-
-def _fake(z: Tensor, target: Tensor, w: Tensor, spread: Tensor | None, dim: int) -> Tensor:
-    _check_shapes(z, target, w, spread, dim)
-    mass = None if target.dtype == torch.int64 else target.unsqueeze(0)
-    result = like_softmax(z, dim, mass)
-    return result if mass is None else result.squeeze(0)
+    return reference.softmax_residual(z, target, w, spread, dim)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -47,14 +35,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return product, None, None, None, None
 
 
-_op = register(
-    "softmax_residual(Tensor z, Tensor target, Tensor w, Tensor? spread, int dim) -> Tensor",
-    check=_check,
-    reference=reference.softmax_residual,
-    fake=_fake,
-    backward=_backward,
-    setup_context=_setup_context,
-)
+@register("softmax_residual", _reference, backward=_backward, setup_context=_setup_context)
+def _op(z: Tensor, target: Tensor, w: Tensor, spread: Tensor | None, dim: int) -> Tensor:
+    check_softmax("softmax_residual", z, w, dim)
+    check_target("softmax_residual", z, target, w, spread, dim)
+    mass = None if target.dtype == torch.int64 else target.unsqueeze(0)
+    result = like_softmax(z, dim, mass)
+    return result if mass is None else result.squeeze(0)
 
 
 def softmax_residual(

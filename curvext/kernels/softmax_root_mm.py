@@ -10,23 +10,11 @@ from ._layout import like_softmax
 from ._registry import register_linear
 
 
-def _check(z: Tensor, v: Tensor, w: Tensor, dim: int) -> None:
+@register_linear("softmax_root_mm", reference.softmax_root_mm, transpose="softmax_root_t_mm")
+def _op(z: Tensor, v: Tensor, w: Tensor, dim: int) -> Tensor:
     check_softmax("softmax_root_mm", z, w, dim)
     check_vectors("softmax_root_mm", z, "v", v)
-
-
-def _fake(z: Tensor, v: Tensor, w: Tensor, dim: int) -> Tensor:
-    _check(z, v, w, dim)
     return like_softmax(z, dim, v)
-
-
-_op = register_linear(
-    "softmax_root_mm(Tensor z, Tensor v, Tensor w, int dim) -> Tensor",
-    transpose="softmax_root_t_mm",
-    check=_check,
-    reference=reference.softmax_root_mm,
-    fake=_fake,
-)
 
 
 def softmax_root_mm(z: Tensor, v: Tensor, w: Tensor, dim: int = -1) -> Tensor:

@@ -10,22 +10,14 @@ from ._layout import like_softmax, wrapped
 from ._registry import register_without_gradient
 
 
-def _check(z: Tensor, w: Tensor, seed: int, draw: int, first: int, dim: int) -> None:
-    check_softmax("softmax_sample", z, w, dim)
-
-
-def _fake(z: Tensor, w: Tensor, seed: int, draw: int, first: int, dim: int) -> Tensor:
-    _check(z, w, seed, draw, first, dim)
-    return like_softmax(z, dim)
-
-
-_op = register_without_gradient(
-    "softmax_sample(Tensor z, Tensor w, int seed, int draw, int first, int dim) -> Tensor",
-    check=_check,
-    reference=reference.softmax_sample,
-    fake=_fake,
+@register_without_gradient(
+    "softmax_sample",
+    reference.softmax_sample,
     instead="the expectation, softmax_hessian_mm,",
 )
+def _op(z: Tensor, w: Tensor, seed: int, draw: int, first: int, dim: int) -> Tensor:
+    check_softmax("softmax_sample", z, w, dim)
+    return like_softmax(z, dim)
 
 
 def softmax_sample(

@@ -58,6 +58,13 @@ def products(request: pytest.FixtureRequest) -> Iterator[None]:
     _extension.module.cpu.use_products_by_tiles(before)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parameters that a class of tests names itself: its ``shapes``, ``pieces`` and the letters of its ``sizes``."""
+    for argument, cases in (("shape", "shapes"), ("piece", "pieces"), ("axis", "sizes")):
+        if argument in metafunc.fixturenames and hasattr(metafunc.cls, cases):
+            metafunc.parametrize(argument, list(getattr(metafunc.cls, cases)))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
