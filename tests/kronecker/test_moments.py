@@ -6,7 +6,7 @@ import pytest
 import torch
 from compare import assert_close
 
-from curvext.kronecker.moments import _TRIANGLE, second_moment
+from curvext.kronecker.moments import _TRIANGLE, second_moment, symmetric_product
 
 
 @pytest.mark.parametrize("width", [3, _TRIANGLE - 1, _TRIANGLE, _TRIANGLE + 45])
@@ -27,4 +27,15 @@ def test_a_second_moment_is_symmetric_to_the_last_bit(width):
     torch.manual_seed(0)
     x = torch.randn(1, 70, width)
     found = second_moment(x, torch.rand(1, 70), dense=True)
+    assert torch.equal(found, found.mT)
+
+
+@pytest.mark.parametrize("width", [3, _TRIANGLE - 1, _TRIANGLE, _TRIANGLE + 45])
+def test_a_symmetric_product_of_two_is_the_product(width):
+    torch.manual_seed(0)
+    x = torch.randn(2, 30, width, dtype=torch.float64)
+    mix = torch.randn(2, 30, 30, dtype=torch.float64)
+    mixed = (mix + mix.mT) @ x
+    found = symmetric_product(mixed, x)
+    assert_close(found, mixed.mT @ x)
     assert torch.equal(found, found.mT)

@@ -49,7 +49,7 @@ OTHERS = {
 }
 #: nodes that PyTorch 2.6 does not have yet
 LATER = {"FusedRmsNormBackward0", "LdexpBackward0"}
-#: nodes that only CUDA makes: cuDNN's in tests/test_cuda_nodes.py, RMS norm's by the networks of tests/models.py there
+#: nodes that only CUDA makes: cuDNN's in tests/test_cuda_nodes.py, RMS norm's by the networks of models.py there
 ON_CUDA = {"CudnnBatchNormBackward0", "FusedRmsNormBackward0"}
 #: tangents that tests of their own hold: their inputs are not one x
 BY_THEMSELVES = {

@@ -1,7 +1,7 @@
 """Random networks on random batches: every answer of the library is right, or refused with a reason.
 
-    python tests/fuzz.py 5000            # so many networks from seed 0 on
-    python tests/fuzz.py 1 --seed 4711   # that one again
+    python tests/support/fuzz.py 5000            # so many networks from seed 0 on
+    python tests/support/fuzz.py 1 --seed 4711   # that one again
 
 What fails is shrunk: steps are dropped, batches and the loss made plain while the fault stays.
 """
