@@ -13,6 +13,8 @@ from curvext.kronecker.spectral import symmetric
 
 #: from this width on one triangle takes less time than the whole product
 _TRIANGLE = 256
+#: columns of a strip of that triangle
+_STRIP = 128
 
 
 def second_moment(x: Tensor, w: Tensor | None, dense: bool) -> Tensor:
@@ -28,6 +30,25 @@ def second_moment(x: Tensor, w: Tensor | None, dense: bool) -> Tensor:
         return sums[0].unsqueeze(0) if len(sums) == 1 else torch.stack(sums)
     weighted = x if w is None else x * w.to(x.dtype).unsqueeze(2)
     return symmetric(x.mT @ weighted) if dense else (x * weighted).sum(1)
+
+
+def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ right, of which it is known that it is symmetric, for two ``[G, M, D]``: by the strips of one triangle.
+
+    Returns:
+        ``[G, D, D]``, symmetric to the last bit.
+    """
+    groups, _, width = right.shape
+    if width < _TRIANGLE:
+        return symmetric(left.mT @ right)
+    product = right.new_empty(groups, width, width)
+    for start in range(0, width, _STRIP):
+        strip = slice(start, start + _STRIP)
+        product[:, strip, start:] = left[:, :, strip].mT @ right[:, :, start:]
+    above = product.triu(
+        1
+    )  # without the diagonal, on both sides of which the tiles of the strips were made
+    return above + above.mT + torch.diag_embed(product.diagonal(dim1=1, dim2=2))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import Tensor
 from curvext.dtypes import alike, wide
 from curvext.gradients.outer_product import OuterGradient
 from curvext.kernels.outer_square import outer_square
-from curvext.kronecker.moments import InputMoment, counted, second_moment
+from curvext.kronecker.moments import InputMoment, counted, second_moment, symmetric_product
 
 #: elements of per-sample gradients, or of unfolded patches, that are in memory at a time
 CHUNK = 2 << 20
@@ -88,6 +88,10 @@ class PatchPairs(Pairs):
     def _patches(self, start: int, stop: int) -> Tensor:
         """a of some samples without a bias, ``[G, n, S, I]``."""
 
+    def _extended(self, start: int, stop: int) -> Tensor:
+        """The same with a bias's 1 behind each."""
+        return F.pad(self._patches(start, stop), (0, 1), value=1.0)
+
     @abstractmethod
     def _width(self) -> int:
         """I without a bias."""
@@ -95,19 +99,19 @@ class PatchPairs(Pairs):
     def present(self) -> Tensor:
         return torch.ones(self.g.shape[:3], dtype=torch.bool, device=self.g.device)
 
-    def _chunks(self, per_sample: int) -> Iterator[tuple[slice, Tensor]]:
-        """Samples and their a without a bias, so many that ``per_sample`` elements for each stay few."""
+    def _chunks(self, per_sample: int) -> Iterator[slice]:
+        """Samples, so many that ``per_sample`` elements for each stay few."""
         samples = self.g.shape[1]
         step = max(1, CHUNK // max(1, per_sample))
         for start in range(0, samples, step):
-            here = slice(start, min(start + step, samples))
-            yield here, self._patches(here.start, here.stop)
+            yield slice(start, min(start + step, samples))
 
     def _pairs(self, per_sample: int) -> Iterator[tuple[Tensor, Tensor]]:
         """a with a bias, and g, of the samples of each chunk."""
-        for here, a in self._chunks(per_sample):
-            a, g = alike(a, self.g[:, here])
-            yield F.pad(a, (0, 1), value=1.0) if self._bias else a, g
+        patches = self._extended if self._bias else self._patches
+        for here in self._chunks(per_sample):
+            a, g = alike(patches(here.start, here.stop), self.g[:, here])
+            yield a, g
 
     def _in_patches(self) -> int:
         groups, _, positions, _ = self.g.shape
@@ -140,8 +144,8 @@ class PatchPairs(Pairs):
     def _moment(self, positions: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
         """Σ_ns a aᵀ, ``[G, I, I]`` or its diagonal, and Σ_ns a, ``[G, I]``, without a bias."""
         total: Tensor | None = None
-        for here, a in self._chunks(self._in_patches()):
-            a = wide(a).flatten(1, 2)
+        for here in self._chunks(self._in_patches()):
+            a = wide(self._patches(here.start, here.stop)).flatten(1, 2)
             w = positions[:, here].flatten(1).to(a.dtype)
             part, sums = second_moment(a, w, dense), (w.unsqueeze(1) @ a).squeeze(1)
             if total is None:
@@ -155,8 +159,8 @@ class PatchPairs(Pairs):
     def _means(self, positions: Tensor) -> Tensor:
         """The mean of a over some positions of each sample, ``[G, N, I]``, without a bias; zero over none."""
         parts = []
-        for here, a in self._chunks(self._in_patches()):
-            a = wide(a)
+        for here in self._chunks(self._in_patches()):
+            a = wide(self._patches(here.start, here.stop))
             w = positions[:, here].to(a.dtype)
             parts.append((w.unsqueeze(2) @ a).squeeze(2) / w.sum(2, keepdim=True).clamp(min=1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -227,7 +231,7 @@ def _sides_by_positions(
             return second_moment(x[:, :, 0], y[:, :, 0].square().sum(2), dense)
         mixed = ((y @ y.mT) @ x).flatten(1, 2)
         x = x.flatten(1, 2)
-        return mixed.mT @ x if dense else (mixed * x).sum(1)
+        return symmetric_product(mixed, x) if dense else (mixed * x).sum(1)
 
     return side(g, a, dense_out), side(a, g, dense_in)
 

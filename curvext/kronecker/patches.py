@@ -143,6 +143,21 @@ class ConvolutionPairs(PatchPairs):
         return order if like.shape[-1] == len(order) else F.pad(order, (0, 1), value=len(order))
 
     def _patches(self, start: int, stop: int) -> Tensor:
+        split = self._split_windows(start, stop)
+        return split.reshape(len(split), stop - start, -1, self._width())
+
+    def _extended(self, start: int, stop: int) -> Tensor:
+        split = self._split_windows(start, stop)
+        wide = split.new_ones(
+            len(split), stop - start, self.g.shape[2], self._width() + 1
+        )  # filled in place of a copy of what was unfolded
+        inside = wide[..., :-1].unflatten(3, split.shape[-len(self._window) - 1 :])
+        images = (self._use.input.shape[1], *self._positions)
+        inside.unflatten(2, images).copy_(split.unflatten(1, (stop - start, -1)))
+        return wide
+
+    def _split_windows(self, start: int, stop: int) -> Tensor:
+        """The patches of some samples as a view, ``[G, n R, *positions, *window, I/G]``."""
         use = self._use
         x = use.input[start:stop].flatten(0, 1)
         if use.transposed:
@@ -151,9 +166,7 @@ class ConvolutionPairs(PatchPairs):
         else:
             pads = [p for size in reversed(use.padding) for p in (size, size)]
             windows = self._windows(F.pad(x, pads) if any(pads) else x, use.stride)
-        # [n R, *positions, *window, I] -> [G, n, R S, window I/G]
-        split = windows.unflatten(-1, (use.groups, -1)).movedim(-2, 0)
-        return split.reshape(use.groups, stop - start, -1, self._width())
+        return windows.unflatten(-1, (use.groups, -1)).movedim(-2, 0)
 
     def _spread(self, x: Tensor) -> Tensor:
         """The input of a transposed convolution with zeros between its pixels and about them."""
