@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from curvext.arguments import check_dense
 from curvext.errors import DtypeError
+from curvext.torch_internals.fsdp import is_dtensor
 
 Selection = (
     None
@@ -160,6 +161,17 @@ class ParameterSpace:
             TypeError: it is no mapping, or an entry is no dense tensor.
             ValueError: names, shapes, dtypes or devices do not fit; the message names the entry.
         """
+        self.check_named(named)
+        for name in self.names:
+            if is_dtensor(named[name]):
+                raise TypeError(
+                    f"flatten: {name!r}: a DTensor, but the parameters here are whole on each process; pass its "
+                    ".full_tensor()"
+                )
+        return torch.cat([named[name].reshape(-1) for name in self.names])
+
+    def check_named(self, named: Mapping[str, Tensor]) -> None:
+        """Raises as :meth:`flatten` does for what is no ``{name: tensor}`` of this space; DTensors may be."""
         if not isinstance(named, Mapping):
             raise TypeError(f"flatten: expected {{name: tensor}}, got {type(named).__name__}")
         missing = [name for name in self.names if name not in named]
@@ -177,7 +189,6 @@ class ParameterSpace:
                     f"flatten: {name!r}: expected shape {list(shape)}, got {list(value.shape)}"
                 )
         self._check_alike(named)
-        return torch.cat([named[name].reshape(-1) for name in self.names])
 
     def _check_alike(self, named: Mapping[str, Tensor]) -> None:
         """Raises unless all entries have one dtype and device: ``torch.cat`` promotes silently."""

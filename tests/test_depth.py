@@ -66,7 +66,7 @@ def risk():
 LIMITS = {
     "ggn": (11, 100, 37, 160),
     "hessian": (12, 100, 37, 160),
-    "empirical_fisher": (11, 100, 37, 180),
+    "empirical_fisher": (11, 100, 38, 180),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,6 +16,7 @@ from curvext.kronecker.damping import Damping, check_positive, dampings_of, powe
 from curvext.kronecker.kronecker_block import KroneckerBlock
 from curvext.kronecker.scores import influence_scores
 from curvext.kronecker.spectrum import leading_pairs
+from curvext.operators.forms import whole_vector
 from curvext.operators.linear import Vector
 from curvext.problem import Problem
 from curvext.processes import collective
@@ -36,7 +37,8 @@ class BlockOperator(BlockMatrix):
         """(B + λI)⁻¹ b, exactly, in the eigenbasis of each block.
 
         Args:
-            b: flat ``[P]``, ``[P, K]`` or ``{name: tensor}``; the answer has the same form and no graph.
+            b: flat ``[P]``, ``[P, K]`` or ``{name: tensor}``, or entries of each process; the answer has the same form
+                and no graph.
             damping: λ > 0, in units of B: a number, or one for each block by the name of its first parameter.
 
         Raises:
@@ -45,16 +47,15 @@ class BlockOperator(BlockMatrix):
         Cost: four products with the factors' eigenvectors for each block, after the eigendecompositions, which are made
         when first asked for and kept until the model changes.
         """
-        if isinstance(b, Mapping):
-            return cast(Vector, self.split(self.solve(self.flatten(b), damping)))
-        self._check(b, "solve: b", 1, 2)
-        rows = (b.detach().unsqueeze(1) if b.ndim == 1 else b.detach()).T
+        right, back = whole_vector(self, b, "solve: b", 1, 2)
+        rows = right.detach().view(self.size, -1).T
         if len(rows) == 0:
-            return b.clone()
-        blocks = self._now(f"solve, damping={damping!r}", [b])
+            return b.clone()  # type: ignore[attr-defined]  # a tensor: names have one column
+        blocks = self._now(f"solve, damping={damping!r}", [right])
         inverse = self._powers("solve", blocks, damping, -1.0)
         answer = self.mapped(rows.to(dtype_of_sums(self.dtype)), inverse).to(self.dtype)
-        return answer[0] if b.ndim == 1 else answer.T
+        whole = answer[0] if right.ndim == 1 else answer.T
+        return cast(Vector, whole if back is None else back(whole))
 
     @collective
     def inverse(self, damping: Damping, method: str = "exact") -> KeptBlocks:

@@ -86,6 +86,7 @@ class LiveBlocks(BlockOperator):
         self.group = problem.group
         self._take_space(problem.space, problem.dtype)
         self.check_finite = problem.check_finite
+        self.local_vectors = problem.local_vectors
         self._choose(**options)
 
     @abstractmethod

@@ -71,6 +71,7 @@ class CurvatureOperator(LinearOperator):
         self.dtype = problem.dtype
         self.device = problem.space.device
         self.check_finite = problem.check_finite
+        self.local_vectors = problem.local_vectors
 
     def _batches(self) -> Pass[Any]:
         """One pass that gives what :meth:`_product` needs of each batch."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from curvext.arguments import as_choice, as_number
 from curvext.finite import finite_answer
 from curvext.operators.curvature import Blocks, CurvatureOperator
+from curvext.operators.forms import whole_vector
 from curvext.operators.linear import LinearOperator, Vector
 from curvext.operators.sample_gradients import SampleGradients, narrowed_blocks
 from curvext.operators.sample_space import eigenvectors, solve
@@ -211,8 +212,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
             tensor([2., 6.])
         """
         self._samples_only("products")
-        vector = self.flatten(v) if isinstance(v, Mapping) else v
-        self._check(vector, "products: v", 1, 2)
+        vector, _ = whole_vector(self, v, "products: v", 1, 2)
         columns = vector.detach().reshape(self.size, -1) if vector.ndim == 1 else vector.detach()
         rows = SampleGradients(self._problem, order=_ROWS_GIVEN).times(
             columns, f"{self._name()}.products", [columns]
@@ -326,7 +326,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
         small beside ‖F_emp‖ (1e-5 of it in float32) all products with R are computed in float64.
 
         Args:
-            b: flat ``[P]``, ``[P, K]`` or ``{name: tensor}``; the answer has the same form and no graph.
+            b: flat ``[P]``, ``[P, K]`` or ``{name: tensor}``, or entries of each process; the answer has the same form
+                and no graph.
             damping: λ > 0, in units of F_emp.
 
         Raises:
@@ -344,18 +345,17 @@ class EmpiricalFisherOperator(CurvatureOperator):
             "λ > 0, finite, as F_emp has at most rank N and so no inverse",
             lambda value: 0 < value < math.inf,
         )
-        if isinstance(b, Mapping):
-            return self.split(self.solve(self.flatten(b), damping))
-        if not isinstance(b, Tensor):
+        if not isinstance(b, (Tensor, Mapping)):
             raise TypeError(
                 f"solve: b: expected a tensor or {{name: tensor}}, got {type(b).__name__}"
             )
-        self._check(b, "solve: b", 1, 2)
-        right = b.detach().view(self.size, -1) if b.ndim == 1 else b.detach()
+        whole, back = whole_vector(self, b, "solve: b", 1, 2)
+        right = whole.detach().view(self.size, -1) if whole.ndim == 1 else whole.detach()
         if right.shape[1] == 0:
-            return right.clone()
+            return b.clone()  # type: ignore[attr-defined]  # a tensor: names have one column
         call = f"{self._name()}.solve, damping={damping!r}"
-        return solve(self._problem, right, damping, call).to(b.dtype).view(b.shape)
+        answer = solve(self._problem, right, damping, call).to(right.dtype).view(whole.shape)
+        return cast(Vector, answer if back is None else back(answer))
 
     @collective
     def eigh(self, k: int) -> EigenResult:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from curvext.arguments import check_dense
 from curvext.errors import NoClosedFormError
 from curvext.finite import finite_answer, is_finite
+from curvext.operators.forms import local_entries, whole_vector
 from curvext.operators.to_scipy import scipy_operator
-from curvext.processes import ALONE, Group, collective
+from curvext.processes import ALONE, Group, LocalVectors, collective
 from curvext.space import ParameterSpace
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class LinearOperator(ABC):
     ``A @ v`` takes a flat vector ``[P]``, a matrix ``[P, K]`` or, for operators on a model's
     parameters, ``{name: tensor}``; the answer has the same form. Operators add, subtract, scale
     and negate.
+
+    Where the parameters are sharded over processes (``fully_shard``), ``A @ v`` also takes ``{name: DTensor}`` in the
+    placements of the parameters, and this process's entries ``[P_r]`` or ``[P_r, K]``: see :meth:`local`.
     """
 
     #: P
@@ -49,6 +53,8 @@ class LinearOperator(ABC):
     check_finite: bool = False
     #: the processes whose data define the operator
     group: Group = ALONE
+    #: how vectors are cut among the processes, where the parameters are
+    local_vectors: LocalVectors | None = None
 
     @abstractmethod
     def _columns(self, columns: list[Tensor]) -> Tensor:
@@ -63,7 +69,7 @@ class LinearOperator(ABC):
 
     @collective
     def matvec(self, v: Tensor) -> Tensor:
-        """A v for a flat vector ``[P]``.
+        """A v for a flat vector ``[P]``, or for this process's entries ``[P_r]`` of one.
 
         Raises:
             TypeError: ``v`` is no tensor or has another dtype.
@@ -71,23 +77,29 @@ class LinearOperator(ABC):
         """
         return self._matvec(v)
 
-    def _matvec(self, v: Tensor) -> Tensor:
+    def _matvec(self, v: Vector) -> Any:
         where = f"{type(self).__name__} @ v"
-        self._check(v, where, 1)
-        return finite_answer(self._columns([v.contiguous()])[0], where, self.check_finite)
+        if isinstance(v, Tensor) and self.local_vectors is None:
+            self._check(v, where, 1)
+            return finite_answer(self._columns([v.contiguous()])[0], where, self.check_finite)
+        vector, back = whole_vector(self, v, where, 1)
+        answer = finite_answer(self._columns([vector.contiguous()])[0], where, self.check_finite)
+        return answer if back is None else back(answer)
 
     @collective
     def matmat(self, V: Tensor) -> Tensor:
-        """A V for a matrix ``[P, K]``; columns share the passes over data and network.
+        """A V for a matrix ``[P, K]``, or ``[P_r, K]``; columns share the passes over data and network.
 
         The answer's columns are contiguous. Noncontiguous columns of ``V`` are copied one at a time.
         """
         where = f"{type(self).__name__} @ V"
-        self._check(V, where, 2)
+        V, back = whole_vector(self, V, where, 2)
         if V.shape[1] == 0:
             with self.group.call(f"{type(self).__name__} @ V", [V]):
-                return V.clone()
-        return finite_answer(self._columns(list(V.unbind(1))), where, self.check_finite).T
+                answer = V.clone()
+        else:
+            answer = finite_answer(self._columns(list(V.unbind(1))), where, self.check_finite).T
+        return answer if back is None else back(answer)
 
     @collective
     def __matmul__(self, v: Vector) -> Vector:
@@ -96,7 +108,7 @@ class LinearOperator(ABC):
                 return self.matmat(v)
             return self._matvec(v)
         if isinstance(v, Mapping):
-            return self.split(self._matvec(self.flatten(v)))
+            return self._matvec(v)
         raise TypeError(f"A @ v: expected a tensor or {{name: tensor}}, got {type(v).__name__}")
 
     @property
@@ -125,6 +137,59 @@ class LinearOperator(ABC):
                 f"{type(self).__name__} acts on plain vectors; it has no parameter names"
             )
         return self.space
+
+    # ------------------------------------------------------------------ entries of this process
+
+    @collective
+    def local(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """This process's entries ``[P_r]`` or ``[P_r, K]`` of a vector: those of its shards of the parameters.
+
+        Args:
+            v: flat ``[P]`` or ``[P, K]``, the same on every process; or ``{name: DTensor}`` in the placements of the
+                parameters, or ``{name: tensor}``.
+
+        Returns:
+            the pieces of the parameters one after the other, each in row-major order; of a parameter that every
+            process has whole, the r-th piece along its first dimension. Where parameters are whole, all of v.
+        """
+        return local_entries(self, v)
+
+    @collective
+    def full(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The flat vector ``[P]`` or ``[P, K]`` of what :meth:`local` gave each process, or of ``{name: DTensor}``."""
+        where = f"{type(self).__name__}.full: v"
+        vector, back = whole_vector(self, v, where, 1, 2)
+        if back is None:  # nothing has been said yet
+            with self.group.call(where, [vector]):
+                pass
+        return vector
+
+    @property
+    def entries(self) -> Tensor:
+        """Where this process's entries are in the flat vector, ``[P_r]``, int64; only where parameters are sharded.
+
+        Raises:
+            AttributeError: parameters are whole on each process, and so are vectors.
+        """
+        return self._sharded("entries").entries(torch.empty(0, device=self.device).device)
+
+    @property
+    def inner(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """``inner(a, b)`` is aᵀ b of local vectors ``[P_r, K]`` and ``[P_r, m]``, ``[K, m]``, by one reduction.
+
+        All processes call it together; it is in float32 at least. Whole vectors give their product without a message.
+
+        Raises:
+            AttributeError: parameters are whole on each process, and so are vectors.
+        """
+        return self._sharded("inner").inner
+
+    def _sharded(self, what: str) -> LocalVectors:
+        if self.local_vectors is None:
+            raise AttributeError(
+                f"{type(self).__name__} has no {what}: vectors are whole on each process, as the parameters are"
+            )
+        return self.local_vectors
 
     # ------------------------------------------------------------------ summaries
 
@@ -252,6 +317,8 @@ class WeightedSum(LinearOperator):
         self.space = next((a.space for a in operators if a.space is not None), None)
         self.check_finite = any(a.check_finite for a in operators)
         self.group = _common_group(operators)
+        cut = [a.local_vectors for a in operators if a.local_vectors is not None]
+        self.local_vectors = cut[0] if cut else None
         for a in operators:
             if a.size != self.size:
                 raise ValueError(f"operators of sizes {self.size} and {a.size} cannot be added")

@@ -9,6 +9,7 @@ from curvext.cache import Cache
 from curvext.dtypes import dtype_of_sums
 from curvext.losses import OutputLoss
 from curvext.problem.ranks import Ranks
+from curvext.processes import HeldParameters
 from curvext.processes.words import SIZE
 from curvext.space import ParameterSpace
 
@@ -32,6 +33,7 @@ class Explanation:
         hooked: modules and parameters whose backward hooks are set aside.
         paths: by parameter the paths that its per-sample gradients take.
         ranks: the processes.
+        held: where the parameters are.
     """
 
     space: ParameterSpace
@@ -41,6 +43,7 @@ class Explanation:
     hooked: Sequence[str]
     paths: Mapping[str, Sequence[str]]
     ranks: Ranks
+    held: HeldParameters
 
     def __str__(self) -> str:
         space = self.space
@@ -67,12 +70,18 @@ class Explanation:
         group = self.ranks.group
         if not group.given:
             return []
-        held = "parameters are whole on each rank"
+        held = self.held.described()
         if group.alone:
             return [f"processes: {group}; nothing is sent; {held}"]
         size = self.space.size * dtype_of_sums(self.space.dtype).itemsize / 2**20
+        gathered = self.held.nbytes()
+        before = [
+            f"sent before each call: one exchange of words, and the parameters, {gathered / 2**20:.1f} MiB gathered on "
+            "each rank"
+        ]
         return [
             f"processes: {group}, {list(self.ranks.shares)} samples; {held}",
+            *(before if gathered else []),
             f"sent for each product: one exchange of words, {SIZE} bytes from each rank, and one sum of "
             f"{size:.1f} MiB for each column",
         ]

@@ -15,6 +15,7 @@ from curvext.evaluation.evaluation import Evaluation
 from curvext.fingerprints import coalesced, fingerprints, strided_parts
 from curvext.finite import is_finite
 from curvext.problem.consistency import identity_of
+from curvext.processes import HeldParameters
 from curvext.space import ParameterSpace
 from curvext.torch_internals.modules import Members, modules_of, tensors_of
 from curvext.torch_internals.tensors import version_of
@@ -50,13 +51,22 @@ class Freshness:
         loss: the user's.
         batches: the data.
         keeps: whether anything is kept between passes.
+        held: where the parameters are; changes of shards are seen by it.
     """
 
-    def __init__(self, evaluation: Evaluation, loss: Loss, batches: Batches, keeps: bool) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        loss: Loss,
+        batches: Batches,
+        keeps: bool,
+        held: HeldParameters,
+    ) -> None:
         self._evaluation = evaluation
         self._loss = loss
         self._batches = batches
         self._keeps = keeps
+        self._held = held
         self._state: list[object] | None = None
         self._members: Members = evaluation.members
         self._of_model: object = None
@@ -95,6 +105,9 @@ class Freshness:
         """The whole state, and its parts: the attributes of the model and those of the loss."""
         members = self._evaluation.refresh_members()
         held = [*members.parameters, *members.buffers, *tensors_of_loss(self._loss)]
+        known = {id(t) for t in held}
+        if self._held.stand_ins:
+            held = [t for t in held if id(t) not in self._held.stand_ins]
         parts = strided_parts(held)  # the parts of a sparse tensor are other objects each time
         state: list[object] = [(id(m), m.training) for m in members.modules]
         state += [(id(t), version_of(t)) for t in held]
@@ -104,7 +117,8 @@ class Freshness:
         state.append(
             casts or self._evaluation.autocast_dtype
         )  # within a pass, autocast is switched off
-        marks = Marks({id(t) for t in held})
+        state.append(self._held.state)
+        marks = Marks(known)
         model_marks: object = self._evaluation.attributes(marks)
         loss_marks: object = _marks_of(self._loss, marks)
         state += [model_marks, loss_marks]

@@ -29,7 +29,14 @@ from curvext.problem.passes import one_pass
 from curvext.problem.ranks import Ranks
 from curvext.problem.slots import BatchSlot, Kept
 from curvext.problem.totals import BatchTotals, Scales, Totals
-from curvext.processes import Group, Saying, check_loader, collective, unwrapped
+from curvext.processes import (
+    Group,
+    Saying,
+    check_loader,
+    collective,
+    held_parameters,
+    unwrapped,
+)
 from curvext.products.linearisation import Linearisation, Linearised, SecondDerivatives
 from curvext.space import ParameterSpace, Selection
 
@@ -75,6 +82,9 @@ class Problem(Scales):
         with self.group.guarded():
             check_loader(data, self.group)
             model = unwrapped(model, self.group)
+            #: where the parameters are: whole, or sharded and made whole for a call
+            self.held = held_parameters(model, self.group)
+        with self.group.guarded(), self.held.whole(self.group, "making a risk or operator"):
             self.space = ParameterSpace(model, params)
             #: what :meth:`on` makes another problem of
             self._arguments: dict[str, Any] = {
@@ -112,11 +122,15 @@ class Problem(Scales):
                 self._compiler,
                 chunk,
             )
-            self._freshness = Freshness(self._evaluation, loss, self._batches, self._cache.keeps)
+            self._freshness = Freshness(
+                self._evaluation, loss, self._batches, self._cache.keeps, self.held
+            )
             #: the order of samples, and that they are those of earlier passes
             self.data_check = DataCheck()
             self.ranks = Ranks(self.group, self._evaluation, self.space, loss)
             self.ranks.renew(self.loss)
+            #: how vectors are cut among the ranks where parameters are
+            self.local_vectors = self.held.vectors(self.space.parameters)
             self._here: Totals | None = None  # of this rank
             self._totals: Totals | None = None  # of all ranks
             self._in_call = False
@@ -169,11 +183,10 @@ class Problem(Scales):
             RuntimeError: another rank raised.
             ValueError: the ranks do not make the same call, or no rank has a sample.
         """
-        with self._alone():
+        with self._alone(), self.group.guarded(), self.held.whole(self.group, saying.call):
             around, self._in_call = self._in_call, True
             try:
-                with self.group.guarded():
-                    yield self._rounds(saying)
+                yield self._rounds(saying)
             finally:
                 self._in_call = around
 
@@ -249,7 +262,7 @@ class Problem(Scales):
                 "process_group: there is no rule yet by which this is that of the data of several processes; make a "
                 "risk without process_group= for that of this process's data"
             )
-        with lock_of(self._model):
+        with lock_of(self._model), self.held.whole(self.group, "a pass"):
             self.refresh()
             batches = self._iterate(item_of)
             try:
@@ -281,7 +294,7 @@ class Problem(Scales):
 
     def refresh(self) -> None:
         """Forgets what was kept if the model, the loss or data in memory changed since."""
-        with lock_of(self._model):
+        with lock_of(self._model), self.held.whole(self.group, "a look"):
             change = self._freshness.look()
             if change is None and self._cache.keeps:
                 return
@@ -322,14 +335,15 @@ class Problem(Scales):
 
         All ranks make it anew where one of them has not kept it; ``saying`` is compared before.
         """
-        self.refresh()
-        kept: Derived | None = self._cache.get(slot, 0)
-        if not self.ranks.all_have(saying, kept is not None):
-            kept = None
-        if kept is None:
-            kept = make()
-            self._cache.put(slot, 0, kept)
-        return kept
+        with self._alone(), self.group.guarded(), self.held.whole(self.group, saying.call):
+            self.refresh()
+            kept: Derived | None = self._cache.get(slot, 0)
+            if not self.ranks.all_have(saying, kept is not None):
+                kept = None
+            if kept is None:
+                kept = make()
+                self._cache.put(slot, 0, kept)
+            return kept
 
     # ------------------------------------------------------------------ words
 
@@ -349,6 +363,7 @@ class Problem(Scales):
                 self._evaluation.names_with_backward_hooks(),
                 self.paths(),
                 self.ranks,
+                self.held,
             )
         )
 

@@ -17,7 +17,7 @@ TOPICS = ("call", "vectors", "params", "parameters", "buffers", "modes", "loss",
 
 #: bytes of UTF-8 text of a call or an error in a message
 _TEXT = 384
-_FORM = struct.Struct(f"<?{len(TOPICS)}qqqdddH{_TEXT}s")
+_FORM = struct.Struct(f"<?{len(TOPICS)}qqqqdddH{_TEXT}s")
 
 #: bytes of one rank's words
 SIZE = _FORM.size
@@ -50,6 +50,7 @@ class Words:
         digests: by topic, a hash of what must agree.
         samples, divisor, value: the totals of this rank's shard.
         start: the index of its first datum that it assumed.
+        shards: a hash of its shards of parameters, which are its own.
         count: a further number that is summed over the ranks.
     """
 
@@ -58,6 +59,7 @@ class Words:
     digests: Mapping[str, int] = field(default_factory=dict)
     samples: int = 0
     start: int = 0
+    shards: int = 0
     divisor: float = 0.0
     value: float = 0.0
     count: float = 0.0
@@ -89,6 +91,7 @@ class Words:
             *(self.digests.get(topic, 0) for topic in TOPICS),
             self.samples,
             self.start,
+            self.shards,
             self.divisor,
             self.value,
             self.count,
@@ -101,9 +104,9 @@ class Words:
         """The inverse of :meth:`packed`."""
         failed, *rest = _FORM.unpack(data)
         digests = dict(zip(TOPICS, rest, strict=False))
-        samples, start, divisor, value, count, length, text = rest[len(TOPICS) :]
+        samples, start, shards, divisor, value, count, length, text = rest[len(TOPICS) :]
         shown = text[:length].decode(errors="ignore")
-        return cls(shown, failed, digests, samples, start, divisor, value, count)
+        return cls(shown, failed, digests, samples, start, shards, divisor, value, count)
 
 
 def digest(what: object) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch.distributed as dist
@@ -38,21 +37,7 @@ def unwrapped(model: Any, group: Group) -> Any:
                 f"model: {name!r} is a DistributedDataParallel inside of another module; pass the module with "
                 f"{name!r} replaced by what it wraps, its .module"
             )
-    _check_whole(model)
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _check_whole(model: nn.Module) -> None:
-    """Raises a ValueError if a parameter is sharded over processes."""
-    tensor = sys.modules.get(
-        "torch.distributed.tensor"
-    )  # slow to import, and already imported wherever a DTensor exists
-    for name, p in model.named_parameters():
-        if tensor is not None and isinstance(p, tensor.DTensor):
-            raise ValueError(
-                f"model: {name!r} is sharded over processes (a DTensor, {p.placements}); there is no rule for it: "
-                "process_group= takes replicas of the whole model, with shards of the data"
-            )
 
 
 def check_loader(data: Any, group: Group) -> None:

@@ -56,6 +56,11 @@ def members_of(module: nn.Module) -> list[nn.Module | Tensor | None]:
     ]
 
 
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The table of parameters of one module itself."""
+    return module._parameters
+
+
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """The table of buffers of one module itself; what is written to it is the module's."""
     return module._buffers

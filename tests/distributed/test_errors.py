@@ -31,7 +31,7 @@ class Setting:
     def __init__(self, rank, world, cache=False):
         self.culprit = rank == culprit_of(world)
         self.posed = pose("batch_norm_1d", "ce_weight", samples=samples(CUT, world))
-        self.model, self.loss = self.posed.model, self.posed.loss
+        self.model, self.loss = self.held(self.posed.model, world), self.posed.loss
         self.data = shard(self.posed, CUT, rank, world)
         self.left = None
         self.risk = cx.EmpiricalRisk(
@@ -43,6 +43,10 @@ class Setting:
             process_group=dist.group.WORLD,
         )
         self.v = self.posed.vectors()
+
+    def held(self, model, world):
+        """The model as this rank has it."""
+        return model
 
     def forward(self, model, batch):
         if self.left is not None:

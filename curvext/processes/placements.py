@@ -1,0 +1,55 @@
+"""In which ways parameters may be sharded: as ``fully_shard`` cuts them, computing in their own dtype and device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from curvext.processes.shards import Cut, Sharded
+from curvext.torch_internals.fsdp import compute_dtypes, placement_kinds
+
+
+def part_of(name: str, p: Any) -> Sharded:
+    """How ``fully_shard`` cut a parameter.
+
+    Raises:
+        ValueError: it is cut along another dimension of a mesh too, or lies on another device than is computed on.
+    """
+    kinds = placement_kinds(p)
+    if [kind for kind, _ in kinds] not in (["Shard"], ["Replicate", "Shard"]):
+        raise misplaced(name, p)
+    local = p.to_local()
+    if local.device.type != p.device_mesh.device_type:
+        raise ValueError(
+            f"model: {name!r} is kept on {local.device} while its mesh computes on {p.device_mesh.device_type} (a "
+            "CPUOffloadPolicy); there is no rule for that: apply fully_shard without offload_policy"
+        )
+    dim = kinds[-1][1]
+    group = p.device_mesh.get_group(p.device_mesh.ndim - 1)
+    cut = Cut(p.shape, dim, dist.get_world_size(group))
+    if local.shape != cut.piece_shape(dist.get_rank(group)):
+        raise misplaced(name, p)
+    return Sharded(p.shape, cut, p.device_mesh, p.placements)
+
+
+def misplaced(name: str, p: Any) -> ValueError:
+    """The error of a parameter that lies in a way for which there is no rule."""
+    return ValueError(
+        f"model: {name!r} is sharded over processes as {p.placements} on {p.device_mesh}, for which there is no rule "
+        "(tensor, pipeline or expert parallelism, say): process_group= takes replicas of the whole model, or "
+        "parameters that torch.distributed.fsdp.fully_shard cut into Shard along the mesh of process_group"
+    )
+
+
+def check_policy(module: nn.Module, dtype: torch.dtype) -> None:
+    """Raises a ValueError if a module computes in another dtype than its parameters have."""
+    for what, wanted in zip(("param_dtype", "output_dtype"), compute_dtypes(module), strict=True):
+        if wanted not in (None, dtype):
+            raise ValueError(
+                f"model: its MixedPrecisionPolicy has {what}={wanted} for parameters in {dtype}; there is no rule for "
+                "that: apply fully_shard without mp_policy, use torch.autocast around the calls, or give the model "
+                "parameters of that dtype"
+            )

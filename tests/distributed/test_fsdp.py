@@ -1,0 +1,282 @@
+"""Sharded parameters: every answer is that of one process on the union, and the model is left as found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compare import assert_close
+from problems import pose
+from quantities import answers
+from sharded import found, group, mesh_of, sharded, step
+from shards import samples, shard, union
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+import curvext as cx
+
+#: network, loss, cut of the data, whether blocks are sharded one by one, options
+GRID = [
+    ("mlp", "ce_weight_ignore_smooth", "uneven", True, {}),
+    ("mlp", "mse", "nothing on the first", False, {"cache": False}),
+    ("cnn", "ce_minus_100", "nothing on the last", True, {}),
+    ("tied", "ce_weight", "uneven", False, {}),
+    ("weight_norm", "bce", "empty batches", True, {}),
+    ("attention", "custom", "uneven", True, {}),
+]
+
+
+def answers_of_a_rank(rank, world, network, loss, cut, blocks, options):
+    posed = pose(network, loss, samples=samples(cut, world))
+    sharded(posed.model, mesh_of(world), blocks)
+    before = found(posed.model)
+    value = answers(posed, shard(posed, cut, rank, world), loss, group(), **options)
+    assert found(posed.model) == before
+    return value
+
+
+@pytest.mark.parametrize("network, loss, cut, blocks, options", GRID)
+def test_every_answer_is_that_of_the_union(ranks, network, loss, cut, blocks, options):
+    posed = pose(network, loss, samples=samples(cut, ranks.world))
+    wanted = answers(posed, union(posed), loss)
+    several = ranks.run(answers_of_a_rank, network, loss, cut, blocks, options)
+    for name, value in wanted.items():
+        assert_close(several[0][name], value, name)
+        for other in several[1:]:
+            assert torch.equal(other[name], several[0][name]), f"{name}: bits differ between ranks"
+
+
+def posed_and_sharded(rank, world, network="mlp", loss="ce_weight_ignore_smooth", **options):
+    posed = pose(network, loss, samples=samples("uneven", world))
+    sharded(posed.model, mesh_of(world), **options)
+    data = shard(posed, "uneven", rank, world)
+    return posed, cx.EmpiricalRisk(posed.model, posed.loss, data, process_group=group())
+
+
+def risk_of_the_union(world, network="mlp", loss="ce_weight_ignore_smooth"):
+    posed = pose(network, loss, samples=samples("uneven", world))
+    return posed, cx.EmpiricalRisk(posed.model, posed.loss, union(posed))
+
+
+# ---------------------------------------------------------------------- forms of vectors
+
+
+def forms(rank, world):
+    posed, risk = posed_and_sharded(rank, world)
+    V = posed.vectors()
+    G, E, K = risk.ggn(), risk.empirical_fisher(), risk.kfac()
+    named = {
+        name: p.__class__.from_local(
+            part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+        )
+        for (name, p), part in zip(
+            posed.model.named_parameters(),
+            G.local(V[:, 0]).split([p.to_local().numel() for p in posed.model.parameters()]),
+            strict=True,
+        )
+        for part in [part.view(p.to_local().shape)]
+    }
+    by_name = (2 * G + 0.5 * cx.Identity(len(V))) @ named
+    for name, p in posed.model.named_parameters():
+        assert isinstance(by_name[name], DTensor)
+        assert by_name[name].placements == p.placements
+        assert by_name[name].to_local().shape == p.to_local().shape
+    local = G.local(V)
+    assert local.shape == (len(G.entries), 2) and torch.equal(local, V[G.entries])
+    assert torch.equal(G.local(named), local[:, 0]) and torch.equal(G.full(named), V[:, 0])
+    assert torch.equal(G.full(local), V) and torch.equal(G.full(local[:, 0]), V[:, 0])
+    assert (G @ local).shape == local.shape and (G @ local[:, 0]).shape == local[:, 0].shape
+    return {
+        "entries": G.entries,
+        "by name": G.full(by_name),
+        "local": G.full(G @ local[:, 1]),
+        "local matrix": G.full(G.matmat(local)),
+        "solve": E.full(E.solve(local, damping=0.1)),
+        "solve by name": E.full(E.solve(named, damping=0.1)),
+        "products": E.products(local),
+        "kfac": K.full(K @ local),
+        "kfac solve": K.full(K.solve(local, 0.1)),
+        "inner": G.inner(local, (G @ local)[:, :1]),
+        "inner of one": G.inner(local[:, 0], local[:, 1]),
+        "inner of whole": G.inner(V, V),
+    }
+
+
+def test_the_three_forms_of_a_vector_give_one_answer(ranks):
+    posed, risk = risk_of_the_union(ranks.world)
+    V = posed.vectors()
+    G, E, K = risk.ggn(), risk.empirical_fisher(), risk.kfac()
+    GV = G @ V
+    wanted = {
+        "by name": 2 * GV[:, 0] + 0.5 * V[:, 0],
+        "local": GV[:, 1],
+        "local matrix": GV,
+        "solve": E.solve(V, damping=0.1),
+        "solve by name": E.solve(V[:, 0], damping=0.1),
+        "products": E.products(V),
+        "kfac": K @ V,
+        "kfac solve": K.solve(V, 0.1),
+        "inner": V.T @ GV[:, :1],
+        "inner of one": V[:, 0] @ V[:, 1],
+        "inner of whole": V.T @ V,
+    }
+    several = ranks.run(forms)
+    for value in several:
+        for name, expected in wanted.items():
+            assert_close(value[name], expected, name)
+    entries = torch.cat([value["entries"] for value in several])
+    assert sorted(entries.tolist()) == list(range(len(V)))
+    assert len({len(value["entries"]) for value in several}) > 1  # uneven
+
+
+def one_row(rank, world):
+    """One rank holds everything: the other ranks' local vectors are empty."""
+    torch.manual_seed(0)
+    model = fully_shard(nn.Linear(4, 1, bias=False).double(), mesh=mesh_of(world))
+    data = [(torch.ones(2, 4).double() * (rank + 1), torch.zeros(2, 1).double())]
+    G = cx.GGNOperator(model, nn.MSELoss(), data, process_group=group())
+    v = torch.arange(4.0, dtype=torch.float64)
+    local = G.local(v)
+    assert len(local) == (4 if rank == 0 else 0)
+    assert torch.equal(G.full(G @ local), G @ v)
+    assert torch.equal(G.inner(local, local), G.inner(v, v))
+    return G @ v
+
+
+def test_a_rank_may_hold_all_entries_or_none(ranks):
+    world = ranks.world
+    model = nn.Linear(4, 1, bias=False).double()
+    x = torch.cat([torch.ones(2, 4).double() * (rank + 1) for rank in range(world)])
+    G = cx.GGNOperator(model, nn.MSELoss(), (x, torch.zeros(2 * world, 1).double()))
+    for value in ranks.run(one_row):
+        assert_close(value, G @ torch.arange(4.0, dtype=torch.float64))
+
+
+def replicas(rank, world):
+    posed = pose("mlp", samples=samples("uneven", world))
+    data = shard(posed, "uneven", rank, world)
+    G = cx.GGNOperator(posed.model, posed.loss, data, process_group=group())
+    v = posed.vectors()[:, 0]
+    return hasattr(G, "inner"), hasattr(G, "entries"), torch.equal(G.full(G.local(v)), v)
+
+
+def test_vectors_of_replicas_are_whole(ranks):
+    assert ranks.run(replicas) == [(False, False, True)] * ranks.world
+
+
+# ---------------------------------------------------------------------- selections
+
+
+def selections(rank, world):
+    posed, _ = posed_and_sharded(rank, world)
+    model, data = posed.model, shard(posed, "uneven", rank, world)
+    first = next(model.parameters())
+    first.requires_grad_(False)
+    H = cx.HessianOperator(model, posed.loss, data, process_group=group())
+    some = cx.HessianOperator(model, posed.loss, data, "*bias", process_group=group())
+    before = found(model)
+    dense = H.to_dense(), some.to_dense()
+    assert found(model) == before
+    first.requires_grad_(True)
+    return [list(H.param_shapes), *dense, len(H.local(torch.ones(H.size).double()))]
+
+
+def test_frozen_parameters_and_selections(ranks):
+    posed, _ = risk_of_the_union(ranks.world)
+    data = union(posed)
+    next(posed.model.parameters()).requires_grad_(False)
+    H = cx.HessianOperator(posed.model, posed.loss, data)
+    some = cx.HessianOperator(posed.model, posed.loss, data, "*bias")
+    several = ranks.run(selections)
+    for names, dense, biases, _ in several:
+        assert names == list(H.param_shapes)
+        assert_close(dense, H.to_dense())
+        assert_close(biases, some.to_dense())
+    assert sum(count for *_, count in several) == H.size
+
+
+# ---------------------------------------------------------------------- the model as it is
+
+
+def follows(rank, world):
+    posed, risk = posed_and_sharded(rank, world)
+    H, v = risk.hessian(), posed.vectors()[:, 0]
+    found = [H @ v]
+    with torch.no_grad():
+        for p in posed.model.parameters():
+            p.mul_(1.5)
+    found.append(H @ v)
+    bias = [p for p in posed.model.parameters() if p.ndim == 1][-1].to_local()
+    if rank == 0:  # one entry on one rank, in a way that leaves the version alone
+        bias.data[0] += 0.25
+    found.append(H @ v)
+    return found
+
+
+def test_a_change_on_one_rank_is_seen_on_all(ranks):
+    posed, risk = risk_of_the_union(ranks.world)
+    H, v = risk.hessian(), posed.vectors()[:, 0]
+    wanted = [H @ v]
+    with torch.no_grad():
+        for p in posed.model.parameters():
+            p.mul_(1.5)
+        wanted.append(H @ v)
+        [p for p in posed.model.parameters() if p.ndim == 1][-1][0] += 0.25
+    wanted.append(H @ v)
+    for several in ranks.run(follows):
+        for value, expected in zip(several, wanted, strict=True):
+            assert_close(value, expected)
+
+
+class Blocks(nn.Module):
+    """Two blocks, the second checkpointed, and a recurrent layer, which keeps a list of its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 4)
+        self.recurrent, self.last = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        x = torch.utils.checkpoint.checkpoint(
+            lambda z: torch.tanh(self.second(z)), x, use_reentrant=False
+        )
+        return self.last(self.recurrent(x.unsqueeze(1))[0][:, 0])
+
+
+def blocks():
+    torch.manual_seed(1)
+    return Blocks().double(), torch.randn(6, 4).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def trains(rank, world, calls):
+    model, x, y = blocks()
+    sharded(model, mesh_of(world))
+    loss = nn.CrossEntropyLoss()
+    mine = x[rank::world], y[rank::world]
+    answers = []
+    for _ in range(2):
+        if calls:
+            risk = cx.EmpiricalRisk(model, loss, [mine] * (1 + rank), process_group=group())
+            answers.append(risk.hessian().to_dense())
+            model(
+                mine[0]
+            )  # a forward pass without a backward pass leaves the outermost block whole
+            answers.append(risk.gradient())
+            assert all(isinstance(p, DTensor) and p.grad is None for p in model.parameters())
+        after = step(model, mine[0], lambda f: loss(f, mine[1]))
+        if calls:
+            answers.append(risk.gradient())
+    return after, answers
+
+
+def test_the_model_trains_on_as_without_a_call(ranks):
+    world = ranks.world
+    with_calls, without = ranks.run(trains, True), ranks.run(trains, False)
+    for (after, _), (plain, _) in zip(with_calls, without, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(after, plain, strict=True))
+    model, x, y = blocks()
+    data = [(x[rank::world], y[rank::world]) for rank in range(world) for _ in range(1 + rank)]
+    risk = cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+    assert_close(with_calls[0][1][0], risk.hessian().to_dense())
+    assert_close(with_calls[0][1][1], risk.gradient())
