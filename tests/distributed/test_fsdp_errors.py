@@ -98,9 +98,7 @@ DIFFERS = {
     "whole on one": lambda s: s.risk.ggn() @ s.here(s.v, local(s)),
     "more columns on one": lambda s: s.risk.ggn() @ s.here(torch.cat([local(s)] * 2, 1), local(s)),
     "another operator on one": lambda s: s.here(s.risk.ggn(), s.risk.hessian()) @ local(s),
-    "by name on one": lambda s: (
-        s.risk.ggn() @ s.here(dict(s.model.named_parameters()), local(s)[:, 0])
-    ),
+    "another method on one": lambda s: s.here(s.risk.ggn().full, s.risk.ggn().matmat)(local(s)),
 }
 
 
