@@ -306,6 +306,13 @@ def test_the_peak_of_a_language_model_is_beside_that_of_a_training_step():
 # ---------------------------------------------------------------------- pages
 
 
+def test_the_memory_of_factors_is_counted_beyond_the_factors_themselves():
+    told = memory.in_fresh_process(memory.of_factors, "mlp", "KFAC", "cpu", limit=60)
+    sides = (785, 1025, 1025, 1024, 1024, 10)
+    assert told[0]["held_megabytes"] == pytest.approx(4e-6 * sum(n * n for n in sides))
+    assert told[0]["megabytes"] > told[0]["held_megabytes"]
+
+
 def test_the_memory_of_a_language_model_has_a_table_where_it_was_measured():
     product = {"problem": "M = 4", "quantity": "G v", "megabytes": 7.0, "logits above": 0.5}
     older = [row("H v", 2.0, megabytes=9.0)]

@@ -3,6 +3,8 @@
 On the CPU it is the peak of the resident set above what model and data take, with an allocator that returns what is
 freed; on CUDA the peak of the caching allocator likewise.
 
+Kronecker factors are counted beyond what they hold themselves, beside a gradient by the same parameters.
+
 Of a language model, whose logits are its largest tensor, the peak of a product with G stands beside that of a training
 step: how far above it lies is counted in tensors of the size of the logits.
 """
@@ -16,6 +18,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -24,7 +27,9 @@ from benchmarks.models.networks import Network, build, gpt2
 from benchmarks.models.quantities import LIBRARIES, ask, missing
 from benchmarks.peers import NotMeasured
 from benchmarks.record import Record, Row, reason
+from benchmarks.suites import kronecker
 from benchmarks.suites.kernels import specifications
+from curvext.kronecker.blocks import Block, SpectralBlock
 
 #: small blocks too come from the system and go back to it, so that the resident set is what is in use
 ALLOCATOR = {
@@ -44,6 +49,8 @@ class Effort:
     cases: int = 4
     #: quantities; None for all of a single vector
     quantities: tuple[str, ...] | None = None
+    #: of :data:`FACTORS`
+    factors: int = 4
     #: layers and length of the language model
     language_model: tuple[int, int] = (12, 512)
     #: seconds for one process
@@ -51,9 +58,16 @@ class Effort:
 
 
 FULL = Effort()
-QUICK = Effort(("mlp",), 1, ("gradient", "diag F_emp", "H v kept"), (1, 64))
+QUICK = Effort(("mlp",), 1, ("gradient", "diag F_emp", "H v kept"), 1, (1, 64))
 TRAINING_STEP = "training step"
 #: products of the language model, with how many output positions are met at a time
+#: operators whose blocks are made from scratch
+FACTORS: dict[str, Callable[[cx.EmpiricalRisk], Any]] = {
+    "KFAC": lambda risk: risk.kfac(kind=kronecker.KIND),
+    "KFAC, reduce": lambda risk: risk.kfac(kind=kronecker.KIND, approx="reduce"),
+    "Shampoo": lambda risk: risk.shampoo(kind=kronecker.KIND),
+    "EKFAC": lambda risk: risk.ekfac(kind=kronecker.KIND),
+}
 LANGUAGE_MODEL: dict[str, int | None] = {"G v": None, "G v, 128 positions at a time": 128}
 
 
@@ -105,6 +119,38 @@ def of_quantity(network: str, key: str, device: str) -> list[Row]:
     found = peak.megabytes()
     del answer
     return [{"megabytes": found}]
+
+
+def _matrices(block: Block) -> int:
+    """Bytes of A and Γ, and of an eigenbasis where the block is one; not of rows that are kept for a basis to come."""
+    parts = [block.factors.a, block.factors.g]
+    if isinstance(block, SpectralBlock):
+        basis = block.spectral
+        parts += [basis.out, basis.inner, basis.values]
+    return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+
+def of_factors(network: str, name: str, device: str) -> list[Row]:
+    """The peak of making an operator's blocks, what they hold, and the peak of a gradient by the same parameters."""
+    full, peak = build(network, device), Peak(device)
+
+    def blocks(problem: Network) -> list[Any]:
+        model, loss, batch = problem.model, problem.loss, problem.batch
+        risk = cx.EmpiricalRisk(model, loss, batch, kronecker.chosen(problem), cache=False)
+        return FACTORS[name](risk)._make()
+
+    blocks(full.part(2))
+    kronecker.gradient(full.part(2))()
+    gradient = kronecker.gradient(full)
+    peak.start()
+    answer = gradient()
+    unit = peak.megabytes()
+    del answer
+    peak.start()
+    made = blocks(full)
+    found = peak.megabytes()
+    held = sum(_matrices(block) for block in made) / MEGABYTE
+    return [{"megabytes": found, "held_megabytes": held, "gradients": (found - held) / unit}]
 
 
 def of_language_model(quantity: str, layers: int, length: int, device: str) -> list[Row]:
@@ -224,6 +270,26 @@ def run_language_model(
         say(row)
 
 
+def run_factors(
+    record: Record, network: str, device: str, effort: Effort, say: Callable[[Row], None]
+) -> None:
+    """The rows of Kronecker factors of a network."""
+    for name in list(FACTORS)[: effort.factors]:
+        where = {
+            "network": network,
+            "quantity": f"{name}, beyond its factors",
+            "library": "curvext",
+            "mode": "eager",
+        }
+        told = in_fresh_process(of_factors, network, name, device, limit=effort.limit)
+        if isinstance(told, str):
+            record.failed(told, **where)
+            continue
+        row = {**where, **told[0]}
+        record.rows.append(row)
+        say(row)
+
+
 def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None]) -> None:
     """The suite. The peak of a gradient is the unit of each network."""
     if device == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
@@ -254,6 +320,7 @@ def run(record: Record, device: str, effort: Effort, say: Callable[[Row], None])
                 row = {**where, "megabytes": megabytes, "gradients": megabytes / unit}
                 record.rows.append(row)
                 say(row)
+        run_factors(record, network, device, effort, say)
     run_language_model(record, device, effort, say)
     for kernel, specification in specifications().items():
         if not hasattr(specification, "cases"):
