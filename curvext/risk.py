@@ -121,6 +121,13 @@ class EmpiricalRisk(Problem):
         gradient = self.group.sum(total).mul_(self.mean_scale())
         return finite_answer(gradient, "gradient").to(self.dtype)
 
+    @collective
+    def flat_parameters(self) -> Tensor:
+        """θ as a flat vector ``[P]``, a copy in the parameters' dtype; gathered where they are sharded."""
+        with self._alone(), self.held.whole(self.group, "flat_parameters"):
+            self.refresh()
+            return torch.cat([p.detach().reshape(-1) for p in self.space.parameters.values()])
+
     def _summed_gradient(self) -> Tensor:
         with torch.inference_mode(False):  # later in-place additions run outside inference mode
             total = torch.zeros(
@@ -281,6 +288,10 @@ class EmpiricalRisk(Problem):
             return result
 
     def _checked(self, samples: int, vectors: int, seed: int, wide: bool) -> CheckResult:
+        with self._alone(), self.held.whole(self.group, "check"):
+            return self._second_opinion(samples, vectors, seed, wide)
+
+    def _second_opinion(self, samples: int, vectors: int, seed: int, wide: bool) -> CheckResult:
         evaluation = self._evaluation.in_float64() if wide else self._evaluation
         loss = PlainLoss(self._given_loss, self.loss.reduction, wide)
         plain = Plain(evaluation, self._batches, loss, wide)

@@ -26,6 +26,10 @@ Selection = (
 )
 
 
+#: two tensors for each parameter
+Pairs = list[tuple[Tensor, Tensor]]
+
+
 class ParameterSpace:
     """The selected parameters of a model in a fixed order: ℝ^P with named blocks.
 
@@ -57,6 +61,8 @@ class ParameterSpace:
         self.shapes: dict[str, torch.Size] = {name: p.shape for name, p in chosen.items()}
         self.sizes: list[int] = [p.numel() for p in chosen.values()]
         self.size: int = sum(self.sizes)
+        #: parameters, each with a tensor of its shape → what this process has of both: pieces where they are sharded
+        self.here: Callable[[Pairs], Pairs] = list
         first = next(iter(chosen.values()))
         self.dtype: torch.dtype = first.dtype
         self.device: torch.device = first.device
@@ -147,6 +153,10 @@ class ParameterSpace:
             name: block.reshape(shape + tail)
             for (name, shape), block in zip(self.shapes.items(), blocks, strict=True)
         }
+
+    def in_memory(self, vector: Tensor) -> Pairs:
+        """For each parameter the tensor that this process has of it, and its part of a flat ``[P]`` vector."""
+        return self.here(list(zip(self.parameters.values(), self.blocks(vector), strict=True)))
 
     def blocks(self, vector: Tensor) -> list[Tensor]:
         """Views of a flat ``[P]`` vector, one per parameter, in order."""

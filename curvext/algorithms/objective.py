@@ -52,13 +52,15 @@ def objective(risk: Movable, curvature: str = "hessian") -> Objective:
         [1.0, 1.0]
     """
     curvature = as_choice("objective: curvature", curvature, _CURVATURES)
-    missing = [a for a in ("value", "gradient", curvature, "space") if not hasattr(risk, a)]
+    missing = [
+        a for a in ("value", "gradient", curvature, "flat_parameters") if not hasattr(risk, a)
+    ]
     if missing:
         raise TypeError(
             f"objective: risk: expected an EmpiricalRisk; {type(risk).__name__} has no "
             + ", ".join(missing)
         )
-    return Objective(risk, curvature, _array(_parameters(risk)))
+    return Objective(risk, curvature, _array(risk.flat_parameters()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,7 @@ class Objective:
                 f"objective: x: expected shape [{space.size}], got {list(vector.shape)}"
             )
         with torch.no_grad():
-            for p, new in zip(space.parameters.values(), space.blocks(vector), strict=True):
+            for p, new in space.in_memory(vector):
                 if not torch.equal(p, new):
                     p.copy_(new)
 
@@ -135,10 +137,6 @@ class Objective:
         trace: TracebackType | None,
     ) -> None:
         self.restore()
-
-
-def _parameters(risk: Movable) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in risk.space.parameters.values()])
 
 
 def _array(vector: Tensor) -> Any:

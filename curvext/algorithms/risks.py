@@ -66,7 +66,7 @@ class HasMatrices(HasHessian, HasGGN, HasFisher, Protocol):
 
 
 class HasSpace(Protocol):
-    """The parameters: ``parameters`` ``{name: parameter}``, ``size``, ``device`` and ``blocks`` of a flat vector."""
+    """The parameters: their ``size``, ``device`` and, with the parts of a flat vector, what is ``in_memory``."""
 
     @property
     def space(self) -> Any:
@@ -76,3 +76,7 @@ class HasSpace(Protocol):
 
 class Movable(HasGradient, HasSpace, Protocol):
     """Value and gradient wherever the parameters are moved to."""
+
+    def flat_parameters(self) -> Tensor:
+        """θ, ``[P]``."""
+        ...

@@ -195,7 +195,7 @@ def take_step(risk: HasSpace, step: Tensor | Step, length: float = 1.0) -> None:
     if not bool(step.isfinite().all()):
         raise ValueError("take_step: step: contains nan or inf")
     with torch.no_grad():
-        for p, s in zip(space.parameters.values(), space.blocks(step), strict=True):
+        for p, s in space.in_memory(step):
             p.add_(s, alpha=length)
 
 

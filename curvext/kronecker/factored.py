@@ -85,7 +85,7 @@ class BlockOperator(BlockMatrix):
             else power_of("inverse", block, value, -1.0)
             for block, value in zip(blocks, dampings, strict=True)
         ]
-        return KeptBlocks(self.space, damped, self.dtype)
+        return self._kept(damped)
 
     @collective
     def power(self, p: float, damping: Damping) -> KeptBlocks:
@@ -100,7 +100,14 @@ class BlockOperator(BlockMatrix):
         """
         p = as_number("power: p", p, "a finite number")
         blocks = self._now(f"power, p={p!r}, damping={damping!r}")
-        return KeptBlocks(self.space, self._powers("power", blocks, damping, p), self.dtype)
+        return self._kept(self._powers("power", blocks, damping, p))
+
+    def _kept(self, blocks: list[Block]) -> KeptBlocks:
+        """An operator of the same vectors with other blocks."""
+        kept = KeptBlocks(self.space, blocks, self.dtype)
+        if self.local_vectors is not None:
+            kept.group, kept.local_vectors = self.group, self.local_vectors
+        return kept
 
     def _powers(
         self, where: str, blocks: Sequence[Block], damping: Damping, p: float

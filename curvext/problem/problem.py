@@ -86,6 +86,7 @@ class Problem(Scales):
             self.held = held_parameters(model, self.group)
         with self.group.guarded(), self.held.whole(self.group, "making a risk or operator"):
             self.space = ParameterSpace(model, params)
+            self.space.here = self.held.here
             #: what :meth:`on` makes another problem of
             self._arguments: dict[str, Any] = {
                 "loss": loss,

@@ -30,6 +30,10 @@ class HeldParameters:
         """
         return NOTHING
 
+    def here(self, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """What this process has between calls of parameters and of tensors of their shapes."""
+        return pairs
+
     def vectors(self, parameters: Mapping[str, Tensor]) -> LocalVectors | None:
         """How vectors on some parameters are cut among the ranks, or None."""
         return None

@@ -171,6 +171,17 @@ class ShardedParameters(HeldParameters):
     def _mesh(self) -> Any:
         return self._table[0].part.mesh
 
+    def here(self, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        self._read()
+        of = {id(p.leaf): p for p in self._table}
+        found = []
+        for leaf, block in pairs:
+            p = of.get(id(leaf))  # none where it was left out of fully_shard
+            if p is not None:
+                leaf, block = p.sharded.to_local(), p.part.cut.piece(block, self._ranks.rank)
+            found.append((leaf, block))
+        return found
+
     def vectors(self, parameters: Mapping[str, Tensor]) -> LocalVectors:
         parts = {id(p.leaf): p.part for p in self._table}
         found = {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from compare import assert_close
+from fully_sharded import found, group, mesh_of, sharded, step
 from problems import pose
 from quantities import answers
-from sharded import found, group, mesh_of, sharded, step
 from shards import samples, shard, union
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -96,6 +98,7 @@ def forms(rank, world):
         "products": E.products(local),
         "kfac": K.full(K @ local),
         "kfac solve": K.full(K.solve(local, 0.1)),
+        "kfac inverse": K.full(K.inverse(0.1) @ local),
         "inner": G.inner(local, (G @ local)[:, :1]),
         "inner of one": G.inner(local[:, 0], local[:, 1]),
         "inner of whole": G.inner(V, V),
@@ -116,6 +119,7 @@ def test_the_three_forms_of_a_vector_give_one_answer(ranks):
         "products": E.products(V),
         "kfac": K @ V,
         "kfac solve": K.solve(V, 0.1),
+        "kfac inverse": K.solve(V, 0.1),
         "inner": V.T @ GV[:, :1],
         "inner of one": V[:, 0] @ V[:, 1],
         "inner of whole": V.T @ V,
@@ -224,6 +228,94 @@ def test_a_change_on_one_rank_is_seen_on_all(ranks):
         [p for p in posed.model.parameters() if p.ndim == 1][-1][0] += 0.25
     wanted.append(H @ v)
     for several in ranks.run(follows):
+        for value, expected in zip(several, wanted, strict=True):
+            assert_close(value, expected)
+
+
+def moves(rank, world):
+    posed, risk = posed_and_sharded(rank, world)
+    start = risk.flat_parameters()
+    cx.take_step(risk, posed.vectors()[:, 0], length=0.1)
+    assert_close(risk.flat_parameters(), start + 0.1 * posed.vectors()[:, 0])
+    found = [risk.gradient()]
+    with cx.objective(risk) as o:
+        found.append(torch.tensor(o.fun(start.numpy() * 0.5)))
+    found.append(risk.gradient())
+    assert all(isinstance(p, DTensor) for p in posed.model.parameters())
+    return found
+
+
+def test_steps_and_objectives_move_the_shards(ranks):
+    posed, risk = risk_of_the_union(ranks.world)
+    start = risk.flat_parameters()
+    cx.take_step(risk, posed.vectors()[:, 0], length=0.1)
+    wanted = [risk.gradient()]
+    with cx.objective(risk) as o:
+        wanted.append(torch.tensor(o.fun(start.numpy() * 0.5)))
+    wanted.append(risk.gradient())
+    for several in ranks.run(moves):
+        for value, expected in zip(several, wanted, strict=True):
+            assert_close(value, expected)
+
+
+def on_a_mesh_of_two_dimensions(rank, world):
+    found = []
+    for shape in ((world, 1), (1, world)):
+        posed = pose("mlp", "ce_weight_ignore_smooth", samples=samples("uneven", world))
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "shards"))
+        sharded(posed.model, mesh)
+        before = [(id(p), p.placements) for p in posed.model.parameters()]
+        data = shard(posed, "uneven", rank, world)
+        risk = cx.EmpiricalRisk(posed.model, posed.loss, data, process_group=group())
+        H, V = risk.hessian(), posed.vectors()
+        local = H.local(V)
+        assert before == [(id(p), p.placements) for p in posed.model.parameters()]
+        found += [H @ V, H.full(H @ local), H.inner(local, H @ local)]
+        if shape[1] == world:
+            continue
+        error = None
+        try:  # copies that differ
+            with torch.no_grad():
+                next(posed.model.parameters()).to_local().add_(0.1 * rank)
+            H @ V
+        except ValueError as raised:
+            error = str(raised)
+        assert error is not None and "contents of the parameters are not the same" in error
+    return found
+
+
+def test_shards_may_have_copies(ranks):
+    posed, risk = risk_of_the_union(ranks.world)
+    V = posed.vectors()
+    HV = risk.hessian() @ V
+    for several in ranks.run(on_a_mesh_of_two_dimensions):
+        for value, expected in zip(several, [HV, HV, V.T @ HV] * 2, strict=True):
+            assert_close(value, expected)
+
+
+def alone(rank, world):
+    """A mesh of this rank alone, in a process that has others."""
+    mesh = DeviceMesh.from_group([dist.new_group([r]) for r in range(world)][rank], "cpu")
+    posed = pose("mlp", "ce")
+    sharded(posed.model, mesh)
+    before = found(posed.model)
+    risk = cx.EmpiricalRisk(posed.model, posed.loss, (posed.x, posed.y))
+    V = posed.vectors()
+    checked = risk.check()
+    outputs = risk.jvp(V[:, 0])
+    answers = [risk.hessian() @ V, outputs, risk.vjp(outputs)]
+    assert found(posed.model) == before
+    return checked.ok, answers
+
+
+def test_one_process_may_have_sharded_parameters_too(ranks):
+    posed = pose("mlp", "ce")
+    risk = cx.EmpiricalRisk(posed.model, posed.loss, (posed.x, posed.y))
+    V = posed.vectors()
+    outputs = risk.jvp(V[:, 0])
+    wanted = [risk.hessian() @ V, outputs, risk.vjp(outputs)]
+    for ok, several in ranks.run(alone):
+        assert ok
         for value, expected in zip(several, wanted, strict=True):
             assert_close(value, expected)
 

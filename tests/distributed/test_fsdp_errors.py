@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from collectives import counted
 from compare import assert_close
+from fully_sharded import found, group, mesh_of, sharded
 from problems import pose
 from ranks import Ranks
-from sharded import found, group, mesh_of, sharded
 from shards import samples, shard
 from test_errors import RAISES, Setting, correct, culprit_of, heard
 from torch import nn
