@@ -48,7 +48,7 @@ class BlockOperator(BlockMatrix):
         when first asked for and kept until the model changes.
         """
         right, back = whole_vector(self, b, "solve: b", 1, 2)
-        rows = right.detach().view(self.size, -1).T
+        rows = (right.detach().unsqueeze(1) if right.ndim == 1 else right.detach()).T
         if len(rows) == 0:
             return b.clone()  # type: ignore[attr-defined]  # a tensor: names have one column
         blocks = self._now(f"solve, damping={damping!r}", [right])

@@ -35,6 +35,17 @@ def part_of(name: str, p: Any) -> Sharded:
     return Sharded(p.shape, cut, p.device_mesh, p.placements)
 
 
+def check_wrappers(model: nn.Module) -> None:
+    """Raises a ValueError for the older FSDP, whose forward pass sends parameters, which it keeps in flat tensors."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            where = f"its module {name!r} is" if name else "it is"
+            raise ValueError(
+                f"model: {where} a FullyShardedDataParallel, for which there is no rule; shard the model with "
+                "torch.distributed.fsdp.fully_shard, the newer FSDP"
+            )
+
+
 def misplaced(name: str, p: Any) -> ValueError:
     """The error of a parameter that lies in a way for which there is no rule."""
     return ValueError(

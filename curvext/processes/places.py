@@ -79,9 +79,9 @@ def sharded_among(
             leaf = _leaf_of(p, before.get((module, name)))
             table[id(p)] = ShardedParameter(p, leaf, part_of(full, p), [])
         table[id(p)].places.append((module, name))
-    if not table:
+    if managed.keys() != table.keys():
         raise ValueError(
-            "model: fully_shard was applied, but there are no sharded parameters in their places; after an error "
+            "model: fully_shard was applied, but not all of its sharded parameters are in their places; after an error "
             "in a forward pass call reset_iter_state() of the outermost FSDP module"
         )
     meshes = list(dict.fromkeys(p.part.mesh for p in table.values()))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from curvext.fingerprints import fingerprints
 from curvext.processes.group import Group
 from curvext.processes.held import NOTHING, HeldParameters
-from curvext.processes.placements import check_policy, misplaced
+from curvext.processes.placements import check_policy, check_wrappers, misplaced
 from curvext.processes.places import ShardedParameter, parameters_in, sharded_among
 from curvext.processes.shards import Cut, LocalVectors, Sharded
 from curvext.processes.words import Words, digest
@@ -213,6 +213,7 @@ def held_parameters(model: Any, group: Group) -> HeldParameters:
     if not isinstance(model, nn.Module) or not dist.is_available():
         return HeldParameters()
     modules = fully_sharded_modules(model)
+    check_wrappers(model)
     if not modules:
         for name, p in model.named_parameters():
             if is_dtensor(p):

@@ -1,4 +1,4 @@
-"""Two and three processes for each file of tests here."""
+"""Two and three processes for all files of tests here: starting them takes longer than most tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if not dist.is_available() or not dist.is_gloo_available():
     collect_ignore_glob = ["test_*.py"]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="session", params=[2, 3])
 def ranks(request):
     started = Ranks(request.param)
     yield started

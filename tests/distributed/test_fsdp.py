@@ -12,7 +12,7 @@ from quantities import answers
 from shards import samples, shard, union
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 import curvext as cx
@@ -339,6 +339,40 @@ class Blocks(nn.Module):
 def blocks():
     torch.manual_seed(1)
     return Blocks().double(), torch.randn(6, 4).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+class Encoder(nn.Module):
+    """Called by a method of its own that ``register_fsdp_forward_method`` was told of."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(4, 3)
+
+    def encode(self, x):
+        return torch.tanh(self.inside(x))
+
+
+def encodes(rank, world):
+    torch.manual_seed(0)
+    model = Encoder().double()
+    sharded(model, mesh_of(world))
+    register_fsdp_forward_method(model, "encode")
+    data = (torch.ones(2, 4).double() * (1 + rank), torch.ones(2, 3).double())
+    options = {"forward": lambda m, batch: m.encode(batch[0]), "process_group": group()}
+    before = found(model)
+    answer = cx.HessianOperator(model, nn.MSELoss(), data, **options).to_dense()
+    assert found(model) == before
+    return answer
+
+
+def test_methods_that_stand_for_forward_are_called_as_written(ranks):
+    torch.manual_seed(0)
+    model = Encoder().double()
+    x = torch.cat([torch.ones(2, 4).double() * (1 + rank) for rank in range(ranks.world)])
+    data = (x, torch.ones(len(x), 3).double())
+    H = cx.HessianOperator(model, nn.MSELoss(), data, forward=lambda m, b: m.encode(b[0]))
+    for value in ranks.run(encodes):
+        assert_close(value, H.to_dense())
 
 
 def trains(rank, world, calls):

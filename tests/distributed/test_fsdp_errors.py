@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,23 +11,17 @@ from collectives import counted
 from compare import assert_close
 from fully_sharded import found, group, mesh_of, sharded
 from problems import pose
-from ranks import Ranks
 from shards import samples, shard
 from test_errors import RAISES, Setting, correct, culprit_of, heard
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import curvext as cx
 
-
-@pytest.fixture(scope="module")
-def ranks():
-    started = Ranks(2)
-    yield started
-    started.close()
+pytestmark = pytest.mark.parametrize("ranks", [2], indirect=True)
 
 
 class Sharded(Setting):
@@ -156,6 +152,23 @@ def tensor_and_data(world):
     return fully_shard(model, mesh=mesh["data"])
 
 
+class Stops(nn.Linear):
+    """A layer that raises."""
+
+    def forward(self, x):
+        raise RuntimeError("enough")
+
+
+def half_way(world):
+    """As a forward pass that raised left it: the outermost parameters are whole."""
+    model = layers()
+    model[2] = Stops(6, 4).double()
+    sharded(model, mesh_of(world), blocks=False)
+    with contextlib.suppress(RuntimeError):
+        model(torch.ones(2, 4).double())
+    return model
+
+
 REFUSED = {
     "no process group": (lambda w: sharded(layers(), mesh_of(w)), None, "process_group=None"),
     "tensor parallelism": (by_columns, "world", "'0.weight' is sharded"),
@@ -176,6 +189,16 @@ REFUSED = {
         "output_dtype=torch.float32",
     ),
     "a rank alone": (lambda w: sharded(layers(), mesh_of(w)), "alone", "has the ranks [0]"),
+    "the older FSDP": (
+        lambda w: FullyShardedDataParallel(layers(), device_id=torch.device("cpu")),
+        "world",
+        "FullyShardedDataParallel",
+    ),
+    "in the middle of a forward pass": (
+        half_way,
+        "world",
+        "reset_iter_state()",
+    ),
     "weights tied between groups": (
         lambda w: sharded(tied(), mesh_of(w)),
         "world",
