@@ -288,6 +288,10 @@ class EmpiricalRisk(Problem):
             return result
 
     def _checked(self, samples: int, vectors: int, seed: int, wide: bool) -> CheckResult:
+        if wide and self.held.stand_ins:
+            raise TypeError(
+                "check: dtype: a model under fully_shard has no copy in float64; use dtype=None"
+            )
         with self._alone(), self.held.whole(self.group, "check"):
             return self._second_opinion(samples, vectors, seed, wide)
 

@@ -116,10 +116,7 @@ class Evaluation:
 
     def in_float64(self) -> Evaluation:
         """The same function of a copy of the model in float64."""
-        try:
-            model = copy.deepcopy(self._model).double()
-        except AssertionError as error:  # fully_shard's answer
-            raise TypeError(f"model: there is no copy of it in float64: {error}") from error
+        model = copy.deepcopy(self._model).double()
         names = set(self._space.names)
         space = ParameterSpace(model, lambda name, _: name in names)
         return Evaluation(model, space, self._forward, self._target)
