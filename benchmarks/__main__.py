@@ -6,6 +6,7 @@ python -m benchmarks models [names]         whole networks beside other librarie
 python -m benchmarks scaling                cost by N, S, I, O, P, K, C
 python -m benchmarks memory                 peak memory, each in a process of its own
 python -m benchmarks training               what curvext.backward adds to a training step
+python -m benchmarks laplace                the diagonals of laplace-torch's backends, beside ours
 python -m benchmarks kronecker [names]      Kronecker factors, their inverses and eigenvalues, beside curvlinops
 python -m benchmarks overhead [names]       the library's own work, on networks so small that it decides
 python -m benchmarks proofs                 what it costs on each batch to know where samples lie
@@ -33,6 +34,7 @@ from benchmarks.report import page
 from benchmarks.suites import (
     kernels,
     kronecker,
+    laplace,
     memory,
     models,
     overhead,
@@ -41,7 +43,17 @@ from benchmarks.suites import (
     training,
 )
 
-SUITES = ("kernels", "models", "scaling", "memory", "proofs", "training", "kronecker", "overhead")
+SUITES = (
+    "kernels",
+    "models",
+    "scaling",
+    "memory",
+    "proofs",
+    "training",
+    "laplace",
+    "kronecker",
+    "overhead",
+)
 #: seconds between two writes of a suite that is not done
 SAVE_EVERY = 10.0
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -115,6 +127,7 @@ def measure(
             "memory": memory,
             "proofs": proofs,
             "training": training,
+            "laplace": laplace,
             "kronecker": kronecker,
             "overhead": overhead,
         }

@@ -35,6 +35,8 @@ PACKAGES = (
     "hessian-eigenthings",
     "backpack-for-pytorch",
     "opacus",
+    "laplace-torch",
+    "asdfghjkl",
 )
 
 

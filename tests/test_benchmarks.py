@@ -22,6 +22,7 @@ from benchmarks.report import page, pictures, tables
 from benchmarks.suites import (
     kernels,
     kronecker,
+    laplace,
     memory,
     models,
     overhead,
@@ -484,4 +485,49 @@ def test_the_table_of_kronecker_factors_has_curvlinops_beside():
     assert "| Shampoo's L and R | **1.50** |" in lines
     assert any(
         "| mlp | factors | curvlinops | 25.0 | 2.50 |" in x for x in tables.kronecker_table(record)
+    )
+
+
+def test_the_backends_of_laplace_torch_are_measured_in_gradients_of_their_own_process(monkeypatch):
+    monkeypatch.setattr(laplace, "installed", lambda package: "0.3")
+    asked = []
+
+    def direct(task, quantity, library, samples, effort, limit):
+        assert task is laplace.measure
+        asked.append((quantity, library, samples))
+        if library == "asdl":
+            return "took longer than 1 s"
+        return [
+            {"milliseconds": 3.0, "gradients": 1.5, "lower": 1.4, "upper": 1.6, "megabytes": 40.0}
+        ]
+
+    monkeypatch.setattr(laplace, "in_fresh_process", direct)
+    record = Record("laplace", {})
+    laplace.run(record, "cpu", laplace.Effort((2,)), lambda _: None)
+    assert asked == [("gradient", "torch", 2), *((*key, 2) for key in laplace.BACKENDS)]
+    summary = tables.laplace_summary(record)
+    assert "| diag G | curvext | 1.50 · 40.0 MB |" in summary
+    assert "| diag G | asdl | failed |" in summary
+    assert "| cnn, N = 2 | diag G | curvext | 3.00 | 1.50 | 1.40–1.60 | 40.0 |" in (
+        tables.laplace_table(record)
+    )
+    assert {f["reason"] for f in record.failures} == {"took longer than 1 s"}
+
+
+def test_a_backend_is_called_for_the_classes_of_the_network(monkeypatch):
+    pytest.importorskip("laplace", exc_type=(ImportError, RuntimeError))
+    made = laplace.network(2)
+    diag = laplace.backend_of("diag G", "curvext", made.model)
+    _, found = diag(*made.batch, N=2)
+    assert found.shape == (made.size,)
+
+
+def test_the_table_of_a_training_step_has_time_and_memory():
+    rows = [row("gradient", 1.0), row("gradient and norms", 1.1, **{"memory in gradients": 1.25})]
+    record = Record("training", {}, [*rows, row("clipped gradient, opacus", 1.75)])
+    lines = tables.training_summary(record)
+    assert "| gradient and norms | 1.10 · 1.25 |" in lines
+    assert "| clipped gradient, opacus | 1.75 · – |" in lines
+    assert any(
+        "| mlp | gradient and norms | 11.0 | 1.10 |" in x for x in tables.training_table(record)
     )

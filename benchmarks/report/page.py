@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.record import RESULTS, ROOT, Record, load
@@ -14,7 +15,16 @@ PAGE = PROJECT / "docs" / "performance.md"
 PICTURES = PROJECT / "docs" / "images"
 README = PROJECT / "README.md"
 SECTION = re.compile(r"<!-- measured: ([\w-]+) -->\n.*?<!-- end of measured -->\n", re.DOTALL)
-SUITES = ("models", "kernels", "scaling", "memory", "kronecker", "overhead")
+SUITES = (
+    "models",
+    "kernels",
+    "scaling",
+    "memory",
+    "training",
+    "laplace",
+    "kronecker",
+    "overhead",
+)
 
 METHOD = """\
 # Performance
@@ -105,6 +115,10 @@ def details(machine: str) -> str:
     if memory:
         lines += ["## Memory", ""]
         lines += [*tables.memory_table(memory), *tables.language_model_table(memory), ""]
+    if training := found.get("training"):
+        lines += ["## A training step", "", *tables.training_table(training), ""]
+    if laplace := found.get("laplace"):
+        lines += ["## Backends of laplace-torch", "", *tables.laplace_table(laplace), ""]
     if kronecker := found.get("kronecker"):
         lines += ["## Kronecker factors", "", *tables.kronecker_table(kronecker), ""]
     if overhead := found.get("overhead"):
@@ -151,15 +165,28 @@ def performance() -> str:
     if memory := found.get("memory"):
         lines += ["## Memory", "", "![peak memory](images/memory.svg)", ""]
         lines += [*tables.memory_summary(memory), *tables.language_model_table(memory), ""]
-    lines += ["## Kronecker factors", ""]
-    measured = [m for m in ordered if "kronecker" in records(m)]
-    if measured:
-        kronecker = records(measured[0])["kronecker"]
-        lines += [f"On {measured[0]}: {hardware(kronecker)}{load_of(kronecker)}.", ""]
-        lines += [*tables.kronecker_summary(kronecker), "", "**curvext** · curvlinops.", ""]
-    else:
-        lines += ["Not measured: `python -m benchmarks kronecker` does it.", ""]
+    lines += section("A training step", "training", ordered, tables.training_summary)
+    lines += section("Backends of laplace-torch", "laplace", ordered, tables.laplace_summary)
+    lines += section("Kronecker factors", "kronecker", ordered, tables.kronecker_summary)
     return "\n".join(lines)
+
+
+def section(
+    title: str, suite: str, ordered: list[str], summary: Callable[[Record], list[str]]
+) -> list[str]:
+    """The part of the page on a suite that README's machine need not have: from the first one that has."""
+    lines = [f"## {title}", ""]
+    measured = [machine for machine in ordered if suite in records(machine)]
+    if not measured:
+        return [*lines, f"Not measured: `python -m benchmarks {suite}` does it.", ""]
+    record = records(measured[0])[suite]
+    return [
+        *lines,
+        f"On {measured[0]}: {hardware(record)}{load_of(record)}.",
+        "",
+        *summary(record),
+        "",
+    ]
 
 
 def load_of(record: Record) -> str:

@@ -344,7 +344,87 @@ def kronecker_summary(record: Record) -> list[str]:
             cell = "–" if own is None else f"**{figure(own)}**"
             row.append(cell if other is None else f"{cell} · {figure(other)}")
         cells.append(row)
-    return table(["in gradients", *(n.upper() for n in networks)], cells)
+    header = ["in gradients", *(n.upper() for n in networks)]
+    return [*table(header, cells), "", "**curvext** · curvlinops."]
+
+
+def training_table(record: Record) -> list[str]:
+    """What each quantity costs in a training step, in time and memory."""
+    cells = [
+        [
+            row["network"],
+            row["quantity"],
+            significant(row["milliseconds"]),
+            figure(row["gradients"]),
+            f"{figure(row['lower'])}–{figure(row['upper'])}",
+            significant(row.get("megabytes")),
+            figure(row.get("memory in gradients")),
+        ]
+        for row in record.rows
+    ]
+    header = ["network", "quantity", "ms", "gradients", "quartiles", "MB", "MB in a gradient's"]
+    return table(header, cells)
+
+
+def training_summary(record: Record) -> list[str]:
+    """Time · memory of each quantity in those of a gradient, a column for each network."""
+    found = {(row["quantity"], row["network"]): row for row in record.rows}
+    networks = networks_of(record)
+    cells = []
+    for quantity in dict.fromkeys(q for q, _ in found if q != "gradient"):
+        rows = [found.get((quantity, n), {}) for n in networks]
+        pairs = [(row.get("gradients"), row.get("memory in gradients")) for row in rows]
+        cells.append([quantity, *(" · ".join(map(figure, pair)) for pair in pairs)])
+    header = ["time · memory, in a gradient's", *(n.upper() for n in networks)]
+    return [
+        *table(header, cells),
+        "",
+        "A step is a forward pass, losses, and `cx.backward`; opacus, in the same rounds, makes two backward passes.",
+    ]
+
+
+def laplace_table(record: Record) -> list[str]:
+    """Every diagonal by every backend, in time and memory."""
+    cells = [
+        [
+            row["network"],
+            row["quantity"],
+            row["library"],
+            significant(row["milliseconds"]),
+            figure(row["gradients"]),
+            f"{figure(row['lower'])}–{figure(row['upper'])}",
+            significant(row["megabytes"]),
+        ]
+        for row in record.rows
+    ]
+    header = ["network", "quantity", "backend", "ms", "gradients", "quartiles", "MB"]
+    return table(header, cells)
+
+
+def laplace_summary(record: Record) -> list[str]:
+    """Time and memory of each backend, a column for each number of samples; or that it did not finish."""
+    found = {(r["quantity"], r["library"], r["network"]): r for r in record.rows}
+    failed = {
+        (f["quantity"], f["library"], f["network"]) for f in record.failures if "network" in f
+    }
+    networks = list(dict.fromkeys(n for *_, n in [*found, *failed]))
+    cells = []
+    for quantity, library in dict.fromkeys((q, who) for q, who, _ in [*found, *failed]):
+        row = [quantity, library]
+        for network in networks:
+            at = found.get((quantity, library, network))
+            cost = (
+                "–"
+                if at is None
+                else f"{figure(at['gradients'])} · {significant(at['megabytes'])} MB"
+            )
+            row.append("failed" if (quantity, library, network) in failed else cost)
+        cells.append(row)
+    return [
+        *table(["gradients · memory", "backend", *networks], cells),
+        "",
+        "What failed, and why, stands beside the JSON.",
+    ]
 
 
 def overhead_table(record: Record) -> list[str]:
