@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +131,117 @@ def test_opacus_has_our_norms():
     wrapped = grad_sample.GradSampleModuleFastGradientClipping(copy.deepcopy(model))
     criterion(wrapped(x), y).backward()
     close(wrapped.get_norm_sample().detach(), ours, 1)
+
+
+def test_opacus_clips_as_our_backward_does():
+    grad_sample = pytest.importorskip("opacus.grad_sample")
+    model, _, x, y = problem("ce")
+    bound = 0.7
+    wrapped = grad_sample.GradSampleModuleFastGradientClipping(copy.deepcopy(model))
+    losses = nn.functional.cross_entropy(wrapped(x), y, reduction="none")
+    losses.mean().backward(retain_graph=True)
+    factors = (bound / wrapped.get_norm_sample().detach()).clamp(max=1)
+    wrapped.zero_grad()
+    wrapped.disable_hooks()
+    losses.backward(factors)  # of the sum, which PrivacyEngine divides by the batch size
+    losses = nn.functional.cross_entropy(model(x), y, reduction="none")
+    out = cx.backward(losses, model, weights=lambda n: (bound / n).clamp(max=1) / len(n))
+    assert factors.min() < 1 and factors.max() <= 1
+    close(factors, out.weights, N)
+    for theirs, ours in zip(wrapped.parameters(), model.parameters(), strict=True):
+        close(theirs.grad, ours.grad, N)
+
+
+def test_captum_has_our_inner_products_of_gradients(tmp_path):
+    influence = pytest.importorskip("captum.influence")
+    model, criterion, x, y = problem("ce")
+    torch.save(model.state_dict(), tmp_path / "checkpoint")
+
+    def load(model, path):
+        model.load_state_dict(torch.load(path))
+        return 0.5  # the learning rate
+
+    theirs = influence.TracInCP(
+        copy.deepcopy(model),
+        torch.utils.data.TensorDataset(x[:5], y[:5]),
+        [str(tmp_path / "checkpoint")],
+        load,
+        loss_fn=nn.CrossEntropyLoss(reduction="none"),
+        batch_size=2,
+    )
+    train, test = (
+        cx.EmpiricalFisherOperator(model, criterion, (x[part], y[part]))
+        for part in (slice(5), slice(5, None))
+    )
+    close(theirs.influence((x[5:], y[5:])), test.gram(train), 0.5)
+    close(theirs.self_influence(), train.gradient_norms().square(), 0.5)
+
+
+def test_torch_pruning_keeps_the_squares_of_the_last_sample_alone():
+    importance = pytest.importorskip("torch_pruning.pruner.importance")
+    model, criterion, x, y = problem("ce")
+    scorer = importance.GroupHessianImportance()
+    for loss in nn.functional.cross_entropy(model(x), y, reduction="none"):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        scorer.accumulate_grad(model)
+    last = cx.fisher_diagonal(model, criterion, (x[-1:], y[-1:]))
+    every = cx.fisher_diagonal(model, criterion, (x, y))
+    for name, p in model.named_parameters():
+        close(scorer._accu_grad[p] / scorer._counter[p], last[name], 1)
+        assert not torch.allclose(last[name], every[name], rtol=0.05)
+
+
+def test_torch_pruning_sums_squares_over_a_batch_in_the_diagonal_of_obdc():
+    torch_pruning = pytest.importorskip("torch_pruning")
+    model, criterion, x, y = problem("ce")
+    theirs = copy.deepcopy(model)
+    scorer = torch_pruning.importance.OBDCImportance(num_classes=C)
+    layer = theirs[0]  # what _prepare_model does for the layers of a pruner
+    scorer.modules.append(layer)
+    layer.register_forward_pre_hook(scorer._save_input)
+    layer.register_full_backward_hook(scorer._save_grad_output)
+    criterion(theirs(x), y).backward()
+    scorer.step()
+    ours = cx.fisher_diagonal(model, criterion, (x, y))
+    close(scorer.Fisher[layer][:, :-1], ours["0.weight"], N)
+    close(scorer.Fisher[layer][:, -1], ours["0.bias"], N)
+
+
+def test_the_plugin_of_the_examples_runs_in_avalanche(monkeypatch):
+    training = pytest.importorskip("avalanche.training", exc_type=(ImportError, RuntimeError))
+    from avalanche.benchmarks.scenarios import benchmark_from_datasets
+    from avalanche.benchmarks.utils import as_classification_dataset
+    from avalanche.training.plugins import SupervisedPlugin
+
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
+    plugin_of = importlib.import_module("continual_learning").FisherPlugin
+    model, criterion, x, y = problem("ce")
+
+    class Plugin(plugin_of, SupervisedPlugin):
+        pass
+
+    plugin = Plugin(10.0)
+    tasks = [(x[:4], y[:4]), (x[4:], y[4:])]
+    datasets = []
+    for inputs, labels in tasks:
+        data = torch.utils.data.TensorDataset(inputs, labels)
+        data.targets = labels.tolist()
+        datasets.append(as_classification_dataset(data))
+    strategy = training.Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        criterion=criterion,
+        train_mb_size=2,
+        plugins=[plugin],
+        evaluator=None,
+    )
+    for number, experience in enumerate(benchmark_from_datasets(train=datasets).train_stream):
+        strategy.train(experience)
+        expected = cx.fisher_diagonal(model, criterion, tasks[number], "exact")
+        for name, value in plugin.tasks[-1][0].items():
+            close(value, expected[name], 1)
+    assert len(plugin.tasks) == 2
 
 
 @pytest.mark.parametrize(
