@@ -71,8 +71,8 @@ def _pulled_back(at: Linearisation, samples: range) -> Tensor:
     for n in samples:
         only = torch.zeros_like(at.point.residual)
         only[n] = at.point.residual_by_sample[n]
-        pulled = at.vjp(only, last=n == samples[-1])
-        rows.append(torch.cat([p.reshape(-1) for p in pulled]))
+        gradients = at.vjp(only, last=n == samples[-1])
+        rows.append(torch.cat([p.reshape(-1) for p in gradients]))
     return torch.stack(rows)
 
 

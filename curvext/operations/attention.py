@@ -12,8 +12,8 @@ from torch import Tensor
 from curvext.operations.attention_formulas import (
     Scores,
     shared_by_heads,
-    slope,
     tangent,
+    vjp,
     with_heads_of,
 )
 from curvext.operations.attention_in_closed_form import attention_in_closed_form
@@ -64,7 +64,7 @@ def _in_fixed_order(node: Node) -> Hook:
     def hook(gradients: tuple[Tensor | None, ...], cotangents: tuple[Tensor, ...]) -> Any:
         (q, k, v), scores = _read(node.saved)
         every = (q, with_heads_of(q, k), with_heads_of(q, v))
-        by_q, by_k, by_v = slope(cotangents[0].detach(), every, scores)
+        by_q, by_k, by_v = vjp(cotangents[0].detach(), every, scores)
         by_inputs = (by_q, shared_by_heads(by_k, k), shared_by_heads(by_v, v))
         kept = [
             None if old is None else new for old, new in zip(gradients[:3], by_inputs, strict=True)

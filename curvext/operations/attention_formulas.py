@@ -88,17 +88,17 @@ def centred(P: Tensor, x: Tensor) -> Tensor:
 
 def tangent(
     inputs: tuple[Tensor, Tensor, Tensor],
-    moved: tuple[Tensor | None, Tensor | None, Tensor | None],
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None],
     scores: Scores,
 ) -> Tensor:
     """ẏ = Ṗ v + P v̇ for the tangents of q, k and v, None for zero."""
     query = inputs[0]
     inputs = (query, with_heads_of(query, inputs[1]), with_heads_of(query, inputs[2]))
-    moved_q, *others = moved
-    moved_k, moved_v = (None if t is None else with_heads_of(query, t) for t in others)
+    dq, *others = tangents
+    dk, dv = (None if t is None else with_heads_of(query, t) for t in others)
     shape = square(inputs[0], inputs[1])
     q, k, v = (t.flatten(0, -3) for t in inputs)
-    dq, dk, dv = (_heads(t) for t in (moved_q, moved_k, moved_v))
+    dq, dk, dv = (_heads(t) for t in (dq, dk, dv))
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype, device=v.device)
     for heads in chunks(q, k):
         P = scores.probabilities(q[heads], k[heads], heads, shape)
@@ -113,7 +113,7 @@ def tangent(
     return out.view(*inputs[0].shape[:-1], v.shape[-1])
 
 
-def slope(
+def vjp(
     g: Tensor, inputs: tuple[Tensor, Tensor, Tensor], scores: Scores
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients by q, k and v along g: dS = P ∘ (g vᵀ − ⟨P, g vᵀ⟩), then α dS k, α dSᵀ q and Pᵀ g."""

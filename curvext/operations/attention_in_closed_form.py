@@ -16,8 +16,8 @@ from curvext.operations.attention_formulas import (
     centred,
     chunks,
     scores_tangent,
-    slope,
     square,
+    vjp,
 )
 from curvext.torch_internals.switches import with_every_attention
 
@@ -29,7 +29,7 @@ class _ClosedFormAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         ctx.scores = scores
         with with_every_attention():
-            if _has_fused_slope(q, k, v, scores):
+            if _has_fused_vjp(q, k, v, scores):
                 y, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                     q, k, v, 0.0, scores.causal, scale=scores.alpha
                 )
@@ -47,7 +47,7 @@ class _ClosedFormAttention(torch.autograd.Function):
         return (*_AttentionSlope.apply(g, q, k, v, fused, ctx.scores), None)
 
 
-def _has_fused_slope(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
+def _has_fused_vjp(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
     """Whether the CPU's fused kernels take this; rows that a mask leaves nothing of are not for them."""
     if q.device.type != "cpu" or q.ndim != 4 or scores.mask is not None:
         return False  # they take [N, heads, T, F] alone, which not every version of PyTorch's choice asks for
@@ -56,7 +56,7 @@ def _has_fused_slope(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
 
 
 class _AttentionSlope(torch.autograd.Function):
-    """:func:`slope`, differentiable."""
+    """:func:`vjp`, differentiable."""
 
     @staticmethod
     def forward(
@@ -68,12 +68,12 @@ class _AttentionSlope(torch.autograd.Function):
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 g, q, k, v, *fused, 0.0, scores.causal, scale=scores.alpha
             )
-        return slope(g, (q, k, v), scores)
+        return vjp(g, (q, k, v), scores)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradients of Φ = ⟨x, dq⟩ + ⟨y, dk⟩ + ⟨z, dv⟩. As the slope is the transpose of the tangent,
+        # The gradients of Φ = ⟨x, dq⟩ + ⟨y, dk⟩ + ⟨z, dv⟩. As vjp is the transpose of the tangent,
         # Φ = ⟨g, Ṗ v + P z⟩ with (x, y, z) in place of (q̇, k̇, v̇), and so
         #   ∂Φ/∂Ṡ = dS,   ∂Φ/∂P = Ṡ ∘ (W − c) − r ∘ W + g zᵀ,   W = g vᵀ, c = ⟨P, W⟩, r = ⟨P, Ṡ⟩ by row.
         scores, alpha = ctx.scores, ctx.scores.alpha
@@ -85,13 +85,13 @@ class _AttentionSlope(torch.autograd.Function):
         x, y, z = (t.flatten(0, -3) for t in (x, y, z))
         for heads in chunks(q, k):
             P = scores.probabilities(q[heads], k[heads], heads, shape)
-            moved = scores_tangent(q, k, x, y, heads, alpha)  # Ṡ
+            change = scores_tangent(q, k, x, y, heads, alpha)  # Ṡ
             W = torch.bmm(g[heads], v[heads].mT)
             c = torch.linalg.vecdot(P, W).unsqueeze(-1)
-            r = torch.linalg.vecdot(P, moved).unsqueeze(-1)
-            dP = (moved - r).mul_(P)
+            r = torch.linalg.vecdot(P, change).unsqueeze(-1)
+            dP = (change - r).mul_(P)
             dS = (W - c).mul_(P)
-            by_P = torch.bmm(g[heads], z[heads].mT).addcmul_(moved, W - c).addcmul_(r, W, value=-1)
+            by_P = torch.bmm(g[heads], z[heads].mT).addcmul_(change, W - c).addcmul_(r, W, value=-1)
             by_S = centred(P, by_P).mul_(alpha)
             dS.mul_(alpha)
             by_g[heads] = torch.bmm(dP, v[heads]).baddbmm_(P, z[heads])

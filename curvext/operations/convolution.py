@@ -51,15 +51,15 @@ def _tangent(
         saved.output_padding,
         saved.groups,
     )
-    moved = None
+    tangent = None
     if weight is not None:
-        moved = torch.convolution(saved.input, weight, bias, *how)
+        tangent = torch.convolution(saved.input, weight, bias, *how)
     elif bias is not None:
-        moved = bias.view(-1, *[1] * (len(node.shape) - 2)).expand(node.shape)
+        tangent = bias.view(-1, *[1] * (len(node.shape) - 2)).expand(node.shape)
     if x is None:
-        return moved
+        return tangent
     by_x = torch.convolution(x, saved.weight, None, *how)
-    return by_x if moved is None else by_x.add_(moved)
+    return by_x if tangent is None else by_x.add_(tangent)
 
 
 def _flow(at: At, out: Outputs) -> Inputs:

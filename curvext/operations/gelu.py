@@ -1,6 +1,6 @@
 """GELU, with second derivatives in closed form; PyTorch composes them of many elementwise passes.
 
-Two functions: the backward of the first is the second, the slope (u, x) ↦ h'(x) u, which has a backward of its own.
+Two functions: the backward of the first is the second, the vjp (u, x) ↦ h'(x) u, which has a backward of its own.
 """
 
 from __future__ import annotations

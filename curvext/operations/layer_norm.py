@@ -1,6 +1,6 @@
 """Layer norm, with second derivatives in closed form; PyTorch composes them of dozens of elementwise passes.
 
-Two functions: the backward of the first is the second, the slope (u, x) ↦ (∂h/∂x)ᵀ u, which has a backward of its own.
+Two functions: the backward of the first is the second, the vjp (u, x) ↦ (∂h/∂x)ᵀ u, which has a backward of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from curvext.operations.node import Node, total
 from curvext.operations.operation import Operation, OutputGradient
 
 
-def normalised_slope(
+def normalised_jacobian(
     u: Tensor, x: Tensor, dims: Sequence[int], mean: Tensor, rstd: Tensor
 ) -> Tensor:
     """K u with K = ∂x̂/∂x = ρ (I − 1 1ᵀ/D − x̂ x̂ᵀ/D) for x̂ = ρ (x − μ), which is symmetric."""
@@ -95,7 +95,7 @@ class _LayerNormSlope(torch.autograd.Function):
         mean, rstd = mean.view(rows, 1), rstd.view(rows, 1)
         for some in runs(rows, width, x.device):
             norm = _Normalised(x[some], mean[some], rstd[some])
-            parts = _slope_derivatives(norm, g[some], w, None if u is None else u[some], s, t)
+            parts = _jacobian_derivatives(norm, g[some], w, None if u is None else u[some], s, t)
             out_g[some], out_x[some], part = parts
             if by_weight is not None and part is not None:
                 by_weight += part
@@ -115,11 +115,11 @@ class _Normalised:
         self.value = (x - mean).mul_(rstd)
         self.rstd = rstd
 
-    def slope(self, u: Tensor) -> Tensor:
-        return normalised_slope(u, *self._args)
+    def jacobian(self, u: Tensor) -> Tensor:
+        return normalised_jacobian(u, *self._args)
 
 
-def _slope_derivatives(
+def _jacobian_derivatives(
     norm: _Normalised,
     g: Tensor,
     weight: Tensor | None,
@@ -132,19 +132,19 @@ def _slope_derivatives(
     by_weight: Tensor | None = None
     if s is not None:
         by_g.addcmul_(norm.value, s)
-        by_x += norm.slope(g * s)
+        by_x += norm.jacobian(g * s)
     if t is not None:
         by_g += t
     if u is not None:
         # from ∂ρ = −ρ² x̂/D and ∂x̂ = K: ∇ ⟨u, K p⟩ = −ρ/D (⟨u, K p⟩ x̂ + ⟨x̂, p⟩ K u + ⟨x̂, u⟩ K p)
         p = g if weight is None else g * weight
-        moved, back = norm.slope(u), norm.slope(p)
-        by_g.add_(moved) if weight is None else by_g.addcmul_(moved, weight)
+        Ku, Kp = norm.jacobian(u), norm.jacobian(p)
+        by_g.add_(Ku) if weight is None else by_g.addcmul_(Ku, weight)
         if weight is not None:
-            by_weight = torch.linalg.vecdot(g, moved, dim=0)
-        bent = norm.value * _by_row(u, back)
-        bent.addcmul_(moved, _by_row(norm.value, p)).addcmul_(back, _by_row(norm.value, u))
-        by_x.addcmul_(bent, norm.rstd, value=-1 / g.shape[1])
+            by_weight = torch.linalg.vecdot(g, Ku, dim=0)
+        curvature = norm.value * _by_row(u, Kp)
+        curvature.addcmul_(Ku, _by_row(norm.value, p)).addcmul_(Kp, _by_row(norm.value, u))
+        by_x.addcmul_(curvature, norm.rstd, value=-1 / g.shape[1])
     return by_g, by_x, by_weight
 
 
@@ -186,17 +186,17 @@ def _tangent(
     saved = node.saved
     statistics = saved.result1, saved.result2
     dims, scale = list(saved.normalized_shape), saved.weight
-    return _moved(node.shape, (x, weight, bias), saved.input, scale, statistics, dims)
+    return _formula(node.shape, (x, weight, bias), saved.input, scale, statistics, dims)
 
 
 def _closed_form_tangent(
     node: Node, x: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor | None:
     saved, scale, *statistics = node.raw.saved_tensors
-    return _moved(node.shape, (x, weight, bias), saved, scale, statistics, node.raw.dims)
+    return _formula(node.shape, (x, weight, bias), saved, scale, statistics, node.raw.dims)
 
 
-def _moved(
+def _formula(
     shape: torch.Size,
     inputs: Sequence[Tensor | None],
     saved: Tensor,
@@ -206,23 +206,23 @@ def _moved(
 ) -> Tensor | None:
     """ẏ = w K ẋ + ẇ x̂ + ḃ."""
     (x, weight, bias), (mean, rstd) = inputs, statistics
-    moved: Tensor | None = None
+    tangent: Tensor | None = None
     if weight is not None:
         # the norm with the tangents in place of weight and bias
-        moved = ((saved - mean) * rstd).mul_(weight)
+        tangent = ((saved - mean) * rstd).mul_(weight)
         if bias is not None:
-            moved += bias
+            tangent += bias
     elif bias is not None:
-        moved = bias.expand(shape)
+        tangent = bias.expand(shape)
     if x is None:
-        return moved
+        return tangent
     if not x.is_cuda:
         # there statistics are always wider than bfloat16; here only beside wide weights
         x, saved = x.to(mean.dtype), saved.to(mean.dtype)
-    by_x = normalised_slope(x, saved, dims, mean, rstd)
+    by_x = normalised_jacobian(x, saved, dims, mean, rstd)
     if scale is None:
-        return total([by_x, moved], shape)
-    return by_x.mul_(scale) if moved is None else torch.addcmul(moved, by_x, scale)
+        return total([by_x, tangent], shape)
+    return by_x.mul_(scale) if tangent is None else torch.addcmul(tangent, by_x, scale)
 
 
 def normalized(at: At, ndim: int) -> Sequence[int]:

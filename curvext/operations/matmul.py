@@ -60,11 +60,11 @@ def _addmm(
     node: Node, bias: Tensor | None, left: Tensor | None, right: Tensor | None
 ) -> Tensor | None:
     """ẏ of y = β b + α A B."""
-    moved: Tensor | None = None
+    tangent: Tensor | None = None
     if bias is not None:
         beta = node.saved.beta
-        moved = (bias if beta == 1 else beta * bias).expand(node.shape)
-    return _add_products(moved, node, ("mat1", "mat2"), left, right, node.saved.alpha)
+        tangent = (bias if beta == 1 else beta * bias).expand(node.shape)
+    return _add_products(tangent, node, ("mat1", "mat2"), left, right, node.saved.alpha)
 
 
 def _mm(node: Node, left: Tensor | None, right: Tensor | None) -> Tensor | None:
@@ -72,14 +72,14 @@ def _mm(node: Node, left: Tensor | None, right: Tensor | None) -> Tensor | None:
 
 
 def _add_products(
-    moved: Tensor | None,
+    tangent: Tensor | None,
     node: Node,
     names: tuple[str, str],
     left: Tensor | None,
     right: Tensor | None,
     alpha: float,
 ) -> Tensor | None:
-    """moved + α (Ȧ B + A Ḃ), each product added where it is computed."""
+    """tangent + α (Ȧ B + A Ḃ), each product added where it is computed."""
     factors = []
     if right is not None:
         factors.append((getattr(node.saved, names[0]), right))
@@ -87,22 +87,22 @@ def _add_products(
         factors.append((left, getattr(node.saved, names[1])))
     fresh = False
     for a, b in factors:
-        if moved is None:
-            moved = a @ b if alpha == 1 else alpha * (a @ b)
+        if tangent is None:
+            tangent = a @ b if alpha == 1 else alpha * (a @ b)
         elif fresh:
-            moved.addmm_(a, b, alpha=alpha)
+            tangent.addmm_(a, b, alpha=alpha)
         else:
-            moved = torch.addmm(moved, a, b, alpha=alpha)
+            tangent = torch.addmm(tangent, a, b, alpha=alpha)
         fresh = True
-    return moved
+    return tangent
 
 
 def _bmm(node: Node, left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    moved = None if right is None else torch.bmm(node.saved.self, right)
+    tangent = None if right is None else torch.bmm(node.saved.self, right)
     if left is None:
-        return moved
+        return tangent
     other = node.saved.mat2
-    return torch.bmm(left, other) if moved is None else moved.baddbmm_(left, other)
+    return torch.bmm(left, other) if tangent is None else tangent.baddbmm_(left, other)
 
 
 # ---------------------------------------------------------------------- where samples lie

@@ -42,19 +42,19 @@ def _batch_norm_tangent(
         return transposed(node.raw, (x, weight, bias))[0]
     along = (-1, *[1] * (len(node.shape) - 2))
     rstd = (saved.running_var + _epsilon(saved)).rsqrt()
-    moved: Tensor | None = None
+    tangent: Tensor | None = None
     if weight is not None:
         # each pass has one factor by channel, which is what PyTorch vectorises
-        slope = rstd * weight
-        shift = -saved.running_mean * slope
-        moved = saved.input * slope.view(along)
-        moved += (shift if bias is None else shift.add_(bias)).view(along)
+        factor = rstd * weight
+        shift = -saved.running_mean * factor
+        tangent = saved.input * factor.view(along)
+        tangent += (shift if bias is None else shift.add_(bias)).view(along)
     elif bias is not None:
-        moved = bias.view(along).expand(node.shape)
+        tangent = bias.view(along).expand(node.shape)
     if x is None:
-        return moved
+        return tangent
     scale = (rstd if saved.weight is None else rstd * saved.weight).view(along)
-    return x * scale if moved is None else torch.addcmul(moved, x, scale)
+    return x * scale if tangent is None else torch.addcmul(tangent, x, scale)
 
 
 def _batch_norm_flow(at: At, out: Outputs) -> Inputs:

@@ -89,8 +89,8 @@ def vjp(problem: Problem, u: Tensor) -> Tensor:
                     f"vjp: u: expected outputs of shape {list(residual.shape[1:])} for each sample, got "
                     f"{list(u.shape[1:])}"
                 )
-            pulled = at.vjp(mine.to(residual.dtype), last=True)
-            total.add_(torch.cat([p.reshape(-1) for p in pulled]))
+            gradients = at.vjp(mine.to(residual.dtype), last=True)
+            total.add_(torch.cat([p.reshape(-1) for p in gradients]))
     if factors is not None:
         total.mul_(factors[0])
     return total.to(problem.dtype)

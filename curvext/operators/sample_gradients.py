@@ -259,8 +259,8 @@ def _add_pulled_back(total: Tensor, at: Linearisation, weights: Tensor) -> None:
     residual = at.point.residual_by_sample
     for k, c in enumerate(weights):
         weighted = residual * c.to(residual.dtype).view([-1] + [1] * (residual.ndim - 1))
-        pulled = at.vjp(weighted, last=k == len(weights) - 1)
-        total[:, k] += torch.cat([p.reshape(-1) for p in pulled])
+        gradients = at.vjp(weighted, last=k == len(weights) - 1)
+        total[:, k] += torch.cat([p.reshape(-1) for p in gradients])
 
 
 def _recorded(batch: Records | Linearisation) -> Records:

@@ -10,7 +10,7 @@ from facets import N, apart, assert_tangent, by_double_backward, derivatives, ot
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvext.graph.autograd_graph import Graph
-from curvext.operations.attention_formulas import _CHUNK, Scores, slope
+from curvext.operations.attention_formulas import _CHUNK, Scores, vjp
 from curvext.operations.attention_formulas import tangent as tangent_of
 from curvext.operations.attention_in_closed_form import attention_in_closed_form
 from curvext.products.tangents import Tangents
@@ -124,7 +124,7 @@ def test_attention_taken_in_pieces_is_that_of_all_heads(device, small_workspace)
         _, tangent = torch.func.jvp(composed, (q, k, v), (dq, dk, dv))
         pulled = torch.func.vjp(composed, q, k, v)[1](g)
     assert_close(tangent_of((q, k, v), (dq, dk, dv), scores), tangent, "tangent")
-    for ours, theirs in zip(slope(g, (q, k, v), scores), pulled, strict=True):
+    for ours, theirs in zip(vjp(g, (q, k, v), scores), pulled, strict=True):
         assert_close(ours, theirs, "gradient")
 
 
