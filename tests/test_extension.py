@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,17 @@ def test_a_wheel_that_could_not_be_compiled_is_of_any_platform_and_carries_the_s
         "curvext/csrc/cpu/isa/avx2.cpp",
     } <= names
     assert not [name for name in names if "/_C." in name or name.startswith("tests")]
+
+
+def test_a_wheel_needs_nothing_but_the_system_and_what_make_wheel_leaves_to_torch():
+    built = next((path for path in _extension.candidates() if path.is_file()), None)
+    if built is None or shutil.which("readelf") is None:
+        pytest.skip("needs the extension and readelf")
+    told = subprocess.run(["readelf", "-d", built], capture_output=True, text=True, check=True)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+?)\]", told.stdout))
+    left_out = re.findall(r"--exclude '(.+?)'", (ROOT / "Makefile").read_text())
+    of_torch = {name for name in needed if any(fnmatch(name, pattern) for pattern in left_out)}
+    assert "libtorch_cpu.so" in of_torch and "libgomp.so.1" in of_torch
+    # what auditwheel lets a wheel of manylinux take from the system
+    system = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6", "libpthread.so.0"}
+    assert {n for n in needed - of_torch if not n.startswith("ld-linux")} <= system
