@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, fields
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from curvext.algorithms.lanczos import inner, length, multiply
+from curvext.algorithms.lanczos import multiply
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, check_dense
@@ -75,7 +75,8 @@ def cg(
         A: any curvext operator, or an object with ``shape`` (P, P), ``dtype``, ``device`` and ``matvec``.
         b: ``[P]``, or ``[P, K]`` for K systems that share the passes over the data; a column that has
             converged, or met negative curvature, is frozen. Or ``{name: tensor}`` for an operator on a model's
-            parameters, and ``x`` and ``negative_curvature`` are such too.
+            parameters, and ``x`` and ``negative_curvature`` are such too. Where A has ``inner`` and ``entries``, the
+            entries of this process, ``[P_r]`` or ``[P_r, K]``.
         damping: λ ≥ 0, in units of A. For a shift the other way pass ``A - s * Identity(P)``.
         tol: converged when ‖b − (A + λI) x‖ ≤ tol ‖b‖; None for eps^⅔ of A's dtype (4e-11 in float64,
             2e-5 in float32, 4e-2 in bfloat16).
@@ -96,7 +97,8 @@ def cg(
         ValueError: a shape, device or range does not fit, ``b`` or ``x0`` has nan or inf (on the CPU; on CUDA
             they come back, not converged), or the preconditioner is not positive definite.
 
-    Cost: a product for each iteration and one to measure the residual; where rounding has led the
+    Cost: a product for each iteration and one to measure the residual; where vectors are sharded, also two
+    reductions for each iteration. Where rounding has led the
     iteration's own residual away from the measured one, it goes on from there. Memory: five vectors for
     each right-hand side.
 
@@ -110,20 +112,17 @@ def cg(
     if isinstance(b, Mapping):
         flat = cg(A, _flat(A, "b", b), damping, tol, maxiter, x0, preconditioner, progress)
         split: Callable[[Tensor], dict[str, Tensor]] = A.split  # type: ignore[attr-defined]
-        bent = flat.negative_curvature
-        return CGResult(
-            split(flat.x),
-            flat.residual_norm,
-            flat.iterations,
-            flat.converged,
-            None if bent is None else split(bent),
-            flat.curvature,
-            flat.products,
-        )
+        return _in_form(flat, split)
     x0 = _flat(A, "x0", x0) if isinstance(x0, Mapping) else x0
     if isinstance(preconditioner, Mapping):
         preconditioner = _flat(A, "preconditioner", preconditioner)
-    products = Products(A, "cg", like=b if isinstance(b, Tensor) else None)
+    products = Products(A, "cg", like=b if isinstance(b, Tensor) else None, sharded=True)
+    check_dense("cg: b", b)
+    full = products.is_full(b)
+    b = products.local(b)
+    x0 = products.local(x0) if isinstance(x0, Tensor) else x0
+    if isinstance(preconditioner, Tensor):
+        preconditioner = products.local(preconditioner)
     _check(products, b, x0)
     damping = as_number(
         "cg: damping",
@@ -137,12 +136,37 @@ def cg(
     if maxiter is None:
         maxiter = min(10 * products.size, 1000)
     maxiter = as_integer("cg: maxiter", maxiter, 0)
-    system = _System(products, damping, _inverse(products, preconditioner))
+    inverse = _inverse(products, preconditioner)
+    products.agree()
+    _check_values(products, b=b, x0=x0)
+    if isinstance(preconditioner, Tensor) and products.vectors.any(~(preconditioner > 0)):
+        raise ValueError(
+            "cg: preconditioner: a diagonal must be positive; add the damping, or a small floor"
+        )
+    system = _System(products, damping, inverse)
     start = None if x0 is None else _rows(products, x0)
     solution = _Solution(system, _rows(products, b), start, tol, maxiter)
     with Progress(progress, maxiter, "cg") as bar:
         solution.solve(bar)
-    return solution.result(single=b.ndim == 1)
+    found = solution.result(single=b.ndim == 1)
+    return _in_form(found, A.full) if full else found  # type: ignore[attr-defined]
+
+
+Form = TypeVar("Form", bound=Tensor | dict[str, Tensor])
+
+
+def _in_form(found: CGResult[Tensor], form: Callable[[Tensor], Form]) -> CGResult[Form]:
+    """A result with its vectors in another form."""
+    bent = found.negative_curvature
+    return CGResult(
+        form(found.x),
+        found.residual_norm,
+        found.iterations,
+        found.converged,
+        None if bent is None else form(bent),
+        found.curvature,
+        found.products,
+    )
 
 
 def _flat(A: SymmetricOperator, name: str, named: Named) -> Tensor:
@@ -161,17 +185,22 @@ def _check(products: Products, b: Tensor, x0: Tensor | None) -> None:
         if v is None:
             continue
         check_dense(f"cg: {name}", v)
-        wanted = f"[{products.size}] or [{products.size}, K]" if name == "b" else list(b.shape)
-        fits = (
-            v.ndim in (1, 2) and v.shape[0] == products.size if name == "b" else v.shape == b.shape
-        )
+        size = products.vectors.local
+        wanted = f"[{size}] or [{size}, K]" if name == "b" else list(b.shape)
+        fits = v.ndim in (1, 2) and v.shape[0] == size if name == "b" else v.shape == b.shape
         if not fits:
             raise ValueError(f"cg: {name}: expected shape {wanted}, got {list(v.shape)}")
         if v.dtype not in (products.dtype, products.working):
             raise TypeError(f"cg: {name}: expected dtype {products.dtype}, got {v.dtype}")
         if v.device != products.device:
             raise ValueError(f"cg: {name}: expected device {products.device}, got {v.device}")
-        if v.device.type == "cpu" and not bool(v.isfinite().all()):
+
+
+def _check_values(products: Products, **vectors: Tensor | None) -> None:
+    for name, v in vectors.items():
+        if v is None or v.device.type != "cpu":
+            continue
+        if not products.vectors.all_finite(v):
             raise ValueError(f"cg: {name}: contains nan or inf")
 
 
@@ -190,17 +219,13 @@ def _inverse(
     if isinstance(preconditioner, Tensor):
         check_dense("cg: preconditioner", preconditioner)
         diagonal = preconditioner.detach()
-        if diagonal.shape != (products.size,):
+        if diagonal.shape != (products.vectors.local,):
             raise ValueError(
-                f"cg: preconditioner: expected a diagonal [{products.size}], got {list(diagonal.shape)}"
+                f"cg: preconditioner: expected a diagonal [{products.vectors.local}], got {list(diagonal.shape)}"
             )
         if diagonal.device != products.device:
             raise ValueError(
                 f"cg: preconditioner: expected device {products.device}, got {diagonal.device}"
-            )
-        if not bool((diagonal > 0).all()):
-            raise ValueError(
-                "cg: preconditioner: a diagonal must be positive; add the damping, or a small floor"
             )
         inverse = diagonal.to(products.working).reciprocal()
         return lambda r: r * inverse
@@ -218,8 +243,9 @@ def _inverse(
             if not isinstance(one, Tensor) or one.shape != r.shape[1:]:
                 got = list(one.shape) if isinstance(one, Tensor) else type(one).__name__
                 raise ValueError(
-                    f"cg: preconditioner: returned {got} for a vector [{products.size}]"
+                    f"cg: preconditioner: returned {got} for a vector [{products.vectors.local}]"
                 )
+        products.agree()  # if it raised here, it raises everywhere
         return torch.stack(z).to(r.dtype)
 
     return each
@@ -238,8 +264,48 @@ class _System:
         product = multiply(self.products, rows)
         return product.add_(rows, alpha=self.damping) if self.damping else product
 
+    def length(self, rows: Tensor) -> Tensor:
+        """‖v‖ of each row, ``[K]``."""
+        return self.dots((rows, rows))[0].sqrt()
+
+    def dots(self, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """⟨a, b⟩ of the rows of each pair, ``[K]``: one reduction for all of them where vectors are sharded."""
+        return self.products.vectors.dots(pairs)
+
     def precondition(self, r: Tensor) -> Tensor:
         return r if self.inverse is None else self.inverse(r)
+
+
+@dataclass
+class _Iteration:
+    """Conjugate gradients under way for some systems: rows ``[k, P_r]`` and numbers ``[k]``."""
+
+    #: which of the systems
+    at: Tensor
+    x: Tensor
+    r: Tensor
+    #: search directions
+    p: Tensor
+    #: ⟨r, M r⟩
+    rho: Tensor
+    #: iterations of each
+    steps: Tensor
+    #: ‖r‖ at which a system has converged
+    target: Tensor
+    #: a lower bound of ‖A + λI‖
+    norm: Tensor
+    #: dᵀ(A + λI) d of the unit direction where it was not positive
+    bent: Tensor
+    #: whether it met such a direction
+    met: Tensor
+    #: whether the preconditioner is not positive definite
+    wrong: Tensor
+    #: whether it still iterates
+    live: Tensor
+
+    def of(self, mask: Tensor) -> _Iteration:
+        """The systems of a mask ``[k]``."""
+        return _Iteration(*(getattr(self, field.name)[mask] for field in fields(self)))
 
 
 class _Solution:
@@ -248,7 +314,7 @@ class _Solution:
     def __init__(
         self, system: _System, right: Tensor, x0: Tensor | None, tol: float, maxiter: int
     ) -> None:
-        size = length(right)
+        size = system.length(right)
         self.system = system
         self.right = right
         self.maxiter = maxiter
@@ -257,7 +323,7 @@ class _Solution:
         self.x[size == 0] = 0  # b = 0 has the exact solution 0
         self.r = right.clone() if x0 is None else right - system.multiply(self.x)
         #: ‖b − (A + λI) x‖, measured
-        self.residual = length(self.r)
+        self.residual = system.length(self.r)
         self.iterations = torch.zeros_like(size, dtype=torch.long)
         self.negative = torch.zeros_like(size, dtype=torch.bool)
         self.curvature = torch.full_like(size, math.nan)
@@ -272,7 +338,7 @@ class _Solution:
             before = self.residual[at]
             self._run(at, bar)
             self.r[at] = self.right[at] - self.system.multiply(self.x[at])
-            self.residual[at] = length(self.r[at])
+            self.residual[at] = self.system.length(self.r[at])
             gained = torch.zeros_like(pending)
             gained[at] = self.residual[at] <= before / 2
             pending = self._unsolved() & gained
@@ -287,52 +353,65 @@ class _Solution:
         """
         system, eps = self.system, torch.finfo(self.x.dtype).eps
         look_every = LOOK_EVERY.get(at.device.type, 1)
-        x, r, steps, target = self.x[at], self.r[at], self.iterations[at], self.target[at]
-        z = system.precondition(r)
-        p, rho = z.clone(), inner(r, z)
-        norm, bent = torch.zeros_like(rho), torch.full_like(rho, math.nan)
-        met = torch.zeros_like(rho, dtype=torch.bool)
-        wrong, live = rho <= 0, ~met
-        left = self.maxiter - int(steps.min())
+        now = self._begun(at)
+        left = self.maxiter - int(now.steps.min())
         for step in range(1, left + 1):
-            q = system.multiply(p)
-            square, curvature = inner(p, p), inner(p, q)
+            q = system.multiply(now.p)
+            square, curvature, image = system.dots((now.p, now.p), (now.p, q), (q, q))
             # of ‖A + λI‖ the best lower bound so far
-            norm = torch.maximum(norm, (inner(q, q) / square).sqrt())
-            now = live & (curvature <= eps * norm * square)
-            met, bent = met | now, torch.where(now, curvature / square, bent)
-            live = live & ~now
-            size = torch.where(live, rho / curvature, 0.0).to(r.dtype).unsqueeze(1)
-            x.addcmul_(p, size)
-            r.addcmul_(q, size, value=-1)
-            steps = steps + live
-            residual = length(r)
-            live = live & (residual > target) & (steps < self.maxiter)
-            z = system.precondition(r)
-            ahead = inner(r, z)
-            wrong = wrong | (live & (ahead <= 0))
+            now.norm = torch.maximum(now.norm, (image / square).sqrt())
+            flat = now.live & (curvature <= eps * now.norm * square)
+            now.met, now.bent = now.met | flat, torch.where(flat, curvature / square, now.bent)
+            now.live = now.live & ~flat
+            size = torch.where(now.live, now.rho / curvature, 0.0).to(q.dtype).unsqueeze(1)
+            now.x.addcmul_(now.p, size)
+            now.r.addcmul_(q, size, value=-1)
+            now.steps = now.steps + now.live
+            z = system.precondition(now.r)
+            residual, ahead = system.dots((now.r, now.r), (now.r, z))
+            residual = residual.sqrt()
+            now.live = now.live & (residual > now.target) & (now.steps < self.maxiter)
+            now.wrong = now.wrong | (now.live & (ahead <= 0))
             # keep p of a stopped system: it may be the direction of negative curvature to return
-            p.mul_(torch.where(live, ahead / rho, 1.0).to(p.dtype).unsqueeze(1))
-            p.addcmul_(z, live.to(p.dtype).unsqueeze(1))
-            rho = ahead
+            along = torch.where(now.live, ahead / now.rho, 1.0).to(q.dtype).unsqueeze(1)
+            now.p.mul_(along).addcmul_(z, now.live.to(q.dtype).unsqueeze(1))
+            now.rho = ahead
             if step % look_every and step < left:
                 continue
-            if bool(wrong.any()):
+            if bool(now.wrong.any()):
                 raise ValueError(
                     "cg: preconditioner: not positive definite, <r, M r> <= 0 for a residual r"
                 )
-            bar.to(
-                system.products.count, f"residual / ‖b‖ tol {float((residual / target).max()):.1e}"
-            )
-            out = ~live
-            if bool(out.any()):
-                self._leave(at[out], x[out], steps[out])
-                self._bent(at[met], p[met], bent[met])
-                if bool(out.all()):
+            worst = float((residual / now.target).max())
+            bar.to(system.products.count, f"residual / ‖b‖ tol {worst:.1e}")
+            if not bool(now.live.all()):
+                out = now.of(~now.live)
+                self._leave(out.at, out.x, out.steps)
+                met = now.of(now.met)
+                self._bent(met.at, met.p, met.bent)
+                if not bool(now.live.any()):
                     return
-                at, x, r, p, rho = at[live], x[live], r[live], p[live], rho[live]
-                steps, target, norm, bent = steps[live], target[live], norm[live], bent[live]
-                met, wrong, live = met[live], wrong[live], live[live]
+                now = now.of(now.live)
+
+    def _begun(self, at: Tensor) -> _Iteration:
+        x, r = self.x[at], self.r[at]
+        z = self.system.precondition(r)
+        (rho,) = self.system.dots((r, z))
+        no = torch.zeros_like(rho, dtype=torch.bool)
+        return _Iteration(
+            at=at,
+            x=x,
+            r=r,
+            p=z.clone(),
+            rho=rho,
+            steps=self.iterations[at],
+            target=self.target[at],
+            norm=torch.zeros_like(rho),
+            bent=torch.full_like(rho, math.nan),
+            met=no,
+            wrong=rho <= 0,
+            live=~no,
+        )
 
     def _leave(self, at: Tensor, x: Tensor, steps: Tensor) -> None:
         self.x[at] = x
@@ -344,7 +423,7 @@ class _Solution:
             return
         if self.direction is None:
             self.direction = torch.zeros_like(self.x)
-        self.direction[at] = p / length(p).to(p.dtype).unsqueeze(1)
+        self.direction[at] = p / self.system.length(p).to(p.dtype).unsqueeze(1)
         self.curvature[at] = curvature
         self.negative[at] = True
 

@@ -119,7 +119,7 @@ def compare(
         if dense is not None:
             pairs[name] = leading_of(dense[name], min(leading, size), door)
         else:
-            found = eigsh(door.operator, min(leading, size), "LM", seed, _TOL, progress=progress)
+            found = eigsh(door.whole(), min(leading, size), "LM", seed, _TOL, progress=progress)
             door.count += found.products
             pairs[name] = ordered(found.values, found.vectors, found.residuals, door)
     if dense is not None:

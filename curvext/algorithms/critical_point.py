@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curvext.algorithms.eigsh import eigsh
 from curvext.algorithms.lanczos import tridiagonalise
-from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.products import Products
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_risk
 from curvext.results import CriticalPoint
@@ -121,7 +121,7 @@ def critical_point(
         ends = _all(products, eps ** (2 / 3) if tol is None else tol)
     else:
         tol = eps**0.5 if tol is None else tol
-        ends = _extremes(hessian, products, tol, seed, probes, steps, maxiter, progress)
+        ends = _extremes(products, tol, seed, probes, steps, maxiter, progress)
     threshold = gradient_tol * ends.scale
     kind, reason = ends.kind()
     if norm > threshold:
@@ -210,7 +210,6 @@ def _all(products: Products, tol: float) -> _Ends:
 
 
 def _extremes(
-    hessian: SymmetricOperator,
     products: Products,
     tol: float,
     seed: int,
@@ -220,7 +219,7 @@ def _extremes(
     progress: bool,
 ) -> _Ends:
     """From both ends by Lanczos, and a quadrature with random probes for what is between."""
-    found = eigsh(hessian, 2, "BE", seed, tol, maxiter, progress=progress)
+    found = eigsh(products.whole(), 2, "BE", seed, tol, maxiter, progress=progress)
     products.count += found.products
     smallest, largest = (float(v) for v in found.values)
     zero = tol * max(abs(smallest), abs(largest))

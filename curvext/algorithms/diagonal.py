@@ -71,7 +71,7 @@ def diagonal(
         tensor([1., 1.])
     """
     least, estimate, samples = _METHODS[as_choice("diagonal: method", method, _METHODS)]
-    products = Products(A, "diagonal")
+    products = Products(A, "diagonal", sharded=True)
     probes = as_integer("diagonal: probes", probes, least, why=f"for method={method!r}")
     stream = Probes(products, seed)
     with Progress(progress, min(probes, products.size), "diagonal") as bar:
@@ -81,18 +81,18 @@ def diagonal(
         else:
             value, error = estimate(products, probes, stream, bar)
             degrees = samples(probes) - 1
-    check_finite("diagonal", value)
+    check_finite(products, value, local=True)
     return Estimate(value.to(products.working), error.to(products.working), products.count, degrees)
 
 
-Answer = tuple[Tensor, Tensor]  # values and standard errors, float64, [P]
+Answer = tuple[Tensor, Tensor]  # values and standard errors, float64, [P_r]
 
 
 def _by_basis(products: Products, bar: Progress) -> Answer:
-    value = torch.zeros(products.size, dtype=torch.float64, device=products.device)
+    value = torch.zeros(products.vectors.local, dtype=torch.float64, device=products.device)
     for run in blocks(products.size):
-        rows = products.block(basis(products, run))[run.start : run.stop]
-        value[run.start : run.stop] = rows.diagonal()
+        columns = basis(products, run)
+        value += (columns * products.block(columns)).double().sum(1)
         bar.to(products.count)
     return value, torch.zeros_like(value)
 
@@ -130,7 +130,7 @@ class Spread:
     """Running mean and standard error of each entry, over samples that arrive in blocks."""
 
     def __init__(self, products: Products) -> None:
-        self.mean = torch.zeros(products.size, dtype=torch.float64, device=products.device)
+        self.mean = torch.zeros(products.vectors.local, dtype=torch.float64, device=products.device)
         self._squares = torch.zeros_like(self.mean)
         self._count = 0
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvext.algorithms.lanczos import BREAKDOWN, inner, length, multiply, remove
+from curvext.algorithms import draws
+from curvext.algorithms.lanczos import BREAKDOWN, multiply
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_dense
@@ -55,7 +56,7 @@ def eigsh(
         which: "LM" the largest in magnitude, "LA" the largest, "SA" the smallest (most negative), "BE"
             half from each end, one more from the top where k is odd. Those nearest zero are inside the
             spectrum of an indefinite matrix, where Lanczos does not resolve them.
-        seed: of the random vectors, which are drawn on the CPU, so the same on every device.
+        seed: of the random vectors, which are the same on every device and for every sharding.
         tol: a pair has converged when ‖A v − λ v‖ ≤ tol · max|λ|, the largest that was met;
             None for eps^⅔ of A's dtype (4e-11 in float64, 2e-5 in float32, 4e-2 in bfloat16).
         maxiter: products at most, save one more for each pair to measure its residual; None for 100 ncv.
@@ -66,7 +67,8 @@ def eigsh(
 
     Returns:
         EigenResult(values [k] ascending, vectors [P, k], residuals, converged, products), in A's dtype, in
-        float32 for a narrower one. The residuals are measured, and decide ``converged``.
+        float32 for a narrower one. The residuals are measured, and decide ``converged``. Of an A with ``inner`` and
+        ``entries`` the vectors are ``[P_r, k]``, the entries of this process.
 
     Raises:
         TypeError: A lacks an attribute; ``v0`` has another dtype.
@@ -85,7 +87,10 @@ def eigsh(
         >>> cx.eigsh(cx.GGNOperator(model, loss, (x, torch.zeros(3, 1))), 2, "LA").values
         tensor([2.6667, 6.0000])
     """
-    products = Products(A, "eigsh", like=v0 if isinstance(v0, Tensor) else None)
+    products = Products(A, "eigsh", like=v0 if isinstance(v0, Tensor) else None, sharded=True)
+    if v0 is not None:
+        check_dense("eigsh: v0", v0)
+        v0 = products.local(v0)
     request = _checked(products, k, which, tol, maxiter, ncv, v0, seed)
     few = products.size <= max(DENSE_ROWS, 2 * request.ncv)
     if few and (maxiter is None or request.maxiter >= products.size):
@@ -157,15 +162,17 @@ def _checked(
         maxiter = 100 * ncv
     maxiter = as_integer("eigsh: maxiter", maxiter, k + 1, why="more products than k")
     if v0 is not None:
-        check_dense("eigsh: v0", v0)
-        if v0.shape != (size,):
-            raise ValueError(f"eigsh: v0: expected shape [{size}], got {list(v0.shape)}")
+        if v0.shape != (products.vectors.local,):
+            wanted = products.vectors.local
+            raise ValueError(f"eigsh: v0: expected shape [{wanted}], got {list(v0.shape)}")
         if v0.dtype not in (products.dtype, products.working):
             raise TypeError(f"eigsh: v0: expected dtype {products.dtype}, got {v0.dtype}")
         if v0.device != products.device:
             raise ValueError(f"eigsh: v0: expected device {products.device}, got {v0.device}")
-        if not bool(v0.isfinite().all()) or not bool(v0.any()):
-            raise ValueError("eigsh: v0: expected finite entries, not all zero")
+    products.agree()
+    vectors = products.vectors
+    if v0 is not None and not (vectors.all_finite(v0) and vectors.any(v0 != 0)):
+        raise ValueError("eigsh: v0: expected finite entries, not all zero")
     return _Request(k, which, tol, maxiter, ncv, as_seed("eigsh: seed", seed))
 
 
@@ -179,7 +186,7 @@ def _dense(products: Products, request: _Request) -> EigenResult:
     residuals = (dense @ vectors.double() - vectors.double() * values).norm(dim=0)
     return EigenResult(
         values,
-        vectors,
+        products.vectors.mine(vectors),
         residuals.to(products.working),
         bool((residuals <= slack).all()),
         products.count,
@@ -197,9 +204,11 @@ class _Search:
         m = request.ncv
         self.products = products
         self.request = request
-        self.generator = torch.Generator("cpu").manual_seed(request.seed)
+        self.vectors = products.vectors
+        #: random vectors drawn so far
+        self.drawn = 0
         self.basis = torch.empty(
-            m + 1, products.size, dtype=products.working, device=products.device
+            m + 1, self.vectors.local, dtype=products.working, device=products.device
         )
         self.scratch = torch.empty_like(self.basis[:1])
         self.projected = torch.zeros(m + 1, m + 1, dtype=torch.float64, device=products.device)
@@ -216,18 +225,22 @@ class _Search:
             self.fresh()
         else:
             self.basis[0] = v0
-            self.basis[0] /= length(self.basis[:1]).to(self.basis.dtype)
+            self.basis[0] /= self._orthogonalised(0).to(self.basis.dtype)
 
     def fresh(self) -> None:
         """Puts a random vector, orthogonal to all rows, ahead; nothing couples it to them."""
         ahead = self.basis[self.rows]
-        noise = torch.randn(ahead.shape, generator=self.generator, dtype=ahead.dtype, device="cpu")
-        ahead.copy_(noise)
+        numbers = range(self.drawn, self.drawn + 1)
+        ahead.copy_(draws.normals(self.vectors, self.request.seed, numbers)[0])
+        self.drawn += 1
         for _ in range(2):
-            remove(ahead, self.basis[: self.rows])
-            ahead /= length(ahead.unsqueeze(0), self.scratch).to(ahead.dtype)
+            ahead /= self._orthogonalised(self.rows).to(ahead.dtype)
         self.projected[self.rows, : self.rows] = 0
         self.projected[: self.rows, self.rows] = 0
+
+    def _orthogonalised(self, row: int) -> Tensor:
+        """Makes a row of the basis orthogonal to those before it; its length then."""
+        return self.vectors.orthogonalise(self.basis, row, self.scratch)
 
     def fill(self, limit: int, note: Callable[[], None]) -> None:
         """Products until the basis is full or ``limit`` products are done in all."""
@@ -251,16 +264,15 @@ class _Search:
             row = basis[j : j + 1]
             ahead = multiply(self.products, row)
             if j == first:  # an arrow: coupled with all rows, by known amounts and rounding
-                remove(ahead[0], basis[:j])
+                self.vectors.remove(ahead[0], basis[:j])
             else:
                 ahead.addcmul_(basis[j - 1], T[j, j - 1].to(ahead.dtype), value=-1)
-            alpha = inner(row, ahead, self.scratch)[0]
-            ahead.addcmul_(row, alpha.to(ahead.dtype), value=-1)
-            remove(ahead[0], basis[: j + 1])
-            beta = length(ahead, self.scratch)[0]
+            alpha = self.vectors.dots([(row, ahead)], self.scratch)[0][0]
+            basis[j + 1] = ahead[0].addcmul_(row[0], alpha.to(ahead.dtype), value=-1)
+            beta = self._orthogonalised(j + 1)
             self.reach = torch.maximum(self.reach, alpha.abs() + beta)
             there = beta > BREAKDOWN * eps * self.reach
-            basis[j + 1] = ahead[0].mul_(torch.where(there, 1 / beta, 0.0).to(ahead.dtype))
+            basis[j + 1] *= torch.where(there, 1 / beta, 0.0).to(basis.dtype)
             T[j, j] = alpha
             T[j, j + 1] = T[j + 1, j] = beta * there
             note()
@@ -350,14 +362,14 @@ def _result(products: Products, request: _Request, search: _Search) -> EigenResu
     rows = search.basis[: search.rows].clone()
     del search.basis
     images = multiply(products, rows)
-    factor = torch.linalg.cholesky(_gram(rows, rows))
+    factor = torch.linalg.cholesky(products.vectors.inner(rows.T, rows.T))
     unit = torch.linalg.inv(factor)
-    inside = unit @ _gram(rows, images) @ unit.T
+    inside = unit @ products.vectors.inner(rows.T, images.T) @ unit.T
     values, turn = torch.linalg.eigh((inside + inside.T) / 2)
     turn = (turn.T @ unit).to(rows.dtype)
     rows, images = turn @ rows, turn @ images
     images.addcmul_(rows, values.to(rows.dtype).unsqueeze(1), value=-1)
-    residuals = length(images)
+    residuals = products.vectors.dots([(images, images)])[0].sqrt()
     scale = max(search.scale, float(values.abs().max()))
     return EigenResult(
         values.to(rows.dtype),
@@ -366,11 +378,3 @@ def _result(products: Products, request: _Request, search: _Search) -> EigenResu
         bool((residuals <= request.tol * scale).all()),
         products.count,
     )
-
-
-def _gram(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ of rows, summed in float64."""
-    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
-    for x, y in zip(a.split(_PANEL, dim=1), b.split(_PANEL, dim=1), strict=True):
-        total += x.double() @ y.double().T
-    return total

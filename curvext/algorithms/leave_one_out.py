@@ -88,7 +88,7 @@ def pairs(count: int, i: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def sketch(products: Products, probes: Tensor, bar: Progress) -> Sketch:
     """The sketch of A by ``probes`` ``[P, k]``, k < P; 2k products, fewer where A Ω is of lower rank."""
     image = multiply(products, probes, bar)
-    full, triangle = torch.linalg.qr(image)
+    full, triangle = products.vectors.qr(image)
     left, sizes, right = torch.linalg.svd(triangle)
     # the dropped directions belong to the part outside Q, which every estimate adds: nothing is lost
     floor = 8 * torch.finfo(products.dtype).eps * (sizes[0] if len(sizes) else 0.0)
@@ -101,5 +101,10 @@ def sketch(products: Products, probes: Tensor, bar: Progress) -> Sketch:
     alone = right.square().sum(0) > 1 - 1e-8
     basis_image = multiply(products, representable(products, basis), bar)
     return Sketch(
-        probes.double(), image, basis, basis_image, basis.T @ image, torch.where(alone, lost, 0.0)
+        probes.double(),
+        image,
+        basis,
+        basis_image,
+        products.vectors.inner(basis, image),
+        torch.where(alone, lost, 0.0),
     )

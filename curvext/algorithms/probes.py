@@ -1,11 +1,13 @@
-"""Random probe vectors, from a generator of their own, and the blocks in which they are multiplied."""
+"""Random probe vectors, the same for every sharding, and the blocks in which they are multiplied."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from curvext.algorithms import draws
 from curvext.algorithms.products import Products
+from curvext.algorithms.vectors import units
 from curvext.arguments import as_seed
 from curvext.progress import Progress
 
@@ -14,10 +16,11 @@ BLOCK = 16
 
 
 class Probes:
-    """A stream of random vectors for one operator: the same for every device and block size.
+    """A stream of random vectors for one operator: the same for every device, block size and sharding.
 
-    They come from a CPU generator of their own, so that the global state of random numbers is left
-    alone, and are rounded to the operator's dtype: what is multiplied is what is used.
+    An entry is a function of the seed, the number of the vector and the entry's global index, computed on the CPU. So
+    the global state of random numbers is left alone. Vectors are rounded to the operator's dtype: what is multiplied is
+    what is used.
 
     Args:
         products: the door to the operator.
@@ -26,22 +29,20 @@ class Probes:
 
     def __init__(self, products: Products, seed: int) -> None:
         self._products = products
-        self._generator = torch.Generator("cpu").manual_seed(
-            as_seed(f"{products.caller}: seed", seed)
-        )
+        self._seed = as_seed(f"{products.caller}: seed", seed)
+        self._signs = self._normals = 0
 
     def signs(self, count: int) -> Tensor:
-        """Independent signs ±1, ``[P, count]``; the variance of zᵀ A z is then free of A's diagonal."""
-        shape = (count, self._products.size)
-        bits = torch.randint(0, 2, shape, generator=self._generator, dtype=torch.int8, device="cpu")
-        return self._placed(bits.mul_(2).sub_(1))
+        """The next independent signs ±1, ``[P_r, count]``; the variance of zᵀ A z is then free of A's diagonal."""
+        numbers = range(self._signs, self._signs + count)
+        self._signs = numbers.stop
+        return self._placed(draws.signs(self._products.vectors, self._seed, numbers))
 
     def normals(self, count: int) -> Tensor:
-        """Independent standard normals, ``[P, count]``, whose span is rotation invariant."""
-        shape = (count, self._products.size)
-        return self._placed(
-            torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
-        )
+        """The next independent standard normals, ``[P_r, count]``, whose span is rotation invariant."""
+        numbers = range(self._normals, self._normals + count)
+        self._normals = numbers.stop
+        return self._placed(draws.normals(self._products.vectors, self._seed, numbers))
 
     def _placed(self, rows: Tensor) -> Tensor:
         # each probe is drawn and stored as one contiguous row, so the stream does not depend on block sizes
@@ -54,11 +55,9 @@ def representable(products: Products, V: Tensor) -> Tensor:
 
 
 def basis(products: Products, columns: range) -> Tensor:
-    """Some columns of the identity, ``[P, len(columns)]``."""
-    eye = torch.zeros(products.size, len(columns), dtype=products.working, device=products.device)
-    if len(columns):
-        eye[columns.start : columns.stop].fill_diagonal_(1)
-    return eye
+    """Some columns of the identity, ``[P_r, len(columns)]``."""
+    like = torch.empty(0, dtype=products.working, device=products.device)
+    return units(products.vectors, columns, like)
 
 
 def blocks(count: int) -> list[range]:
@@ -67,7 +66,7 @@ def blocks(count: int) -> list[range]:
 
 
 def multiply(products: Products, V: Tensor, bar: Progress) -> Tensor:
-    """A V in float64, ``[P, K]``, block by block."""
+    """A V in float64, ``[P_r, K]``, block by block."""
     parts = []
     for run in blocks(V.shape[1]):
         parts.append(products.block(V[:, run.start : run.stop]).double())
@@ -75,7 +74,14 @@ def multiply(products: Products, V: Tensor, bar: Progress) -> Tensor:
     return torch.cat(parts, 1) if parts else V.double()
 
 
-def check_finite(caller: str, value: Tensor) -> None:
-    """Raises a ValueError if the products that led to ``value`` held nan or inf."""
-    if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{caller}: A returned nan or inf")
+def check_finite(products: Products, value: Tensor, local: bool = False) -> None:
+    """Raises a ValueError if the products that led to ``value`` held nan or inf.
+
+    Args:
+        products: the door to the operator.
+        value: numbers that all processes share, or with ``local`` the entries of this one, ``[P_r, ...]``.
+        local: the latter.
+    """
+    sound = products.vectors.all_finite(value) if local else bool(torch.isfinite(value).all())
+    if not sound:
+        raise ValueError(f"{products.caller}: A returned nan or inf")

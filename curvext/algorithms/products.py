@@ -7,12 +7,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from curvext.algorithms.vectors import ShardedVectors, Vectors, is_sharded, units
 from curvext.dtypes import dtype_of_sums
 
 
 @runtime_checkable
 class SymmetricOperator(Protocol):
-    """What an algorithm needs of A: curvext operators provide it, and a user's object may."""
+    """What an algorithm needs of A: curvext operators provide it, and a user's object may.
+
+    Where it also has ``inner`` and ``entries`` (:class:`curvext.algorithms.vectors.Sharded`), its vectors lie on
+    several processes, and ``matvec`` takes and gives the local entries ``[P_r]``.
+    """
 
     @property
     def shape(self) -> Any:
@@ -46,13 +51,21 @@ class Products:
             takes any, as ``curvext.Identity``) those of ``like`` are taken.
         caller: the name of the public function, for its errors.
         like: a vector of the caller's; None for PyTorch's default dtype on the CPU.
+        sharded: whether the algorithm works on local entries where A has ``inner`` and ``entries``; else on whole
+            vectors always.
 
     Raises:
         TypeError: A lacks one of these, or its dtype is not real floating point.
         ValueError: A is not square.
     """
 
-    def __init__(self, A: SymmetricOperator, caller: str, like: Tensor | None = None):
+    def __init__(
+        self,
+        A: SymmetricOperator,
+        caller: str,
+        like: Tensor | None = None,
+        sharded: bool = False,
+    ) -> None:
         missing = [a for a in ("shape", "dtype", "device", "matvec") if not hasattr(A, a)]
         if missing:
             raise TypeError(
@@ -73,16 +86,21 @@ class Products:
             raise TypeError(f"{caller}: A must be real floating point, got dtype {self.dtype}")
         #: dtype for the vectors of an algorithm: never less than float32
         self.working = dtype_of_sums(self.dtype)
+        #: where the entries of vectors lie
+        self.vectors = Vectors(self.size)
+        if sharded and is_sharded(A):
+            empty = torch.empty(0, dtype=self.working, device=self.device)
+            self.vectors = ShardedVectors(A, caller, self.size, empty)
         #: number of vectors multiplied with A so far
         self.count = 0
 
     def vector(self, v: Tensor) -> Tensor:
-        """A v, ``[P]``, in the dtype of ``v``."""
+        """A v, ``[P_r]``, in the dtype of ``v``."""
         self.count += 1
         return self._like(self.operator.matvec(v.to(self.dtype)), v)
 
     def block(self, V: Tensor) -> Tensor:
-        """A V, ``[P, K]``, in the dtype of ``V``; by ``matmat`` where A has one, else column by column."""
+        """A V, ``[P_r, K]``, in the dtype of ``V``; by ``matmat`` where A has one, else column by column."""
         self.count += V.shape[1]
         matmat = getattr(self.operator, "matmat", None)
         if matmat is not None:
@@ -96,9 +114,45 @@ class Products:
 
     def dense(self) -> Tensor:
         """The matrix, ``[P, P]``, float64, its rounding made symmetric; P products in blocks of 64."""
-        eye = torch.eye(self.size, dtype=self.working, device=self.device)
-        matrix = torch.cat([self.block(part) for part in eye.split(64, dim=1)], 1).double()
+        like = torch.empty(0, dtype=self.working, device=self.device)
+        runs = [range(at, min(at + 64, self.size)) for at in range(0, self.size, 64)]
+        parts = [self.block(units(self.vectors, run, like)) for run in runs]
+        local = torch.cat(parts, 1) if parts else like.view(0, 0)
+        matrix = self.vectors.whole(local).double()
         return (matrix + matrix.T) / 2
+
+    def whole(self) -> SymmetricOperator:
+        """The operator on whole vectors, also where it could work on sharded ones."""
+        return _OnWholeVectors(self.operator) if is_sharded(self.operator) else self.operator
+
+    def local(self, v: Tensor) -> Tensor:
+        """A vector or block of the caller's in the form of this algorithm: where those are sharded, its local entries.
+
+        A caller may also give all entries, ``[P]`` or ``[P, K]`` on every process, if the operator has ``local``.
+        """
+        return self.operator.local(v) if self.is_full(v) else v  # type: ignore[attr-defined]
+
+    def is_full(self, v: Tensor) -> bool:
+        """Whether a vector has all entries and those of the algorithm are sharded; the same on every process."""
+        vectors = self.vectors
+        if not isinstance(vectors, ShardedVectors) or not hasattr(self.operator, "local"):
+            return False
+        full = v.ndim > 0 and v.shape[0] == vectors.size
+        group: Any = getattr(self.operator, "group", None)
+        if group is None or group.alone:
+            return full and vectors.local != vectors.size
+        # one process alone cannot tell where it holds all entries and the others none
+        return all(group.objects(full))
+
+    def agree(self) -> None:
+        """Waits until all processes have checked their arguments, so that an error of one is an error of all.
+
+        With whole vectors the first product does this; a reduction of sharded ones cannot.
+        """
+        group: Any = getattr(self.operator, "group", None)
+        if isinstance(self.vectors, ShardedVectors) and group is not None and not group.alone:
+            with group.call(f"{self.caller}, with checked arguments"):
+                pass
 
     def _like(self, product: Any, v: Tensor) -> Tensor:
         if not isinstance(product, Tensor) or product.shape != v.shape:
@@ -107,3 +161,14 @@ class Products:
                 f"{self.caller}: A returned {got} for a block of shape {tuple(v.shape)}"
             )
         return product.to(v.dtype)
+
+
+class _OnWholeVectors:
+    """An operator without its ``inner`` and ``entries``."""
+
+    def __init__(self, operator: Any) -> None:
+        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
+        self.group = getattr(operator, "group", None)
+        self.matvec = operator.matvec
+        if hasattr(operator, "matmat"):
+            self.matmat = operator.matmat

@@ -87,7 +87,7 @@ def quadrature(
 
 def _by_all(products: Products) -> Quadrature:
     matrix = products.dense()
-    check_finite(products.caller, matrix)
+    check_finite(products, matrix)
     values = torch.linalg.eigvalsh(matrix).cpu()
     weights = torch.full_like(values, 1 / products.size)
     errors = torch.zeros_like(values[None])
@@ -102,7 +102,7 @@ def _by_lanczos(
     bar: Progress,
     reorthogonalise: bool,
 ) -> Quadrature:
-    held = products.size * min(steps, products.size) * products.working.itemsize
+    held = products.vectors.share * min(steps, products.size) * products.working.itemsize
     group = max(1, _BASES // held if reorthogonalise else probes)
     parts = []
     for first in range(0, probes, group):
@@ -111,7 +111,7 @@ def _by_lanczos(
         parts.append((T.alpha.T.cpu(), T.beta.T.cpu()))
         bar.to(products.count)
     alpha, beta = (torch.cat(rows) for rows in zip(*parts, strict=True))
-    check_finite(products.caller, alpha)
+    check_finite(products, alpha)
     matrices = alpha.diag_embed() + beta[:, :-1].diag_embed(1) + beta[:, :-1].diag_embed(-1)
     nodes, vectors = torch.linalg.eigh(matrices)
     weights = vectors[:, 0].square()

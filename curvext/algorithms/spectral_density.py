@@ -79,7 +79,7 @@ def spectral_density(
         >>> d.nodes, round(float(torch.trapezoid(d.density, d.grid)), 6)
         (tensor([1., 1.], dtype=torch.float64), 1.0)
     """
-    products = Products(A, "spectral_density")
+    products = Products(A, "spectral_density", sharded=True)
     kernel = as_choice("spectral_density: kernel", kernel, _KERNELS)
     if width is not None:
         width = as_number(

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
+from curvext.algorithms.vectors import is_sharded
 from curvext.results import Step
 
 Parameters = ParamSpec("Parameters")
@@ -17,6 +18,8 @@ Answer = TypeVar("Answer")
 
 #: arguments that ranks may differ in
 _VIEWS = ("progress",)
+#: arguments that may be vectors, of which each rank has its own entries where the operator's are sharded
+_VECTORS = ("b", "x0", "v0", "preconditioner")
 
 
 def together(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
@@ -45,8 +48,12 @@ def _said(name: str, bound: inspect.BoundArguments) -> tuple[str, list[Tensor]]:
     """A call in words, and the tensors among its arguments."""
     bound.apply_defaults()
     words, vectors = [], []
+    sharded = is_sharded(bound.args[0])
     for key, value in list(bound.arguments.items())[1:]:
         if key in _VIEWS:
+            continue
+        if sharded and key in _VECTORS and isinstance(value, Tensor):
+            words.append(f"{key}: {value.dtype}, {value.ndim} dimensions")
             continue
         if isinstance(value, Step):
             vectors.append(value.step.detach())

@@ -78,7 +78,7 @@ def trace(
     """
     method = as_choice("trace: method", method, _METHODS)
     least, estimate, samples = _METHODS[method]
-    products = Products(A, "trace")
+    products = Products(A, "trace", sharded=True)
     probes = as_integer("trace: probes", probes, least, why=f"for method={method!r}")
     stream = Probes(products, seed)
     with Progress(progress, min(probes, products.size), "trace") as bar:
@@ -88,7 +88,7 @@ def trace(
         else:
             value, error = estimate(products, probes, stream, bar)
             degrees = samples(probes) - 1
-    check_finite("trace", value)
+    check_finite(products, value)
     return Estimate(value.to(products.working), error.to(products.working), products.count, degrees)
 
 
@@ -98,8 +98,8 @@ Answer = tuple[Tensor, Tensor]  # value and standard error, float64
 def _by_basis(products: Products, bar: Progress) -> Answer:
     total = torch.zeros((), dtype=torch.float64, device=products.device)
     for run in blocks(products.size):
-        rows = products.block(basis(products, run))[run.start : run.stop]
-        total += rows.diagonal().double().sum()
+        columns = basis(products, run)
+        total += products.vectors.inner(columns, products.block(columns)).diagonal().sum()
         bar.to(products.count)
     return total, torch.zeros_like(total)
 
@@ -108,7 +108,7 @@ def _hutchinson(products: Products, count: int, probes: Probes, bar: Progress) -
     quadratic = []
     for run in blocks(count):
         z = probes.signs(len(run))
-        quadratic.append(_dots(z, products.block(z)))
+        quadratic.append(_dots(products, z, products.block(z)))
         bar.to(products.count)
     return _mean(torch.cat(quadratic))
 
@@ -116,19 +116,19 @@ def _hutchinson(products: Products, count: int, probes: Probes, bar: Progress) -
 def _hutchpp(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
     third = count // 3
     image = multiply(products, probes.normals(third), bar)
-    Q = torch.linalg.qr(image).Q
-    exact = _dots(Q, multiply(products, representable(products, Q), bar)).sum()
+    Q = products.vectors.qr(image)[0]
+    exact = _dots(products, Q, multiply(products, representable(products, Q), bar)).sum()
     rest = probes.signs(count - 2 * third).double()
-    outside = representable(products, rest - Q @ (Q.T @ rest))
-    value, error = _mean(_dots(outside, multiply(products, outside, bar)))
+    outside = representable(products, rest - Q @ products.vectors.inner(Q, rest))
+    value, error = _mean(_dots(products, outside, multiply(products, outside, bar)))
     return exact + value, error
 
 
 def _xtrace(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
     s = sketch(products, probes.normals(count // 2), bar)
-    H = s.basis.T @ s.basis_image
-    ours = s.basis.T @ s.probes
-    forms, lengths = _dots(s.probes, s.image), _dots(s.probes, s.probes)
+    H = products.vectors.inner(s.basis, s.basis_image)
+    ours = products.vectors.inner(s.basis, s.probes)
+    forms, lengths = _dots(products, s.probes, s.image), _dots(products, s.probes, s.probes)
 
     def by_probe(i: Tensor, *lost: Tensor) -> Tensor:
         """Estimates by probes i ``[n]`` from ranges that lack some orthogonal directions ``[r, n]``."""
@@ -163,9 +163,9 @@ _METHODS: dict[
 }
 
 
-def _dots(V: Tensor, W: Tensor) -> Tensor:
-    """vᵢ·wᵢ for all columns, summed in float64, ``[K]``."""
-    return (V.double() * W.double()).sum(0)
+def _dots(products: Products, V: Tensor, W: Tensor) -> Tensor:
+    """vᵢ·wᵢ for all columns ``[P_r, K]``, summed in float64, ``[K]``."""
+    return products.vectors.dots([(V.double().T, W.double().T)])[0]
 
 
 def _mean(samples: Tensor) -> Answer:

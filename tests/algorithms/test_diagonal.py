@@ -31,7 +31,7 @@ def test_errors_are_as_large_as_the_standard_errors_say(method, spectrum):
     # 11 degrees of freedom: Student's t is within ±2 in 92.9 of 100 cases; entries of one answer are alike
     assert 0.88 <= float((errors.abs() <= 2 * standard).double().mean()) <= 0.99
     ratio = standard.square().mean(0).sqrt() / errors.square().mean(0).sqrt()
-    assert 0.94 <= float(ratio.mean()) <= 1.3  # a covariance under 0 is taken for 0
+    assert 0.94 <= float(ratio.mean()) <= 1.35  # a covariance under 0 is taken for 0
     bias = errors.mean(0) / (errors.std(0) / 200**0.5)
     assert float(bias.abs().max()) < 4.5, "an entry is biased"
 

@@ -1,0 +1,62 @@
+"""Draws that depend on seed, number and index alone, and are random as far as moments see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sharded import LAYOUTS, dense, sharded
+
+from curvext.algorithms import draws
+from curvext.algorithms.products import Products
+from curvext.algorithms.vectors import Vectors
+
+MANY = Vectors(200_000)
+DRAWS = {"signs": draws.signs, "normals": draws.normals}
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_a_draw_does_not_depend_on_its_neighbours(kind):
+    draw = DRAWS[kind]
+    all_of_them = draw(Vectors(70_000), 3, range(70))
+    for number in (0, 1, 63, 64, 69):
+        assert torch.equal(
+            draw(Vectors(70_000), 3, range(number, number + 1))[0], all_of_them[number]
+        )
+    assert torch.equal(draw(Vectors(100), 3, range(70)), all_of_them[:, :100])
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_what_is_drawn_differs_by_seed_number_and_kind(kind):
+    one, two = DRAWS[kind](MANY, 0, range(2)).double()
+    other = DRAWS[kind](MANY, 1, range(1))[0].double()
+    negative = DRAWS[kind](MANY, -1, range(1))[0].double()
+    signs = draws.signs(MANY, 0, range(1))[0].double()
+    found = [one, two, other, negative, *([signs] if kind == "normals" else [])]
+    gram = torch.stack(found) @ torch.stack(found).T / len(one)
+    assert float((gram - gram.diag().diag()).abs().max()) < 5 / len(one) ** 0.5
+
+
+def test_moments_are_those_of_the_distributions():
+    count = MANY.local
+    normals = draws.normals(MANY, 5, range(1))[0]
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float((normals**power).mean()) - moment) < 5 * (variance / count) ** 0.5
+    signs = draws.signs(MANY, 5, range(1))[0]
+    assert set(signs.tolist()) == {-1, 1}
+    for values in (signs.double(), normals):
+        for lag in (1, 2, 3, 64, 1 << 15):
+            assert abs(float((values[lag:] * values[:-lag]).mean())) < 5 / count**0.5
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_local_entries_are_those_of_the_whole_vector(kind, layout):
+    matrix = dense()
+    whole = DRAWS[kind](Vectors(len(matrix)), 7, range(3))
+    found = torch.empty_like(whole)
+    for rank in range(3):
+        A = sharded(matrix, layout, rank, 3)
+        A.inner = lambda a, b: torch.tensor([[float(len(matrix)), 3.0]])  # what all ranks say
+        vectors = Products(A, "test", sharded=True).vectors
+        found[:, A.entries] = DRAWS[kind](vectors, 7, range(3))
+    assert torch.equal(found, whole)
