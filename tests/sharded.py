@@ -78,11 +78,11 @@ def sharded(dense: Tensor, layout: str, rank: int, world: int) -> ShardedMatrix:
     return ShardedMatrix(dense, mine.flip(0))
 
 
-def dense(dtype: torch.dtype = torch.float64) -> Tensor:
-    """The matrix of :data:`SPECTRUM`, the same on every rank."""
-    drawn = vector(len(SPECTRUM), len(SPECTRUM))
+def dense(dtype: torch.dtype = torch.float64, spectrum: Tensor = SPECTRUM) -> Tensor:
+    """The matrix of a spectrum, the same on every rank."""
+    drawn = vector(len(spectrum), len(spectrum))
     rotation = torch.linalg.qr(drawn).Q
-    matrix = (rotation * SPECTRUM) @ rotation.T
+    matrix = (rotation * spectrum) @ rotation.T
     return ((matrix + matrix.T) / 2).to(dtype)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from os import PathLike
 from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from curvext.algorithms.checkpoint import Checkpoint
 from curvext.algorithms.lanczos import multiply
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.together import together
@@ -22,6 +24,9 @@ from curvext.results import CGResult
 
 #: by device, iterations between two checks by the host of which systems still run: on CUDA each check synchronises
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
+
+#: iterations between two states on disk
+SAVE_EVERY = 8
 
 #: a vector by the names of parameters
 Named = Mapping[str, Tensor]
@@ -39,6 +44,7 @@ def cg(
     x0: Tensor | Named | None = ...,
     preconditioner: Preconditioner | None = ...,
     progress: bool = ...,
+    checkpoint: str | PathLike[str] | None = ...,
 ) -> CGResult[Tensor]: ...
 
 
@@ -52,6 +58,7 @@ def cg(
     x0: Tensor | Named | None = ...,
     preconditioner: Preconditioner | None = ...,
     progress: bool = ...,
+    checkpoint: str | PathLike[str] | None = ...,
 ) -> CGResult[dict[str, Tensor]]: ...
 
 
@@ -65,6 +72,7 @@ def cg(
     x0: Tensor | Named | None = None,
     preconditioner: Preconditioner | None = None,
     progress: bool = False,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> CGResult[Tensor] | CGResult[dict[str, Tensor]]:
     """Solves (A + λI) x = b for a symmetric A, by products alone.
 
@@ -86,6 +94,8 @@ def cg(
             which residuals are divided; or an operator, or a function of a vector ``[P]``, that applies an
             approximate inverse. It must be symmetric and positive definite.
         progress: show a bar (needs tqdm).
+        checkpoint: a path. A state is written there every 8 iterations, and an interrupted call that is made again with
+            the same arguments goes on from it.
 
     Returns:
         CGResult(x, residual_norm, iterations, converged, negative_curvature, curvature, products). Numbers
@@ -110,7 +120,9 @@ def cg(
         converged: residual 0.0e+00, 1 iterations, 2 products
     """
     if isinstance(b, Mapping):
-        flat = cg(A, _flat(A, "b", b), damping, tol, maxiter, x0, preconditioner, progress)
+        flat = cg(
+            A, _flat(A, "b", b), damping, tol, maxiter, x0, preconditioner, progress, checkpoint
+        )
         split: Callable[[Tensor], dict[str, Tensor]] = A.split  # type: ignore[attr-defined]
         return _in_form(flat, split)
     x0 = _flat(A, "x0", x0) if isinstance(x0, Mapping) else x0
@@ -146,8 +158,18 @@ def cg(
     system = _System(products, damping, inverse)
     start = None if x0 is None else _rows(products, x0)
     solution = _Solution(system, _rows(products, b), start, tol, maxiter)
+    state = Checkpoint(
+        checkpoint,
+        products,
+        b=b,
+        damping=damping,
+        tol=tol,
+        maxiter=maxiter,
+        x0=x0,
+        preconditioner=preconditioner,
+    )
     with Progress(progress, maxiter, "cg") as bar:
-        solution.solve(bar)
+        solution.solve(state, bar)
     found = solution.result(single=b.ndim == 1)
     return _in_form(found, A.full) if full else found  # type: ignore[attr-defined]
 
@@ -280,6 +302,11 @@ class _System:
 class _Iteration:
     """Conjugate gradients under way for some systems: rows ``[k, P_r]`` and numbers ``[k]``."""
 
+    #: the systems with which it started, by number
+    started: Tensor
+    #: iterations since, and how many there may be
+    step: int
+    last: int
     #: which of the systems
     at: Tensor
     x: Tensor
@@ -305,7 +332,15 @@ class _Iteration:
 
     def of(self, mask: Tensor) -> _Iteration:
         """The systems of a mask ``[k]``."""
-        return _Iteration(*(getattr(self, field.name)[mask] for field in fields(self)))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        kept = ("started", "step", "last")
+        return _Iteration(**{n: t if n in kept else t[mask] for n, t in parts.items()})
+
+
+#: numbers of a solution that a checkpoint keeps
+_KEPT = ("residual", "iterations", "negative", "curvature")
+#: marks those of the iteration under way
+_OF = " of the iteration"
 
 
 class _Solution:
@@ -330,13 +365,17 @@ class _Solution:
         #: directions of negative curvature, unit rows ``[K, P]``, once there is one
         self.direction: Tensor | None = None
 
-    def solve(self, bar: Progress) -> None:
+    def solve(self, state: Checkpoint, bar: Progress) -> None:
         """Runs conjugate gradients, restarted from the measured residual for as long as that makes progress."""
+        now = self._restored(state)
         pending = self._unsolved()
-        while bool(pending.any()):
-            at = pending.nonzero()[:, 0]
+        while now is not None or bool(pending.any()):
+            if now is None:
+                now = self._begun(pending.nonzero()[:, 0])
+            at = now.started
             before = self.residual[at]
-            self._run(at, bar)
+            self._run(now, state, bar)
+            now = None
             self.r[at] = self.right[at] - self.system.multiply(self.x[at])
             self.residual[at] = self.system.length(self.r[at])
             gained = torch.zeros_like(pending)
@@ -346,16 +385,15 @@ class _Solution:
     def _unsolved(self) -> Tensor:
         return (self.residual > self.target) & ~self.negative & (self.iterations < self.maxiter)
 
-    def _run(self, at: Tensor, bar: Progress) -> None:
-        """Conjugate gradients for the systems ``at``, until each has stopped by its own recurrence.
+    def _run(self, now: _Iteration, state: Checkpoint, bar: Progress) -> None:
+        """Conjugate gradients for some systems, until each has stopped by its own recurrence.
 
         Converged systems are masked out, and removed at the host's next check.
         """
         system, eps = self.system, torch.finfo(self.x.dtype).eps
-        look_every = LOOK_EVERY.get(at.device.type, 1)
-        now = self._begun(at)
-        left = self.maxiter - int(now.steps.min())
-        for step in range(1, left + 1):
+        look_every = LOOK_EVERY.get(now.at.device.type, 1)
+        for step in range(now.step + 1, now.last + 1):
+            now.step = step
             q = system.multiply(now.p)
             square, curvature, image = system.dots((now.p, now.p), (now.p, q), (q, q))
             # of ‖A + λI‖ the best lower bound so far
@@ -376,7 +414,7 @@ class _Solution:
             along = torch.where(now.live, ahead / now.rho, 1.0).to(q.dtype).unsqueeze(1)
             now.p.mul_(along).addcmul_(z, now.live.to(q.dtype).unsqueeze(1))
             now.rho = ahead
-            if step % look_every and step < left:
+            if step % look_every and step < now.last:
                 continue
             if bool(now.wrong.any()):
                 raise ValueError(
@@ -392,19 +430,25 @@ class _Solution:
                 if not bool(now.live.any()):
                     return
                 now = now.of(now.live)
+            if state and step % SAVE_EVERY == 0 and bool(now.rho.isfinite().all()):
+                self._save(now, state)
 
     def _begun(self, at: Tensor) -> _Iteration:
         x, r = self.x[at], self.r[at]
         z = self.system.precondition(r)
         (rho,) = self.system.dots((r, z))
         no = torch.zeros_like(rho, dtype=torch.bool)
+        steps = self.iterations[at]
         return _Iteration(
+            started=at,
+            step=0,
+            last=self.maxiter - int(steps.min()),
             at=at,
             x=x,
             r=r,
             p=z.clone(),
             rho=rho,
-            steps=self.iterations[at],
+            steps=steps,
             target=self.target[at],
             norm=torch.zeros_like(rho),
             bent=torch.full_like(rho, math.nan),
@@ -412,6 +456,34 @@ class _Solution:
             wrong=rho <= 0,
             live=~no,
         )
+
+    def _save(self, now: _Iteration, state: Checkpoint) -> None:
+        """Writes what is needed to go on from here: x, r, p and numbers."""
+        x, r = self.x.clone(), self.r.clone()
+        x[now.at], r[now.at] = now.x, now.r
+        rows = {"x": x, "r": r, "p": now.p}
+        if self.direction is not None:
+            rows["direction"] = self.direction
+        numbers = {name: getattr(self, name) for name in _KEPT}
+        under_way = {name: value for name, value in vars(now).items() if name not in rows}
+        state.save({**numbers, **{name + _OF: v for name, v in under_way.items()}}, rows)
+
+    def _restored(self, state: Checkpoint) -> _Iteration | None:
+        """The iteration that a checkpoint was in, if it has one."""
+        x, r, p = (state.rows(name) for name in ("x", "r", "p"))
+        if x is None or r is None or p is None:
+            return None
+        self.x, self.r, self.direction = x, r, state.rows("direction")
+        for name in _KEPT:
+            setattr(self, name, state.numbers[name].to(x.device))
+        found = {
+            name.removesuffix(_OF): t.to(x.device)
+            for name, t in state.numbers.items()
+            if name.endswith(_OF)
+        }
+        at = found["at"]
+        step, last = int(found.pop("step")), int(found.pop("last"))
+        return _Iteration(step=step, last=last, x=x[at], r=r[at], p=p, **found)
 
     def _leave(self, at: Tensor, x: Tensor, steps: Tensor) -> None:
         self.x[at] = x

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from os import PathLike
 
 import torch
 from torch import Tensor
 
+from curvext.algorithms.checkpoint import Checkpoint
 from curvext.algorithms.leave_one_out import mean_of_left_out, pairs, sketch
 from curvext.algorithms.probes import (
     Probes,
@@ -29,6 +31,7 @@ def diagonal(
     probes: int = 60,
     seed: int = 0,
     progress: bool = False,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Estimate:
     """The diagonal of a symmetric operator, each entry with its standard error.
 
@@ -46,6 +49,8 @@ def diagonal(
             to its probes and half to A Q. P of them or more give the exact diagonal, from P columns of the identity.
         seed: of the probes, drawn from a generator of their own.
         progress: show a bar over blocks of products (needs tqdm).
+        checkpoint: a path. A state is written there after each probe, and an interrupted call that is made again with
+            the same arguments goes on from it.
 
     Returns:
         An :class:`Estimate` of tensors ``[P]``, summed in float64. The standard error is 0 where P products gave the
@@ -74,12 +79,13 @@ def diagonal(
     products = Products(A, "diagonal", sharded=True)
     probes = as_integer("diagonal: probes", probes, least, why=f"for method={method!r}")
     stream = Probes(products, seed)
+    state = Checkpoint(checkpoint, products, method=method, probes=probes, seed=seed)
     with Progress(progress, min(probes, products.size), "diagonal") as bar:
         if products.size <= probes:
             value, error = _by_basis(products, bar)
             degrees = math.inf
         else:
-            value, error = estimate(products, probes, stream, bar)
+            value, error = estimate(products, probes, stream, bar, state)
             degrees = samples(probes) - 1
     check_finite(products, value, local=True)
     return Estimate(value.to(products.working), error.to(products.working), products.count, degrees)
@@ -97,17 +103,24 @@ def _by_basis(products: Products, bar: Progress) -> Answer:
     return value, torch.zeros_like(value)
 
 
-def _hutchinson(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+def _hutchinson(
+    products: Products, count: int, probes: Probes, bar: Progress, state: Checkpoint
+) -> Answer:
     spread = Spread(products)
-    for run in blocks(count):
+    spread.restore(state)
+    probes.skip_signs(spread.count)
+    for run in blocks(count, state)[spread.count :]:
         z = probes.signs(len(run))
         spread.add((z * products.block(z)).double())
+        spread.save(state)
         bar.to(products.count)
     return spread.mean, spread.standard_error()
 
 
-def _xdiag(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
-    s = sketch(products, probes.signs(count // 2), bar)
+def _xdiag(
+    products: Products, count: int, probes: Probes, bar: Progress, state: Checkpoint
+) -> Answer:
+    s = sketch(products, probes.signs(count // 2), bar, state)
     Z, Q, AQ = s.probes, s.basis, s.basis_image
     k = Z.shape[1]
     # of A z_i what Q has from z_i itself goes back to the part that is sampled
@@ -130,31 +143,51 @@ class Spread:
     """Running mean and standard error of each entry, over samples that arrive in blocks."""
 
     def __init__(self, products: Products) -> None:
+        self._products = products
         self.mean = torch.zeros(products.vectors.local, dtype=torch.float64, device=products.device)
         self._squares = torch.zeros_like(self.mean)
-        self._count = 0
+        #: samples so far
+        self.count = 0
+
+    def save(self, state: Checkpoint) -> None:
+        """Writes what is known so far."""
+        if not state:
+            return
+        rows = torch.stack([self.mean, self._squares])
+        check_finite(self._products, rows.T, local=True)
+        state.save({"count": self.count}, {"mean and squares": rows})
+
+    def restore(self, state: Checkpoint) -> None:
+        """Goes on from what a checkpoint has."""
+        rows = state.rows("mean and squares")
+        if rows is not None:
+            self.mean, self._squares = rows.unbind(0)
+            self.count = int(state.numbers["count"])
 
     def add(self, samples: Tensor) -> None:
         """Adds samples ``[P, K]`` (Chan, Golub & LeVeque 1983: sums of squares about the mean, merged)."""
         more = samples.shape[1]
         here = samples.mean(1)
         step = here - self.mean
-        both = self._count + more
+        both = self.count + more
         self._squares += (samples - here.unsqueeze(1)).square().sum(1)
-        self._squares += step.square() * (self._count * more / both)
+        self._squares += step.square() * (self.count * more / both)
         self.mean = self.mean + step * (more / both)
-        self._count = both
+        self.count = both
 
     def standard_error(self) -> Tensor:
         """The standard error of the mean, ``[P]``; inf for one sample."""
-        if self._count == 1:
+        if self.count == 1:
             return torch.full_like(self.mean, torch.inf)
-        return (self._squares / (self._count * (self._count - 1))).sqrt()
+        return (self._squares / (self.count * (self.count - 1))).sqrt()
 
 
 #: the least budget, the estimator, and the number of samples behind its error for a given budget
 _METHODS: dict[
-    str, tuple[int, Callable[[Products, int, Probes, Progress], Answer], Callable[[int], int]]
+    str,
+    tuple[
+        int, Callable[[Products, int, Probes, Progress, Checkpoint], Answer], Callable[[int], int]
+    ],
 ] = {
     "hutchinson": (1, _hutchinson, lambda m: m),
     "xdiag": (2, _xdiag, lambda m: m // 2),

@@ -22,6 +22,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 #: entries at a time, so that the passes over them stay in the cache
 _CHUNK = 1 << 15
+#: integers of as many bytes
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: kinds of draws, which share no numbers
 _SIGNS, _NORMALS = 1, 2
 
@@ -48,6 +50,19 @@ def normals(vectors: Vectors, seed: int, numbers: range) -> Tensor:
             uniform = (_words(entries, seed, _NORMALS, number) >> 12).double().add_(0.5)
             row[start:stop] = torch.erfinv(uniform.mul_(2.0**-51)).mul_(2**0.5)
     return found
+
+
+def fingerprint(vectors: Vectors, t: Tensor) -> int:
+    """A hash of the values of ``[P_r]`` or ``[P_r, K]`` and of their places, the same for every sharding."""
+    columns = t.detach().cpu().reshape(vectors.local, -1)
+    total = torch.zeros((), dtype=torch.int64, device="cpu")
+    for start, stop, entries in _chunks(vectors):
+        words = columns[start:stop].contiguous().view(_INTEGERS[t.dtype.itemsize]).to(torch.int64)
+        places = (entries * columns.shape[1]).unsqueeze(1) + torch.arange(
+            words.shape[1], device="cpu"
+        )
+        total += _mix(_mix(words) + places * _signed(_GOLDEN)).sum()
+    return vectors.add(int(total) & _MASK)
 
 
 def _chunks(vectors: Vectors) -> Iterator[tuple[int, int, Tensor]]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from torch import Tensor
 
 from curvext.algorithms import draws
+from curvext.algorithms.checkpoint import Checkpoint
 from curvext.algorithms.lanczos import BREAKDOWN, multiply
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.together import together
@@ -39,6 +41,7 @@ def eigsh(
     v0: Tensor | None = None,
     verify: bool = True,
     progress: bool = False,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> EigenResult:
     """``k`` eigenpairs of a symmetric operator from products alone, at the ends of its spectrum.
 
@@ -64,6 +67,8 @@ def eigsh(
         v0: start from this ``[P]`` and not from a random vector, as from an eigenvector of a matrix nearby.
         verify: look for missed copies of repeated eigenvalues.
         progress: show a bar (needs tqdm).
+        checkpoint: a path. A state is written there at each restart, and an interrupted call that is made again with
+            the same arguments goes on from it.
 
     Returns:
         EigenResult(values [k] ascending, vectors [P, k], residuals, converged, products), in A's dtype, in
@@ -92,13 +97,26 @@ def eigsh(
         check_dense("eigsh: v0", v0)
         v0 = products.local(v0)
     request = _checked(products, k, which, tol, maxiter, ncv, v0, seed)
+    state = Checkpoint(
+        checkpoint,
+        products,
+        k=request.k,
+        which=which,
+        seed=request.seed,
+        tol=request.tol,
+        maxiter=request.maxiter,
+        ncv=request.ncv,
+        v0=v0,
+        verify=bool(verify),
+    )
     few = products.size <= max(DENSE_ROWS, 2 * request.ncv)
     if few and (maxiter is None or request.maxiter >= products.size):
         return _dense(products, request)
     with Progress(progress, request.maxiter, "eigsh") as bar:
-        search = _Search(products, request)
-        search.start(v0)
-        if search.run(verify, bar):
+        search = _Search(products, request, verify)
+        if not search.restore(state):
+            search.start(v0)
+        if search.run(state, bar):
             return _result(products, request, search)
     return _dense(products, request)
 
@@ -200,7 +218,7 @@ class _Search:
     ahead in one row and column; what is added then is tridiagonal.
     """
 
-    def __init__(self, products: Products, request: _Request) -> None:
+    def __init__(self, products: Products, request: _Request, verify: bool) -> None:
         m = request.ncv
         self.products = products
         self.request = request
@@ -218,6 +236,38 @@ class _Search:
         self.reach = self.projected.new_zeros(())
         #: the largest |Ritz value| met
         self.scale = 0.0
+        #: whether copies of repeated eigenvalues are still to be looked for
+        self.verify = verify
+        #: the values that were set aside, while others are looked for
+        self.aside: Tensor | None = None
+
+    def save(self, state: Checkpoint) -> None:
+        """Writes what is needed to go on after a restart."""
+        if not (state and bool(self.projected.isfinite().all())):
+            return
+        numbers = {
+            "projected": self.projected,
+            "rows": self.rows,
+            "drawn": self.drawn,
+            "reach": self.reach,
+            "scale": torch.tensor(self.scale, dtype=torch.float64, device="cpu"),
+            "verify": self.verify,
+            "aside": [] if self.aside is None else self.aside,
+        }
+        state.save(numbers, {"basis": self.basis[: self.rows + 1]})
+
+    def restore(self, state: Checkpoint) -> bool:
+        """Takes the state of a checkpoint, if it has one."""
+        basis, numbers = state.rows("basis"), state.numbers
+        if basis is None:
+            return False
+        self.basis[: len(basis)] = basis
+        self.projected.copy_(numbers["projected"])
+        self.reach = numbers["reach"].to(self.reach)
+        self.rows, self.drawn = int(numbers["rows"]), int(numbers["drawn"])
+        self.scale, self.verify = float(numbers["scale"]), bool(numbers["verify"])
+        self.aside = numbers["aside"] if len(numbers["aside"]) else None
+        return True
 
     def start(self, v0: Tensor | None) -> None:
         """Writes the first vector into row 0."""
@@ -306,14 +356,13 @@ class _Search:
         self.projected.copy_(T)
         self.rows = count
 
-    def run(self, verify: bool, bar: Progress) -> bool:
+    def run(self, state: Checkpoint, bar: Progress) -> bool:
         """Cycles until all pairs asked for have converged and no other is found beyond them.
 
         Returns:
             False where P products have not been enough and P more give all eigenpairs.
         """
         request, products = self.request, self.products
-        aside: Tensor | None = None  # the values that were set aside, while others are looked for
 
         def note() -> None:
             bar.to(products.count)
@@ -325,24 +374,25 @@ class _Search:
             slack = max(request.tol, 4 * torch.finfo(products.dtype).eps) * self.scale
             # half, since what is measured in the end is this and rounding
             converged = bool((error[at] <= slack / 2).all())
-            if converged and verify and aside is not None:
-                again = not request.differ(values[at], aside, 2 * slack)
-                verify = not (again and self._behind(values, error, at, slack))
-                if again and verify:
+            if converged and self.verify and self.aside is not None:
+                again = not request.differ(values[at], self.aside, 2 * slack)
+                self.verify = not (again and self._behind(values, error, at, slack))
+                if again and self.verify:
                     converged = False  # the others are not known well enough yet
-            if products.count >= request.maxiter or (converged and not verify):
+            if products.count >= request.maxiter or (converged and not self.verify):
                 self.keep(values[at], rotation[:, at], couplings[at])
                 return True
             size = products.size
             if size <= min(FORMED_ROWS, products.count, request.maxiter - products.count):
                 return False
             if converged:
-                aside = values[at]
-                self.keep(aside, rotation[:, at], torch.zeros_like(aside))
+                self.aside = values[at]
+                self.keep(self.aside, rotation[:, at], torch.zeros_like(self.aside))
                 self.fresh()
             else:
                 more = request.wanted(values, extra=(self.rows - request.k) // 2)
                 self.keep(values[more], rotation[:, more], couplings[more])
+            self.save(state)
 
     def _behind(self, values: Tensor, error: Tensor, at: Tensor, slack: float) -> bool:
         """Whether no other Ritz value would be among those asked for if it were off by its error."""

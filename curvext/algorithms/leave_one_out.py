@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvext.algorithms.checkpoint import Checkpoint
 from curvext.algorithms.probes import multiply, representable
 from curvext.algorithms.products import Products
 from curvext.progress import Progress
@@ -85,9 +86,9 @@ def pairs(count: int, i: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.full_like(j, i), j
 
 
-def sketch(products: Products, probes: Tensor, bar: Progress) -> Sketch:
+def sketch(products: Products, probes: Tensor, bar: Progress, checkpoint: Checkpoint) -> Sketch:
     """The sketch of A by ``probes`` ``[P, k]``, k < P; 2k products, fewer where A Ω is of lower rank."""
-    image = multiply(products, probes, bar)
+    image = multiply(products, probes, bar, checkpoint, "image")
     full, triangle = products.vectors.qr(image)
     left, sizes, right = torch.linalg.svd(triangle)
     # the dropped directions belong to the part outside Q, which every estimate adds: nothing is lost
@@ -99,7 +100,8 @@ def sketch(products: Products, probes: Tensor, bar: Progress) -> Sketch:
     lost = lost / lost.norm(dim=0).clamp(min=_TINY)
     # column i stands alone where the projection onto the rows has its 1 at (i, i)
     alone = right.square().sum(0) > 1 - 1e-8
-    basis_image = multiply(products, representable(products, basis), bar)
+    door = representable(products, basis)
+    basis_image = multiply(products, door, bar, checkpoint, "basis_image")
     return Sketch(
         probes.double(),
         image,

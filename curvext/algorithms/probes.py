@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from curvext.algorithms import draws
+from curvext.algorithms.checkpoint import Checkpoint
 from curvext.algorithms.products import Products
 from curvext.algorithms.vectors import units
 from curvext.arguments import as_seed
@@ -31,6 +32,10 @@ class Probes:
         self._products = products
         self._seed = as_seed(f"{products.caller}: seed", seed)
         self._signs = self._normals = 0
+
+    def skip_signs(self, count: int) -> None:
+        """Goes on after ``count`` vectors of signs that were drawn before."""
+        self._signs += count
 
     def signs(self, count: int) -> Tensor:
         """The next independent signs ±1, ``[P_r, count]``; the variance of zᵀ A z is then free of A's diagonal."""
@@ -60,18 +65,26 @@ def basis(products: Products, columns: range) -> Tensor:
     return units(products.vectors, columns, like)
 
 
-def blocks(count: int) -> list[range]:
-    """0 .. count−1 cut into runs of at most :data:`BLOCK`."""
-    return [range(at, min(at + BLOCK, count)) for at in range(0, count, BLOCK)]
+def blocks(count: int, checkpoint: Checkpoint | None = None) -> list[range]:
+    """0 .. count−1 cut into runs of at most :data:`BLOCK`; of 1 where a state is written after each probe."""
+    size = 1 if checkpoint else BLOCK
+    return [range(at, min(at + size, count)) for at in range(0, count, size)]
 
 
-def multiply(products: Products, V: Tensor, bar: Progress) -> Tensor:
-    """A V in float64, ``[P_r, K]``, block by block."""
-    parts = []
-    for run in blocks(V.shape[1]):
-        parts.append(products.block(V[:, run.start : run.stop]).double())
+def multiply(
+    products: Products, V: Tensor, bar: Progress, checkpoint: Checkpoint, name: str
+) -> Tensor:
+    """A V in float64, ``[P_r, K]``, block by block; its columns are rows ``name`` of the checkpoint."""
+    known = checkpoint.rows(name)
+    rows = [] if known is None else list(known)
+    for run in blocks(V.shape[1], checkpoint)[len(rows) :]:
+        image = products.block(V[:, run.start : run.stop]).double().T
+        rows += image
+        if checkpoint:
+            check_finite(products, image.T, local=True)
+            checkpoint.save({}, {name: image}, append=True)
         bar.to(products.count)
-    return torch.cat(parts, 1) if parts else V.double()
+    return torch.stack(rows, 1) if rows else V.double()
 
 
 def check_finite(products: Products, value: Tensor, local: bool = False) -> None:

@@ -94,6 +94,11 @@ class Products:
         #: number of vectors multiplied with A so far
         self.count = 0
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process holds its entries of a vector alone."""
+        return isinstance(self.vectors, ShardedVectors)
+
     def vector(self, v: Tensor) -> Tensor:
         """A v, ``[P_r]``, in the dtype of ``v``."""
         self.count += 1
@@ -150,7 +155,7 @@ class Products:
         With whole vectors the first product does this; a reduction of sharded ones cannot.
         """
         group: Any = getattr(self.operator, "group", None)
-        if isinstance(self.vectors, ShardedVectors) and group is not None and not group.alone:
+        if self.is_sharded and group is not None and not group.alone:
             with group.call(f"{self.caller}, with checked arguments"):
                 pass
 

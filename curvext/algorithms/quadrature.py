@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from curvext.algorithms.checkpoint import Checkpoint
 from curvext.algorithms.lanczos import tridiagonalise
 from curvext.algorithms.probes import Probes, check_finite
 from curvext.algorithms.products import Products
@@ -68,6 +70,7 @@ def quadrature(
     seed: int,
     progress: bool = False,
     reorthogonalise: bool = True,
+    checkpoint: Any = None,
 ) -> Quadrature:
     """The quadrature by ``probes`` probes with ``steps`` products each, or by all eigenvalues where P is smaller.
 
@@ -79,10 +82,18 @@ def quadrature(
     stream = Probes(products, seed)
     if products.size == 0:
         raise ValueError(f"{products.caller}: A is 0 x 0: it has no spectrum")
+    state = Checkpoint(
+        checkpoint,
+        products,
+        probes=probes,
+        steps=steps,
+        seed=seed,
+        reorthogonalise=bool(reorthogonalise),
+    )
     with Progress(progress, probes * steps, products.caller) as bar:
         if products.size <= min(probes * steps, DENSE_ROWS):
             return _by_all(products)
-        return _by_lanczos(products, probes, steps, stream, bar, reorthogonalise)
+        return _by_lanczos(products, probes, steps, stream, bar, reorthogonalise, state)
 
 
 def _by_all(products: Products) -> Quadrature:
@@ -101,17 +112,28 @@ def _by_lanczos(
     stream: Probes,
     bar: Progress,
     reorthogonalise: bool,
+    state: Checkpoint,
 ) -> Quadrature:
     held = products.vectors.share * min(steps, products.size) * products.working.itemsize
     group = max(1, _BASES // held if reorthogonalise else probes)
-    parts = []
-    for first in range(0, probes, group):
+    group = 1 if state else group
+    parts = [(state.numbers["alpha"], state.numbers["beta"])] if "alpha" in state.numbers else []
+    done = sum(len(alpha) for alpha, _ in parts)
+    stream.skip_signs(done)
+    for first in range(done, probes, group):
         start = stream.signs(min(group, probes - first))
         T = tridiagonalise(products, start, min(steps, products.size), reorthogonalise)
+        check_finite(products, T.alpha)
         parts.append((T.alpha.T.cpu(), T.beta.T.cpu()))
+        if state:
+            state.save(
+                {
+                    "alpha": torch.cat([alpha for alpha, _ in parts]),
+                    "beta": torch.cat([beta for _, beta in parts]),
+                }
+            )
         bar.to(products.count)
     alpha, beta = (torch.cat(rows) for rows in zip(*parts, strict=True))
-    check_finite(products, alpha)
     matrices = alpha.diag_embed() + beta[:, :-1].diag_embed(1) + beta[:, :-1].diag_embed(-1)
     nodes, vectors = torch.linalg.eigh(matrices)
     weights = vectors[:, 0].square()

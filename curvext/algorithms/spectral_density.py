@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ def spectral_density(
     width: float | None = None,
     reorthogonalise: bool = True,
     progress: bool = False,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Density:
     """The density of the eigenvalues of a symmetric operator, by stochastic Lanczos quadrature.
 
@@ -52,6 +54,8 @@ def spectral_density(
         reorthogonalise: keep all Lanczos vectors orthogonal. Without, P · steps numbers for each probe need not be
             held, and copies of converged eigenvalues share their weight.
         progress: show a bar over products (needs tqdm).
+        checkpoint: a path. A state is written there after each probe, and an interrupted call that is made again with
+            the same arguments goes on from it.
 
     Returns:
         A :class:`Density`. Its value at a grid point is the mean of φ over the cell that reaches half way to its
@@ -86,7 +90,7 @@ def spectral_density(
             "spectral_density: width", width, "a positive number", lambda w: 0 < w < float("inf")
         )
     points = None if grid is None else _checked(grid)
-    rule = quadrature(products, probes, steps, seed, progress, reorthogonalise)
+    rule = quadrature(products, probes, steps, seed, progress, reorthogonalise, checkpoint)
     there = rule.nodes[rule.weights > 0]
     least, most = float(there.min()), float(there.max())
     if width is None:

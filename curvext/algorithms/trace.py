@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from os import PathLike
 
 import torch
 from torch import Tensor
 
+from curvext.algorithms.checkpoint import Checkpoint
 from curvext.algorithms.leave_one_out import mean_of_left_out, pairs, sketch
 from curvext.algorithms.probes import (
     Probes,
@@ -31,6 +33,7 @@ def trace(
     probes: int = 60,
     seed: int = 0,
     progress: bool = False,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Estimate:
     """The trace of a symmetric operator, with its standard error.
 
@@ -50,6 +53,8 @@ def trace(
             half to A Q. P of them or more give the exact trace, from P columns of the identity.
         seed: of the probes, drawn from a generator of their own.
         progress: show a bar over blocks of products (needs tqdm).
+        checkpoint: a path. A state is written there after each probe, and an interrupted call that is made again with
+            the same arguments goes on from it.
 
     Returns:
         An :class:`Estimate` with scalar tensors, summed in float64. The standard error is 0 where P products gave
@@ -81,12 +86,13 @@ def trace(
     products = Products(A, "trace", sharded=True)
     probes = as_integer("trace: probes", probes, least, why=f"for method={method!r}")
     stream = Probes(products, seed)
+    state = Checkpoint(checkpoint, products, method=method, probes=probes, seed=seed)
     with Progress(progress, min(probes, products.size), "trace") as bar:
         if products.size <= probes:
             value, error = _by_basis(products, bar)
             degrees = math.inf
         else:
-            value, error = estimate(products, probes, stream, bar)
+            value, error = estimate(products, probes, stream, bar, state)
             degrees = samples(probes) - 1
     check_finite(products, value)
     return Estimate(value.to(products.working), error.to(products.working), products.count, degrees)
@@ -104,28 +110,41 @@ def _by_basis(products: Products, bar: Progress) -> Answer:
     return total, torch.zeros_like(total)
 
 
-def _hutchinson(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
-    quadratic = []
-    for run in blocks(count):
+def _hutchinson(
+    products: Products, count: int, probes: Probes, bar: Progress, state: Checkpoint
+) -> Answer:
+    quadratic = [state.numbers["samples"].to(products.device)] if "samples" in state.numbers else []
+    done = sum(map(len, quadratic))
+    probes.skip_signs(done)
+    for run in blocks(count, state)[done:]:
         z = probes.signs(len(run))
         quadratic.append(_dots(products, z, products.block(z)))
+        if state:
+            check_finite(products, quadratic[-1])
+            state.save({"samples": torch.cat(quadratic)})
         bar.to(products.count)
     return _mean(torch.cat(quadratic))
 
 
-def _hutchpp(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
+def _hutchpp(
+    products: Products, count: int, probes: Probes, bar: Progress, state: Checkpoint
+) -> Answer:
     third = count // 3
-    image = multiply(products, probes.normals(third), bar)
+    image = multiply(products, probes.normals(third), bar, state, "image")
     Q = products.vectors.qr(image)[0]
-    exact = _dots(products, Q, multiply(products, representable(products, Q), bar)).sum()
+    image = multiply(products, representable(products, Q), bar, state, "basis_image")
+    exact = _dots(products, Q, image).sum()
     rest = probes.signs(count - 2 * third).double()
     outside = representable(products, rest - Q @ products.vectors.inner(Q, rest))
-    value, error = _mean(_dots(products, outside, multiply(products, outside, bar)))
+    image = multiply(products, outside, bar, state, "rest")
+    value, error = _mean(_dots(products, outside, image))
     return exact + value, error
 
 
-def _xtrace(products: Products, count: int, probes: Probes, bar: Progress) -> Answer:
-    s = sketch(products, probes.normals(count // 2), bar)
+def _xtrace(
+    products: Products, count: int, probes: Probes, bar: Progress, state: Checkpoint
+) -> Answer:
+    s = sketch(products, probes.normals(count // 2), bar, state)
     H = products.vectors.inner(s.basis, s.basis_image)
     ours = products.vectors.inner(s.basis, s.probes)
     forms, lengths = _dots(products, s.probes, s.image), _dots(products, s.probes, s.probes)
@@ -155,7 +174,10 @@ def _xtrace(products: Products, count: int, probes: Probes, bar: Progress) -> An
 
 #: the least budget, the estimator, and the number of samples behind its error for a given budget
 _METHODS: dict[
-    str, tuple[int, Callable[[Products, int, Probes, Progress], Answer], Callable[[int], int]]
+    str,
+    tuple[
+        int, Callable[[Products, int, Probes, Progress, Checkpoint], Answer], Callable[[int], int]
+    ],
 ] = {
     "hutchinson": (1, _hutchinson, lambda m: m),
     "hutch++": (3, _hutchpp, lambda m: m - 2 * (m // 3)),

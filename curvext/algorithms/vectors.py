@@ -75,6 +75,10 @@ class Vectors:
         """The local entries of whole columns ``[P, K]``."""
         return columns
 
+    def add(self, number: int) -> int:
+        """The sum over the processes of an integer of each, modulo 2⁶⁰."""
+        return number % (1 << 60)
+
     def any(self, mask: Tensor) -> bool:
         """Whether some entry of a mask ``[P_r, ...]`` is true, on whichever process."""
         return bool(mask.any())
@@ -182,6 +186,15 @@ class ShardedVectors(Vectors):
 
     def mine(self, columns: Tensor) -> Tensor:
         return columns[self._entries.to(columns.device)]
+
+    def add(self, number: int) -> int:
+        # by digits of 15 bits, whose sums over 512 processes float32 holds exactly; one without entries has 0
+        digits = self._like.new_zeros(self.local, 4)
+        digits[:1] = torch.tensor(
+            [float(number >> 15 * i & 0x7FFF) for i in range(4)], device="cpu"
+        )
+        sums = self.inner(self._first(), digits)[0].tolist()
+        return sum(round(digit) << 15 * i for i, digit in enumerate(sums)) % (1 << 60)
 
     def any(self, mask: Tensor) -> bool:
         marks = (mask.unsqueeze(1) if mask.ndim == 1 else mask.flatten(1)).to(self._like.dtype)

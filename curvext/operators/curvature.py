@@ -104,6 +104,10 @@ class CurvatureOperator(LinearOperator):
         """The operator with its numeric arguments, as ranks compare it."""
         return type(self).__name__
 
+    def identity(self) -> dict[str, Any]:
+        """The matrix, and what model, loss and data it is of; reads the data once."""
+        return {"the operator": self._name(), **self._problem.identity()}
+
     def _columns(self, columns: list[Tensor]) -> Tensor:
         vectors, factors = self._taken([c.detach() for c in columns])
         blocks = [self.space.blocks(v) for v in vectors]

@@ -238,6 +238,10 @@ class LinearOperator(ABC):
             dense[:, start : start + width] = self.matmat(eye)
         return dense
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this matrix from another, by topic: words, and hashes that are the same on all ranks."""
+        return {"the operator": type(self).__name__}
+
     def to_scipy(self) -> ScipyOperator:
         """A ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays of any dtype; of x + iy it gives A x + i A y."""
         return scipy_operator(self.matmat, self.size, self.dtype, self.device)
@@ -337,6 +341,14 @@ class WeightedSum(LinearOperator):
         for factor, operator in others:
             total.add_(operator._columns(columns), alpha=factor)
         return total
+
+    def identity(self) -> dict[str, Any]:
+        """What the terms say, and their factors."""
+        found: dict[str, Any] = {}
+        for number, (factor, a) in enumerate(self.terms, 1):
+            said = {**a.identity(), "the factor": factor}
+            found |= {f"{topic} of term {number} of the sum": what for topic, what in said.items()}
+        return found
 
     def diagonal(self) -> Tensor:
         """Σ_i c_i diag A_i, where every term has one."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from curvext.cache import Cache
-from curvext.data import Batches
+from curvext.data import Batches, tensors
 from curvext.evaluation.evaluation import Evaluation
 from curvext.evaluation.isolation import lock_of
+from curvext.fingerprints import sample_hashes, strided_parts
 from curvext.losses import LossPoint, output_loss
 from curvext.per_sample.backward_pass import BackwardPass
 from curvext.per_sample.recorded import Records
@@ -37,6 +38,7 @@ from curvext.processes import (
     held_parameters,
     unwrapped,
 )
+from curvext.processes.words import digest
 from curvext.products.linearisation import Linearisation, Linearised, SecondDerivatives
 from curvext.space import ParameterSpace, Selection
 
@@ -345,6 +347,26 @@ class Problem(Scales):
                 kept = make()
                 self._cache.put(slot, 0, kept)
             return kept
+
+    @collective
+    def identity(self) -> dict[str, Any]:
+        """Hashes of model, loss and data by topic, the same on all ranks, for a run that is to go on elsewhere."""
+        with self._alone(), self.held.whole(self.group, "what a run is of"):
+            samples, content, shapes = 0, 0, []
+            for batch in self._batches:
+                inside = strided_parts(tensors(batch))
+                if not self._evaluation.is_empty(batch, inside):
+                    content += sample_hashes(inside)[0]
+                    shapes.append([tuple(t.shape) for t in inside])
+                    samples += shapes[-1][0][0] if shapes[-1] and shapes[-1][0] else 1
+            mine = (samples, content, shapes)
+            found = [mine] if self.group.alone else self.group.objects(mine)
+            data = {
+                "samples": sum(count for count, _, _ in found),
+                "content": sum(hashed for _, hashed, _ in found) % 2**63,
+                "batches": digest([cut for _, _, cut in found]),
+            }
+            return {**self.ranks.identity(), "the data": data}
 
     # ------------------------------------------------------------------ words
 

@@ -111,6 +111,13 @@ class Ranks:
         words = Words.of_call(saying.call, saying.vectors, digests=self._said(), count=float(here))
         return all(heard.count for heard in self.group.exchange(words))
 
+    def identity(self) -> dict[str, int]:
+        """Hashes of model and loss as they are now, by topic in words."""
+        self._digests = None
+        self._evaluation.refresh_members()
+        said = self._said()
+        return {text: said[topic] for topic, text in _TOPICS.items()}
+
     def _locate(self, shares: list[int]) -> list[int]:
         """Stores each rank's number of samples; returns the index of each rank's first sample."""
         starts = [sum(shares[:rank]) for rank in range(len(shares))]
@@ -139,6 +146,15 @@ class Ranks:
             }
         return self._digests
 
+
+_TOPICS = {
+    "params": "the selection of params",
+    "parameters": "the contents of the model's parameters",
+    "buffers": "the contents of the model's buffers",
+    "modes": "the mode (train or eval) of the model's modules",
+    "loss": "the loss",
+    "settings": "autocast",
+}
 
 _NO_SAMPLE = "data: no batch of any rank has a sample; at least one is needed"
 

@@ -1,0 +1,232 @@
+"""A run that was cut off goes on with the same bits, or says why it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from runs import RUNS, SIZE, Cut, cutting, matrix, parts
+from sharded import WholeMatrix, vector
+
+import curvext as cx
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def assert_same_bits(found, wanted):
+    found, wanted = parts(found), parts(wanted)
+    assert found.keys() == wanted.keys()
+    for name, t in wanted.items():
+        assert torch.equal(found[name].nan_to_num(7.0), t.nan_to_num(7.0)), name
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(name, tmp_path):
+    whole = RUNS[name](matrix(), tmp_path / "whole")
+    total = whole.products
+    A = matrix()
+    for after in (
+        (0, 13, 12) if total < 40 else (0, 39, 41)
+    ):  # in the first product, and in the middle
+        with pytest.raises(Cut):
+            RUNS[name](cutting(matrix(), after), tmp_path / "cut")
+    asked = []
+    matvec, matmat = A.matvec, A.matmat
+    A.matvec = lambda v: (asked.append(1), matvec(v))[1]
+    A.matmat = lambda V: (asked.append(V.shape[1]), matmat(V))[1]
+    assert_same_bits(RUNS[name](A, tmp_path / "cut"), whole)
+    assert sum(asked) <= total - 15, "it began anew"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_checkpoint_changes_nothing_but_the_order_of_sums(name, tmp_path):
+    with_one, without = RUNS[name](matrix(), str(tmp_path / "there")), RUNS[name](matrix(), None)
+    for key, t in parts(without).items():
+        if key != "vectors":
+            torch.testing.assert_close(
+                parts(with_one)[key], t, rtol=1e-6, atol=1e-9, msg=key, equal_nan=True
+            )
+
+
+def test_a_finished_run_is_there_again(tmp_path):
+    first = runs.eigsh(matrix(), tmp_path)
+    assert_same_bits(runs.eigsh(matrix(), tmp_path), first)
+
+
+@pytest.mark.parametrize("name", ["cg", "eigsh", "xtrace"])
+def test_a_process_that_was_killed_loses_nothing_that_was_written(name, tmp_path):
+    script = Path(runs.__file__)
+    ended = subprocess.run([sys.executable, str(script), name, str(tmp_path), "24"], check=False)
+    assert ended.returncode == -9
+    assert_same_bits(RUNS[name](matrix(), tmp_path), RUNS[name](matrix(), tmp_path / "other"))
+
+
+def cut_run(path, name="eigsh", after=30):
+    with pytest.raises(Cut):
+        RUNS[name](cutting(matrix(), after), path)
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def test_a_state_that_was_being_written_does_not_count(tmp_path):
+    cut_run(tmp_path)
+    half = tmp_path / "state-000007"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"half")
+    (tmp_path / "complete.new").write_text("{")
+    assert_same_bits(runs.eigsh(matrix(), tmp_path), runs.eigsh(matrix(), tmp_path / "other"))
+    assert not half.exists()
+
+
+def test_a_run_that_is_cut_off_while_it_writes_has_the_state_before(tmp_path, monkeypatch):
+    from curvext.algorithms import checkpoint
+
+    replace, left = checkpoint._replace, [2]
+
+    def failing(file, text):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("no space left on device")
+        replace(file, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_replace", failing)
+        with pytest.raises(OSError, match="no space left"):
+            runs.eigsh(matrix(), tmp_path)
+    assert_same_bits(runs.eigsh(matrix(), tmp_path), runs.eigsh(matrix(), tmp_path / "other"))
+
+
+def test_a_damaged_state_is_refused(tmp_path):
+    for file in cut_run(tmp_path):
+        data = file.read_bytes()
+        for damaged in (data[: len(data) // 2], b""):
+            file.write_bytes(damaged)
+            with pytest.raises(ValueError, match="eigsh: checkpoint '.*cannot be read .*Delete it"):
+                runs.eigsh(matrix(), tmp_path)
+        file.write_bytes(data)
+    assert_same_bits(runs.eigsh(matrix(), tmp_path), runs.eigsh(matrix(), tmp_path / "other"))
+
+
+CHANGES = {
+    "seed": ("eigsh", dict(seed=1)),
+    "k": ("eigsh", None),
+    "which": ("eigsh", dict(which="SA")),
+    "tol": ("eigsh", dict(tol=1e-9)),
+    "ncv": ("eigsh", dict(ncv=14)),
+    "maxiter": ("eigsh", dict(maxiter=999)),
+    "v0": ("eigsh", dict(v0=vector(SIZE))),
+    "verify": ("eigsh", dict(verify=False)),
+    "damping": ("cg", dict(damping=4.4)),
+    "x0": ("cg", dict(x0=vector(SIZE))),
+    "preconditioner": ("cg", dict(preconditioner=vector(SIZE).square() + 2)),
+    "method": ("trace", None),
+    "probes": ("diagonal", dict(probes=31)),
+    "steps": ("density", dict(steps=11)),
+    "reorthogonalise": ("density", dict(reorthogonalise=False)),
+}
+
+
+@pytest.mark.parametrize("argument", CHANGES)
+def test_another_argument_is_named(argument, tmp_path):
+    name, change = CHANGES[argument]
+    cut_run(tmp_path, name, 20)
+    call = {
+        "k": lambda: cx.eigsh(matrix(), 4, which="LA", ncv=12, tol=1e-12, checkpoint=tmp_path),
+        "method": lambda: cx.trace(matrix(), "xtrace", 30, checkpoint=tmp_path),
+    }.get(argument, lambda: RUNS[name](matrix(), tmp_path, **(change or {})))
+    with pytest.raises(ValueError, match=f"the argument {argument} is not the same"):
+        call()
+
+
+def test_another_right_hand_side_is_named(tmp_path):
+    cut_run(tmp_path, "cg", 20)
+    b = vector(SIZE, 2)[:, 1].clone()
+    b[5] += 1e-13
+    with pytest.raises(ValueError, match="the argument b is not the same"):
+        cx.cg(matrix(), b, damping=1.1, tol=1e-13, checkpoint=tmp_path)
+
+
+def test_another_algorithm_and_another_matrix_are_named(tmp_path):
+    cut_run(tmp_path)
+    with pytest.raises(ValueError, match="the algorithm is not the same: eigsh then, trace now"):
+        cx.trace(matrix(), probes=30, checkpoint=tmp_path)
+    other = matrix().dense.clone()
+    other[3, 3] += 1e-6
+    with pytest.raises(ValueError, match="A is not the same matrix"):
+        runs.eigsh(WholeMatrix(other), tmp_path)
+    with pytest.raises(ValueError, match="the shape of A is not the same"):
+        runs.eigsh(WholeMatrix(other[:99, :99]), tmp_path)
+
+
+def test_nan_leaves_the_state_before(tmp_path):
+    for name, run in RUNS.items():
+        path = tmp_path / name.replace(" ", "-")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.suppress(ValueError, RuntimeError):
+                run(cutting(matrix(), 25, "nan"), path)
+        assert_same_bits(run(matrix(), path), run(matrix(), tmp_path / "other" / path.name))
+
+
+def test_a_small_matrix_that_is_formed_has_a_checkpoint_too(tmp_path):
+    A = WholeMatrix(torch.diag(torch.arange(1.0, 9.0)))
+    for path in (tmp_path, tmp_path):
+        assert float(cx.eigsh(A, 1, checkpoint=path).values) == pytest.approx(8.0)
+    with pytest.raises(ValueError, match="the argument seed is not the same"):
+        cx.eigsh(A, 1, seed=1, checkpoint=tmp_path)
+
+
+def test_what_is_no_path_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="trace: checkpoint: expected None or a path, got int"):
+        cx.trace(matrix(), checkpoint=3)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match="expected a folder"):
+        cx.trace(matrix(), checkpoint=file)
+    assert file.read_text() == "mine"
+
+
+def posed():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(6, 12), torch.nn.Tanh(), torch.nn.Linear(12, 5)
+    ).double()
+    return (
+        model,
+        torch.nn.CrossEntropyLoss(),
+        (torch.randn(20, 6).double(), torch.randint(5, (20,))),
+    )
+
+
+def begun(path):
+    model, loss, data = posed()
+    cx.trace(cx.HessianOperator(model, loss, data), probes=3, checkpoint=path)
+
+
+def test_another_model_loss_or_data_is_named(tmp_path):
+    begun(tmp_path)
+    model, loss, (x, y) = posed()
+
+    def again(model=model, loss=loss, data=(x, y), kind=cx.HessianOperator, **options):
+        cx.trace(kind(model, loss, data, **options), probes=3, checkpoint=tmp_path)
+
+    again()
+    with pytest.raises(ValueError, match="data"):
+        again(data=(x, y.roll(1)))
+    with pytest.raises(ValueError, match="data"):
+        again(data=(x[:-1], y[:-1]))
+    with pytest.raises(ValueError, match="the loss is not the same"):
+        again(loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1))
+    with pytest.raises(ValueError, match="the operator is not the same"):
+        again(kind=cx.GGNOperator)
+    with pytest.raises(ValueError, match="the shape of A is not the same"):
+        again(params="0.*")
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1e-9
+    with pytest.raises(ValueError, match="the contents of the model's parameters is not the same"):
+        again()
