@@ -170,6 +170,7 @@ class Checkpoint:
                     folder, ignore_errors=True
                 )  # of a run that was cut off while writing it
                 folder.mkdir(parents=True)
+        with processes.shared():
             processes.save(state, folder)
         with processes.shared():
             if processes.rank == 0:

@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from curvext.algorithms.vectors import ShardedVectors, Vectors, is_sharded, units
+from curvext.algorithms.sharded_vectors import ShardedVectors, is_sharded
+from curvext.algorithms.vectors import Vectors, units
 from curvext.dtypes import dtype_of_sums
 
 
@@ -15,8 +16,8 @@ from curvext.dtypes import dtype_of_sums
 class SymmetricOperator(Protocol):
     """What an algorithm needs of A: curvext operators provide it, and a user's object may.
 
-    Where it also has ``inner`` and ``entries`` (:class:`curvext.algorithms.vectors.Sharded`), its vectors lie on
-    several processes, and ``matvec`` takes and gives the local entries ``[P_r]``.
+    Where it also has ``inner`` and ``entries`` (:class:`curvext.algorithms.sharded_vectors.Sharded`), its vectors lie
+    on several processes, and ``matvec`` takes and gives the local entries ``[P_r]``.
     """
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
-from curvext.algorithms.vectors import is_sharded
+from curvext.algorithms.sharded_vectors import is_sharded
 from curvext.results import Step
 
 Parameters = ParamSpec("Parameters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import multiprocessing
 import os
@@ -34,9 +35,10 @@ class Ranks:
 
     Args:
         world: W.
+        patience: seconds after which the group gives a rank up.
     """
 
-    def __init__(self, world: int) -> None:
+    def __init__(self, world: int, patience: float = PATIENCE) -> None:
         self.world = world
         self._folder = tempfile.TemporaryDirectory()
         meeting = "file://" + os.path.join(self._folder.name, "meeting")
@@ -45,7 +47,7 @@ class Ranks:
         for rank in range(world):
             here, there = context.Pipe()
             process = context.Process(
-                target=_serve, args=(there, rank, world, meeting), daemon=True
+                target=_serve, args=(there, rank, world, meeting, patience), daemon=True
             )
             process.start()
             self._pipes.append(here)
@@ -55,10 +57,16 @@ class Ranks:
         """``function(rank, world, *args)`` on every rank, a function at the top of a module."""
         for pipe in self._pipes:
             pipe.send_bytes(pickle.dumps((function, args)))  # by value, not by shared memory
-        found = []
-        for rank, pipe in enumerate(self._pipes):
-            assert pipe.poll(2 * PATIENCE), f"rank {rank} of {self.world} hangs in {function}"
-            found.append(pickle.loads(pipe.recv_bytes()))
+        return [self._answer(rank, function) for rank in range(self.world)]
+
+    def _answer(self, rank: int, function: Callable[..., Any]) -> Outcome:
+        assert self._pipes[rank].poll(2 * PATIENCE), (
+            f"rank {rank} of {self.world} hangs in {function}"
+        )
+        try:
+            found: Outcome = pickle.loads(self._pipes[rank].recv_bytes())
+        except EOFError:
+            return Outcome(None, "EOFError", "this rank has died")
         return found
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -71,7 +79,8 @@ class Ranks:
     def close(self) -> None:
         """Ends the processes."""
         for pipe in self._pipes:
-            pipe.send_bytes(pickle.dumps(None))
+            with contextlib.suppress(BrokenPipeError):  # of one that has died
+                pipe.send_bytes(pickle.dumps(None))
         for process in self._processes:
             process.join(10)
             if process.is_alive():
@@ -79,7 +88,7 @@ class Ranks:
         self._folder.cleanup()
 
 
-def _serve(pipe: Any, rank: int, world: int, meeting: str) -> None:
+def _serve(pipe: Any, rank: int, world: int, meeting: str, patience: float) -> None:
     """A rank: does what it is sent until nothing more comes."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -88,7 +97,7 @@ def _serve(pipe: Any, rank: int, world: int, meeting: str) -> None:
         init_method=meeting,
         rank=rank,
         world_size=world,
-        timeout=datetime.timedelta(seconds=PATIENCE),
+        timeout=datetime.timedelta(seconds=patience),
     )
     while (work := pickle.loads(pipe.recv_bytes())) is not None:
         function, args = work
