@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from curvext.algorithms.checkpoint import Checkpoint
 from curvext.algorithms.lanczos import multiply
 from curvext.algorithms.products import Products, SymmetricOperator
+from curvext.algorithms.sharded_vectors import is_sharded
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, check_dense
 from curvext.progress import Progress
@@ -120,11 +121,9 @@ def cg(
         converged: residual 0.0e+00, 1 iterations, 2 products
     """
     if isinstance(b, Mapping):
-        flat = cg(
-            A, _flat(A, "b", b), damping, tol, maxiter, x0, preconditioner, progress, checkpoint
-        )
-        split: Callable[[Tensor], dict[str, Tensor]] = A.split  # type: ignore[attr-defined]
-        return _in_form(flat, split)
+        right, back = _by_name(A, b)
+        flat = cg(A, right, damping, tol, maxiter, x0, preconditioner, progress, checkpoint)
+        return _in_form(flat, back)
     x0 = _flat(A, "x0", x0) if isinstance(x0, Mapping) else x0
     if isinstance(preconditioner, Mapping):
         preconditioner = _flat(A, "preconditioner", preconditioner)
@@ -191,8 +190,28 @@ def _in_form(found: CGResult[Tensor], form: Callable[[Tensor], Form]) -> CGResul
     )
 
 
+def _is_dtensor(t: Tensor) -> bool:
+    return hasattr(t, "placements")
+
+
+def _by_name(
+    A: SymmetricOperator, b: Named
+) -> tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]:
+    """``{name: tensor}`` as a flat vector, and how a flat answer gets its form; local entries of DTensors."""
+    vectors: Any = getattr(A, "local_vectors", None)
+    if is_sharded(A) and vectors is not None and any(map(_is_dtensor, b.values())):
+        full: Callable[[Tensor], Tensor] = A.full  # type: ignore[attr-defined]
+        return A.local(b), lambda v: vectors.named(full(v))  # type: ignore[attr-defined]
+    flat = _flat(A, "b", b)
+    split: Callable[[Tensor], dict[str, Tensor]] = A.split  # type: ignore[attr-defined]
+    return flat, split
+
+
 def _flat(A: SymmetricOperator, name: str, named: Named) -> Tensor:
     """``{name: tensor}`` as the flat vector of an operator that knows the names."""
+    if is_sharded(A) and any(map(_is_dtensor, named.values())):
+        local: Tensor = A.local(named)  # type: ignore[attr-defined]
+        return local
     flatten = getattr(A, "flatten", None)
     if flatten is None or not hasattr(A, "split"):
         raise TypeError(

@@ -10,6 +10,7 @@ One file because writing, reading and comparing know one format.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -21,9 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from curvext.algorithms import draws
 from curvext.algorithms.products import Products
@@ -276,6 +275,7 @@ class _Processes:
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
         """Writes a folder; each process its part where vectors are sharded, else the first one all of it."""
+        dcp = _distributed_checkpoint()
         writer = dcp.FileSystemWriter(folder)
         with _quietly(), _as_errors():
             if self.sharded and self._group is not None:
@@ -342,11 +342,19 @@ def _hash(t: Tensor) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def _distributed_checkpoint() -> Any:
+    """``torch.distributed.checkpoint``, which takes seconds to import and is for long runs alone."""
+    return importlib.import_module("torch.distributed.checkpoint")
+
+
 def _keys(folder: Path) -> list[str]:
-    return sorted(dcp.FileSystemReader(folder).read_metadata().state_dict_metadata)
+    return sorted(
+        _distributed_checkpoint().FileSystemReader(folder).read_metadata().state_dict_metadata
+    )
 
 
 def _loaded(folder: Path, key: str) -> Tensor:
+    dcp = _distributed_checkpoint()
     reader = dcp.FileSystemReader(folder)
     kept: Any = reader.read_metadata().state_dict_metadata[key]
     t = torch.empty(kept.size, dtype=kept.properties.dtype, device="cpu")
@@ -360,7 +368,9 @@ def _as_errors() -> Iterator[None]:
     """What PyTorch raises for failures on some ranks is no ``Exception``; here it becomes one."""
     try:
         yield
-    except CheckpointException as failed:
+    except BaseException as failed:
+        if not isinstance(failed, _distributed_checkpoint().CheckpointException):
+            raise
         said = [f"rank {r} raised {type(e).__name__}: {e}" for r, (e, _) in failed.failures.items()]
         raise RuntimeError("; ".join(said)) from failed
 

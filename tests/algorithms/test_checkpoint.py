@@ -12,7 +12,7 @@ import pytest
 import runs
 import torch
 from runs import RUNS, SIZE, Cut, cutting, matrix, parts
-from sharded import WholeMatrix, vector
+from sharded_matrix import WholeMatrix, vector
 
 import curvext as cx
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sharded import LAYOUTS, dense, sharded
+from sharded_matrix import LAYOUTS, dense, sharded
 
 from curvext.algorithms import draws
 from curvext.algorithms.products import Products

@@ -14,7 +14,7 @@ from compare import assert_close
 from problems import pose
 from ranks import Ranks
 from runs import CLOSE, RUNS, Cut, cutting, matrix, parts
-from sharded import dense, sharded
+from sharded_matrix import dense, sharded
 from shards import samples, shard
 
 import curvext as cx

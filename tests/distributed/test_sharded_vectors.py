@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compare import assert_close
-from sharded import LAYOUTS, ShardedMatrix, WholeMatrix, dense, sharded, vector
+from sharded_matrix import LAYOUTS, ShardedMatrix, WholeMatrix, dense, sharded, vector
 
 import curvext as cx
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import torch
-from sharded import SPECTRUM, WholeMatrix, dense, vector
+from sharded_matrix import SPECTRUM, WholeMatrix, dense, vector
 from torch import Tensor
 
 import curvext as cx
