@@ -9,13 +9,16 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 NATIVE := setup.py curvext/_compile.py $(shell find csrc -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench gpu cuda-check cuda-emulate docs wheel clean
+.PHONY: help demo demo-distributed test check bench gpu cuda-check cuda-emulate docs wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.built ## train a small network on digits and compare H, G, F and the empirical Fisher
 	$(BIN)/python examples/digits.py
+
+demo-distributed: $(VENV)/.built ## the spectrum of a small GPT on two processes, and the same on one
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/gpt_spectrum.py
 
 # In two processes, as most of the time is Python's; a thread that waits for a core that is busy helps nobody.
 test: $(VENV)/.built ## run every test, doctest and code block of the documentation

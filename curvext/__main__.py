@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 import curvext
 from curvext import _build, _extension
@@ -125,17 +126,29 @@ def write_report(options: argparse.Namespace) -> None:
     title = "a network on handwritten digits" if options.demo else options.target
 
     say("the risk")
+    began = dist.is_available() and dist.is_initialized()
+    risk = _asked_for(options)
+    if risk.group.alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RefusedError(
+            f"{title} returned a risk of one process, and {os.environ['WORLD_SIZE']} were started: the function calls "
+            "torch.distributed.init_process_group and passes process_group= to EmpiricalRisk, with its own shard of "
+            "the data"
+        )
+    first = risk.group.rank == 0
     report = measure(
-        _asked_for(options),
+        risk,
         title=title,
         leading=options.leading,
         probes=options.probes,
         density_steps=options.steps,
         seed=options.seed,
-        say=say,
+        say=say if first else lambda words: None,
     )
-    path.write_text(as_html(report) if path.suffix == ".html" else as_json(report), "utf-8")
-    print(path)
+    if first:
+        path.write_text(as_html(report) if path.suffix == ".html" else as_json(report), "utf-8")
+        print(path)
+    if not risk.group.alone and not began:
+        dist.destroy_process_group()  # the function of the user made it for this command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

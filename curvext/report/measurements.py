@@ -146,6 +146,7 @@ def measure(
             "device": str(risk.space.device),
             "dtype": str(risk.space.dtype).removeprefix("torch."),
             "threads": str(torch.get_num_threads()),
+            **({} if risk.group.alone else {"processes": str(risk.group.size)}),
         },
     )
 
@@ -239,6 +240,9 @@ def _costs(risk: EmpiricalRisk, comparison: Comparison, rounds: int, seed: int) 
     leaves = [p for p in risk.space.parameters.values()]
 
     def gradient() -> None:
+        if not risk.group.alone:  # one of all processes, sums over them included
+            risk.gradient()
+            return
         with risk.backward_passes() as batches:
             for backward, point in batches:
                 if backward.output.requires_grad:
