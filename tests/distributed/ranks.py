@@ -35,10 +35,9 @@ class Ranks:
 
     Args:
         world: W.
-        patience: seconds after which the group gives a rank up.
     """
 
-    def __init__(self, world: int, patience: float = PATIENCE) -> None:
+    def __init__(self, world: int) -> None:
         self.world = world
         self._folder = tempfile.TemporaryDirectory()
         meeting = "file://" + os.path.join(self._folder.name, "meeting")
@@ -47,7 +46,7 @@ class Ranks:
         for rank in range(world):
             here, there = context.Pipe()
             process = context.Process(
-                target=_serve, args=(there, rank, world, meeting, patience), daemon=True
+                target=_serve, args=(there, rank, world, meeting), daemon=True
             )
             process.start()
             self._pipes.append(here)
@@ -88,7 +87,7 @@ class Ranks:
         self._folder.cleanup()
 
 
-def _serve(pipe: Any, rank: int, world: int, meeting: str, patience: float) -> None:
+def _serve(pipe: Any, rank: int, world: int, meeting: str) -> None:
     """A rank: does what it is sent until nothing more comes."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -97,7 +96,7 @@ def _serve(pipe: Any, rank: int, world: int, meeting: str, patience: float) -> N
         init_method=meeting,
         rank=rank,
         world_size=world,
-        timeout=datetime.timedelta(seconds=patience),
+        timeout=datetime.timedelta(seconds=PATIENCE),
     )
     while (work := pickle.loads(pipe.recv_bytes())) is not None:
         function, args = work

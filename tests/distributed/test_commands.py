@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
 
 import curvext as cx
 from curvext.__main__ import main
@@ -33,7 +32,6 @@ def of_all():
 
 
 def reported(rank, world, folder):
-    os.chdir(folder)
     sys.path.insert(0, folder)
     main(
         [
@@ -48,18 +46,15 @@ def reported(rank, world, folder):
         ]
     )
     assert dist.is_initialized(), "a group that was there before is left"
-    return sorted(p.name for p in Path(folder).glob("*.json"))
+    sys.path.remove(folder)
 
 
+@pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_the_report_of_several_processes_is_that_of_the_union_and_written_once(
-    tmp_path, monkeypatch, capsys
+    ranks, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "posed.py").write_text(MODULE)
-    started = Ranks(2)
-    try:
-        started.run(reported, str(tmp_path))
-    finally:
-        started.close()
+    ranks.run(reported, str(tmp_path))
     assert [p.name for p in tmp_path.glob("of-*.json")] == ["of-0.json"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

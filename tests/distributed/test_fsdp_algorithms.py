@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from compare import assert_close
+from fully_sharded import group, mesh_of, sharded
 from problems import pose
-from sharded import group, mesh_of, sharded
 from shards import samples, shard, union
 
 import curvext as cx

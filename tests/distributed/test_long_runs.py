@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib
 import os
 import tempfile
 import time
@@ -20,13 +22,8 @@ from shards import samples, shard
 import curvext as cx
 from curvext.algorithms import checkpoint
 
-
-@pytest.fixture(scope="module")
-def ranks():
-    """Two are enough: a state on disk costs many messages."""
-    started = Ranks(2)
-    yield started
-    started.close()
+#: a state on disk costs many messages, and two ranks are enough to see what is wrong
+on_two = pytest.mark.parametrize("ranks", [2], indirect=True)
 
 
 @pytest.fixture
@@ -47,6 +44,7 @@ def of_sharded(rank, world, name, layout, path, after=None):
     return None
 
 
+@on_two
 @pytest.mark.parametrize("name", ["cg", "eigsh", "xtrace"])
 def test_sharded_runs_go_on_with_the_same_bits(ranks, name, path):
     whole = ranks.run(of_sharded, name, "scattered", path + "/whole")
@@ -60,6 +58,7 @@ def test_sharded_runs_go_on_with_the_same_bits(ranks, name, path):
             assert torch.equal(found[key].nan_to_num(7.0), t.nan_to_num(7.0)), key
 
 
+@on_two
 def test_a_sharded_run_goes_on_where_entries_lie_otherwise(ranks, path):
     for name in ("eigsh", "diagonal"):
         here = f"{path}/{name}"
@@ -102,6 +101,7 @@ def of_replicas(rank, world, path, after):
     return parts(found)
 
 
+@on_two
 def test_replicas_go_on_with_the_same_bits_after_one_of_them_raised(ranks, path):
     many = 1 << 30
     whole = ranks.run(of_replicas, path + "/whole", many)[0]
@@ -141,6 +141,7 @@ def full_disk(rank, world, path, kind):
         checkpoint._replace = replace
 
 
+@on_two
 @pytest.mark.parametrize("kind", ["sharded", "replicas"])
 def test_a_state_that_cannot_be_written_is_an_error_of_all(ranks, kind, path):
     first, *others = ranks.run(full_disk, path, kind)
@@ -191,6 +192,7 @@ def of_grouped(rank, world, case):
     return seen, float(cx.trace(A, probes=9).value)
 
 
+@on_two
 @pytest.mark.parametrize("case", RAISING)
 def test_an_error_between_reductions_is_one_of_all(ranks, case):
     found = ranks.run(of_grouped, case)
@@ -207,15 +209,22 @@ def test_an_error_between_reductions_is_one_of_all(ranks, case):
 # ---------------------------------------------------------------------- death
 
 
+#: seconds
+TIMEOUT = 6
+
+
 def of_a_dying_rank(rank, world, path, how):
     A = sharded(dense(spectrum=CLOSE), "runs", rank, world)
+    importlib.import_module("torch.distributed.checkpoint")  # which takes longer than the timeout
+    dist.barrier()
+    A.process_group = dist.new_group(timeout=datetime.timedelta(seconds=TIMEOUT))
     if rank == 1:
         times, left = A._times, [30]
 
         def dying(V):
             left[0] -= 1
             if left[0] < 0:
-                os._exit(1) if how == "dies" else time.sleep(12)
+                os._exit(1) if how == "dies" else time.sleep(2 * TIMEOUT)
             return times(V)
 
         A._times = dying
@@ -229,13 +238,13 @@ def of_a_dying_rank(rank, world, path, how):
 
 @pytest.mark.parametrize("how", ["dies", "falls silent"])
 def test_a_rank_that_is_gone_is_an_error_of_the_others_within_the_timeout(how, path):
-    started = Ranks(2, patience=4)
+    started = Ranks(2)
     try:
         first, second = started.outcomes(of_a_dying_rank, path, how)
     finally:
         started.close()
     assert first.value is not None, "rank 0 saw nothing"
-    assert first.value[1] < 4 + 6, "it waited longer than the group's timeout"
+    assert first.value[1] < 2 * TIMEOUT, "it waited longer than the group's timeout"
     if how == "dies":
         assert second.message == "this rank has died"
     # the last complete state is there: a process alone goes on from it

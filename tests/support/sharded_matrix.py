@@ -31,6 +31,8 @@ class ShardedMatrix:
         self.shape = tuple(dense.shape)
         self.dtype, self.device = dense.dtype, dense.device
         self.products = 0
+        #: the processes; None for all of them, or none at all
+        self.process_group: Any = None
         #: shape of every reduction
         self.reductions: list[tuple[int, ...]] = []
 
@@ -58,7 +60,7 @@ class ShardedMatrix:
     def _sum(self, t: Tensor) -> Tensor:
         t = t.contiguous()
         if dist.is_initialized():
-            dist.all_reduce(t)
+            dist.all_reduce(t, group=self.process_group)
         return t
 
 
