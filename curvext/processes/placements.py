@@ -1,15 +1,14 @@
-"""In which ways parameters may be sharded: as ``fully_shard`` cuts them, computing in their own dtype and device."""
+"""In which ways parameters may be sharded: as ``fully_shard`` cuts them, on the device that computes with them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from curvext.processes.shards import Cut, Sharded
-from curvext.torch_internals.fsdp import compute_dtypes, placement_kinds
+from curvext.torch_internals.fsdp import placement_kinds
 
 
 def part_of(name: str, p: Any) -> Sharded:
@@ -53,14 +52,3 @@ def misplaced(name: str, p: Any) -> ValueError:
         "(tensor, pipeline or expert parallelism, say): process_group= takes replicas of the whole model, or "
         "parameters that torch.distributed.fsdp.fully_shard cut into Shard along the mesh of process_group"
     )
-
-
-def check_policy(module: nn.Module, dtype: torch.dtype) -> None:
-    """Raises a ValueError if a module computes in another dtype than its parameters have."""
-    for what, wanted in zip(("param_dtype", "output_dtype"), compute_dtypes(module), strict=True):
-        if wanted not in (None, dtype):
-            raise ValueError(
-                f"model: its MixedPrecisionPolicy has {what}={wanted} for parameters in {dtype}; there is no rule for "
-                "that: apply fully_shard without mp_policy, use torch.autocast around the calls, or give the model "
-                "parameters of that dtype"
-            )

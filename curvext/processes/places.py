@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from curvext.dtypes import dtype_of_sums
 from curvext.processes.placements import misplaced, part_of
 from curvext.processes.shards import Sharded
-from curvext.torch_internals.fsdp import is_dtensor, sharded_parameters
+from curvext.torch_internals.fsdp import FullyShardCall, is_dtensor
 from curvext.torch_internals.modules import parameters_of
 
 #: a module, and the name of a parameter within it
@@ -47,20 +48,20 @@ def parameters_in(model: nn.Module) -> list[tuple[str, nn.Module, str, Any]]:
 
 def sharded_among(
     standing: Sequence[tuple[str, nn.Module, str, Any]],
-    modules: Sequence[nn.Module],
+    calls: Sequence[FullyShardCall],
     before: Mapping[Place, nn.Parameter],
 ) -> list[ShardedParameter]:
     """The sharded parameters among those of a model.
 
     Args:
         standing: see :func:`parameters_in`.
-        modules: to which ``fully_shard`` was applied.
+        calls: those of ``fully_shard``, which learn where their parameters stand.
         before: plain parameters made earlier, which are taken again where they fit.
 
     Raises:
         ValueError: there is none, or one lies in a way for which there is no rule.
     """
-    managed = {id(p): origin for p, origin in sharded_parameters(modules)}
+    managed = {id(p): origin for call in calls for p, origin in call.parameters()}
     origins: dict[object, str] = {}
     table: dict[int, ShardedParameter] = {}
     for prefix, module, name, p in standing:
@@ -84,6 +85,10 @@ def sharded_among(
             "model: fully_shard was applied, but not all of its sharded parameters are in their places; after an error "
             "in a forward pass call reset_iter_state() of the outermost FSDP module"
         )
+    for call in calls:
+        mine = [table[id(p)] for p, _ in call.parameters()]
+        call.places = [(module, name, p.leaf) for p in mine for module, name in p.places]
+        _check_casts(call)
     meshes = list(dict.fromkeys(p.part.mesh for p in table.values()))
     if len(meshes) > 1:
         raise ValueError(
@@ -106,3 +111,24 @@ def _leaf_of(sharded: Any, before: nn.Parameter | None) -> nn.Parameter:
         data = torch.empty(sharded.shape, dtype=local.dtype, device=local.device)
         data.untyped_storage().resize_(0)
         return nn.Parameter(data, sharded.requires_grad)
+
+
+def _check_casts(call: FullyShardCall) -> None:
+    """Raises a ValueError for a MixedPrecisionPolicy under which sums of products would have another dtype.
+
+    Or where a layer has its weights in a list of its own, in which they would not be cast.
+    """
+    for what, wanted in (("param_dtype", call.param_dtype), ("output_dtype", call.output_dtype)):
+        for module, name, p in call.places:
+            if wanted is None or wanted == p.dtype:
+                continue
+            if dtype_of_sums(wanted) != p.dtype:
+                raise ValueError(
+                    f"model: a MixedPrecisionPolicy with {what}={wanted} for parameters in {p.dtype}; there is a rule "
+                    "for bfloat16 and float16 beside float32 parameters: apply fully_shard with such a policy, or none"
+                )
+            if isinstance(module, nn.RNNBase):
+                raise ValueError(
+                    f"model: a MixedPrecisionPolicy with {what}={wanted} on {name!r} of {type(module).__name__}, for "
+                    "which there is no rule; apply fully_shard to that layer without mp_policy"
+                )

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from curvext.fingerprints import fingerprints
 from curvext.processes.group import Group
 from curvext.processes.held import NOTHING, HeldParameters
-from curvext.processes.placements import check_policy, check_wrappers, misplaced
+from curvext.processes.placements import check_wrappers, misplaced
 from curvext.processes.places import ShardedParameter, parameters_in, sharded_among
 from curvext.processes.shards import Cut, LocalVectors, Sharded
 from curvext.processes.words import Words, digest
 from curvext.torch_internals.fsdp import (
-    forward_hooks_set_aside,
+    fully_shard_calls,
     fully_sharded_modules,
     is_dtensor,
+    without_fsdp_hooks,
 )
 from curvext.torch_internals.tensors import version_of
 
@@ -45,6 +46,7 @@ class ShardedParameters(HeldParameters):
     def __init__(self, model: nn.Module, modules: list[nn.Module]) -> None:
         self._model = model
         self._modules = modules
+        self._calls = fully_shard_calls(modules)
         self._table: list[ShardedParameter] = []
         self._seen: list[tuple[int, str, int]] = []
         self._depth = 0
@@ -84,7 +86,7 @@ class ShardedParameters(HeldParameters):
         try:
             with torch.inference_mode(False), torch.no_grad():
                 self._fill()
-            with forward_hooks_set_aside(self._modules), self._in_place():
+            with without_fsdp_hooks(self._modules, self._calls), self._in_place():
                 yield
         finally:
             self._depth -= 1
@@ -161,9 +163,11 @@ class ShardedParameters(HeldParameters):
         if seen == self._seen:
             return
         before = {place: p.leaf for p in self._table for place in p.places}
-        table = sharded_among(standing, self._modules, before)
-        for m in self._modules:
-            check_policy(m, table[0].leaf.dtype)
+        table = sharded_among(standing, self._calls, before)
+        if self._table and table[0].part.mesh != self._mesh:
+            raise ValueError(
+                "model: its parameters lie on another mesh than when the risk was made; make a new risk"
+            )
         self._table, self._seen = table, seen
         self.stand_ins = {id(p.leaf) for p in table}
 

@@ -12,12 +12,13 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from curvext.torch_internals.hooks import FORWARD_HOOKS
+from curvext.torch_internals.tensors import map_leaves
 
 
 def is_dtensor(t: object) -> bool:
@@ -48,77 +49,109 @@ def fully_sharded_modules(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
 
 
-def sharded_parameters(modules: Iterable[nn.Module]) -> list[tuple[Tensor, object]]:
-    """The sharded parameters of modules under ``fully_shard``, whichever are in their place now.
+class FullyShardCall:
+    """What one call of ``fully_shard`` set up: parameters, a MixedPrecisionPolicy, and hooks around forward passes.
 
-    Each with a token that is equal for those that were one tied parameter before, where this version of PyTorch notes
-    that: ``_orig_param_uid``.
+    The hooks gather and free parameters, and reduce gradients in a backward pass. In their place :meth:`before` and
+    :meth:`after` do what the policy says, as operations of the graph: parameters are cast to ``param_dtype``, and
+    inputs too unless ``cast_forward_inputs=False``; outputs to ``output_dtype``. So derivatives are by the parameters
+    in their own dtype.
+
+    Args:
+        state: FSDP's.
     """
-    return [
-        (p.sharded_param, getattr(p, "_orig_param_uid", id(p)))
-        for state in _states(modules)
-        for group in _groups(state)
-        for p in group.fsdp_params
-    ]
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        policy = state._mp_policy
+        self.param_dtype: torch.dtype | None = policy.param_dtype
+        self.output_dtype: torch.dtype | None = policy.output_dtype
+        self._casts_inputs: bool = policy.cast_forward_inputs
+        #: modules, names, and the plain parameters that stand there during a call
+        self.places: list[tuple[nn.Module, str, Tensor]] = []
+
+    def parameters(self) -> list[tuple[Tensor, object]]:
+        """The sharded parameters, whether they are in their places now or not.
+
+        Each with a token that is equal for those that were one tied parameter before, where this version of PyTorch
+        notes that: ``_orig_param_uid``.
+        """
+        several = getattr(self.state, "_fsdp_param_groups", None)
+        if several is None:
+            several = [self.state._fsdp_param_group]
+        return [
+            (p.sharded_param, getattr(p, "_orig_param_uid", id(p)))
+            for group in several
+            if group is not None
+            for p in group.fsdp_params
+        ]
+
+    def hook_numbers(self) -> list[int]:
+        """The numbers of FSDP's forward hooks."""
+        handles = [self.state._pre_forward_hook_handle, self.state._post_forward_hook_handle]
+        return [h.id for handle in handles for h in getattr(handle, "handles", [handle])]
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """In the place of FSDP's hook before a forward pass."""
+        if self.param_dtype is None:
+            return args, kwargs
+        for owner, name, p in self.places:
+            # no parameter, so that only the table takes it; afterwards the parameter stands there again
+            table: dict[str, Any] = owner._parameters
+            table[name] = p.to(self.param_dtype)
+        return _cast((args, kwargs), self.param_dtype) if self._casts_inputs else (args, kwargs)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """In the place of FSDP's hook after a forward pass."""
+        if self.param_dtype is not None:
+            for owner, name, p in self.places:
+                table: dict[str, Any] = owner._parameters
+                table[name] = p
+        return output if self.output_dtype is None else _cast(output, self.output_dtype)
 
 
-def compute_dtypes(module: nn.Module) -> tuple[torch.dtype | None, torch.dtype | None]:
-    """The ``param_dtype`` and ``output_dtype`` of a module's MixedPrecisionPolicy; None where nothing is cast."""
-    policy = _state(module)._mp_policy
-    return policy.param_dtype, policy.output_dtype
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    def change(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    return map_leaves(change, values)
+
+
+def fully_shard_calls(modules: Iterable[nn.Module]) -> list[FullyShardCall]:
+    """The calls of ``fully_shard`` that sharded some modules; one call may have sharded several."""
+    states = [cast(Any, module)._get_fsdp_state() for module in modules]
+    return [FullyShardCall(state) for state in {id(s): s for s in states}.values()]
 
 
 @contextmanager
-def forward_hooks_set_aside(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Forward passes without what ``fully_shard`` does before and after them: gather, free, reduce in a backward pass.
+def without_fsdp_hooks(
+    modules: Sequence[nn.Module], calls: Sequence[FullyShardCall]
+) -> Iterator[None]:
+    """Forward passes in which each call's ``before`` and ``after`` stand for FSDP's hooks; other hooks stay.
 
-    Other hooks stay. Methods given to ``register_fsdp_forward_method`` call the state directly, so it is put out of
-    action too.
+    Methods given to ``register_fsdp_forward_method`` call the state directly, so its methods are exchanged too.
     """
-    states = _states(modules)
     tables = [(m, name, getattr(m, name)) for m in modules for name in FORWARD_HOOKS]
-    ours = {number for state in states for number in _hook_numbers(state)}
+    ours = {number: call for call in calls for number in call.hook_numbers()}
+
+    def instead(name: str, number: int, hook: Any) -> Any:
+        call = ours.get(number)
+        if call is None:
+            return hook
+        return call.before if "pre" in name else call.after
+
     try:
         for module, name, table in tables:
-            others = OrderedDict((k, hook) for k, hook in table.items() if k not in ours)
-            setattr(module, name, others)
-        for state in states:
-            state._pre_forward, state._post_forward = _unchanged_inputs, _unchanged_output
+            setattr(
+                module, name, OrderedDict((k, instead(name, k, hook)) for k, hook in table.items())
+            )
+        for call in calls:
+            call.state._pre_forward, call.state._post_forward = call.before, call.after
         yield
     finally:
-        for state in states:
-            vars(state).pop("_pre_forward", None)  # the methods of the class come back
-            vars(state).pop("_post_forward", None)
+        for call in calls:
+            vars(call.state).pop("_pre_forward", None)  # the methods of the class come back
+            vars(call.state).pop("_post_forward", None)
         for module, name, table in tables:
             setattr(module, name, table)
-
-
-def _unchanged_inputs(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    return args, kwargs
-
-
-def _unchanged_output(module: nn.Module, args: Any, output: Any) -> Any:
-    return output
-
-
-def _state(module: nn.Module) -> Any:
-    found: Any = module
-    return found._get_fsdp_state()
-
-
-def _states(modules: Iterable[nn.Module]) -> list[Any]:
-    """The states of modules; modules that were sharded in one call have one."""
-    return list({id(state): state for state in map(_state, modules)}.values())
-
-
-def _groups(state: Any) -> list[Any]:
-    several = getattr(state, "_fsdp_param_groups", None)
-    if several is None:
-        several = [state._fsdp_param_group]
-    return [group for group in several if group is not None]
-
-
-def _hook_numbers(state: Any) -> list[int]:
-    """The numbers of the forward hooks of a state."""
-    handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
-    return [h.id for handle in handles for h in getattr(handle, "handles", [handle])]

@@ -12,8 +12,13 @@ from quantities import answers
 from shards import samples, shard, union
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 
 import curvext as cx
 
@@ -339,6 +344,62 @@ class Blocks(nn.Module):
 def blocks():
     torch.manual_seed(1)
     return Blocks().double(), torch.randn(6, 4).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def small(dtype=torch.float32):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 3)).to(dtype)
+    return model, torch.randn(9, 4, dtype=dtype), torch.arange(9) % 3
+
+
+def written_out(model, batch):
+    """The forward pass with the casts of the policy below."""
+    low = {name: p.to(torch.bfloat16) for name, p in model.named_parameters()}
+    return functional_call(model, low, (batch[0].to(torch.bfloat16),)).float()
+
+
+def precisely(risk, v):
+    E = risk.empirical_fisher()
+    return {
+        "H": risk.hessian() @ v,
+        "G": risk.ggn() @ v,
+        "M": risk.mc_fisher() @ v,
+        "E": E @ v,
+        "norms": E.gradient_norms(),
+        "diag E": E.diagonal(),
+        "K": risk.kfac() @ v,
+        "gradient": risk.gradient(),
+        "parameters": risk.flat_parameters(),
+    }
+
+
+def in_mixed_precision(rank, world):
+    """Answers of the policy, and in the same process, whose bfloat16 rounds alike, those of the casts."""
+    model, x, y = small()
+    data = [(x[r::world], y[r::world]) for r in range(world)]
+    loss = nn.CrossEntropyLoss()
+    alone = cx.EmpiricalRisk(model, loss, data, forward=written_out)
+    v = torch.linspace(-1, 1, alone.ggn().size)
+    wanted = precisely(alone, v)
+    model, _, _ = small()
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+    )
+    sharded(model, mesh_of(world), blocks=False, mp_policy=policy)
+    before = found(model)
+    risk = cx.EmpiricalRisk(model, loss, data[rank], process_group=group())
+    answers = precisely(risk, v)
+    G = risk.ggn()
+    by_entries = G @ G.local(v)
+    assert by_entries.dtype is torch.float32 and torch.equal(G.full(by_entries), answers["G"])
+    assert found(model) == before
+    return answers, wanted
+
+
+def test_a_mixed_precision_policy_is_the_model_with_its_casts_written_out(ranks):
+    for got, wanted in ranks.run(in_mixed_precision):
+        for name, expected in wanted.items():
+            assert_close(got[name], expected, name, tol=1e-5)
 
 
 class Encoder(nn.Module):
