@@ -36,9 +36,10 @@ void add_product(const at::Tensor& x, const at::Tensor& y, at::Tensor out, bool 
     else out.addmm_(x.t(), y);
     return;
   }
-  const at::Tensor product = out.stride(1) == 1 ? product_by_tiles(x, y) : product_by_tiles(y, x).t();
-  if (first) out.copy_(product);
-  else out.add_(product);
+  const bool by_rows = out.stride(1) == 1;
+  const at::Tensor &left = by_rows ? x : y, &right = by_rows ? y : x, here = by_rows ? out : out.t();
+  if (first) product_by_tiles(left, right, here);
+  else here.add_(product_by_tiles(left, right));
 }
 
 }  // namespace

@@ -63,34 +63,38 @@ class TileSum {
 };
 
 // Sum over samples (and v) of G^2, or of G where samples have one position; the type of a is S, of the result T.
+// Written to `into` [O,I], where that is given, whose rows have no gaps: a result of its own would double the memory.
 template <bool Squared, class S, class T>
-at::Tensor sum_by_tiles(const at::Tensor& a, const at::Tensor& g, const TileOps<T>& ops, PackOps<S, T> pack) {
+at::Tensor sum_by_tiles(const at::Tensor& a, const at::Tensor& g, const TileOps<T>& ops, PackOps<S, T> pack,
+                        const at::Tensor& into = {}) {
   const auto pair = outer_pair<S>(a, g);
   const auto type = accumulation_type(a.scalar_type());
   const int64_t O = g.size(3), I = a.dim() == 5 ? a.size(3) * a.size(4) : a.size(2);
   if (O == 0 || I == 0 || pair.samples == 0 || pair.positions == 0 || pair.vectors == 0)
-    return at::zeros({O, I}, a.options().dtype(type));
+    return into.defined() ? into.zero_() : at::zeros({O, I}, a.options().dtype(type));
   const OuterPlan plan(O, I, pair, ops.rows, ops.columns);
-  at::Tensor parts = at::empty({plan.splits, O, I}, a.options().dtype(type));
+  const at::Tensor parts =
+      into.defined() && plan.splits == 1 ? into.unsqueeze(0) : at::empty({plan.splits, O, I}, a.options().dtype(type));
   T* out = parts.data_ptr<T>();
   at::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       TileSum<Squared, S, T> block(pair, ops, pack, plan.block(task));
       const auto [first, last] = plan.samples(task);
       block.add(first, last);
-      block.write(out + plan.split(task) * O * I, I);
+      block.write(out + plan.split(task) * parts.stride(0), parts.stride(1));
     }
   });
-  return plan.splits == 1 ? parts[0] : parts.sum(0);
+  if (plan.splits == 1) return parts[0];
+  return into.defined() ? into.copy_(parts.sum(0)) : parts.sum(0);
 }
 
-// x^T y for wide x [M,O] and y [M,I].
-inline at::Tensor product_by_tiles(const at::Tensor& x, const at::Tensor& y) {
+// x^T y for wide x [M,O] and y [M,I]; written to `into` where that is given.
+inline at::Tensor product_by_tiles(const at::Tensor& x, const at::Tensor& y, const at::Tensor& into = {}) {
   const Primitives& level = primitives();
   const at::Tensor a = unit_columns(y.unsqueeze(1)), g = unit_columns(x.unsqueeze(0).unsqueeze(2));
   if (a.scalar_type() == at::kDouble)
-    return sum_by_tiles<false, double, double>(a, g, level.tile_double, level.pack_double);
-  return sum_by_tiles<false, float, float>(a, g, level.tile_float, level.pack_float);
+    return sum_by_tiles<false, double, double>(a, g, level.tile_double, level.pack_double, into);
+  return sum_by_tiles<false, float, float>(a, g, level.tile_float, level.pack_float, into);
 }
 
 }  // namespace curvext::cpu

@@ -1,9 +1,13 @@
 """outer_sum against per-sample gradients formed in float64."""
 
+import json
+from itertools import accumulate
+
 import pytest
 import torch
 from outer_sums import OuterKernel
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 A, G, C = torch.zeros(2, 3, 4), torch.zeros(1, 2, 3, 5), torch.zeros(6, 1, 2)
 
@@ -83,6 +87,21 @@ class TestOuterSum(OuterKernel):
         found = self.kernel(a, g, c).isnan()
         assert found[0].all() and not found[1:].any()
 
-    @pytest.mark.parametrize("sizes", [(1, 129, 1, 33, 13, 1), (2, 5, 40, 300, 7, 1)])
+    @pytest.mark.parametrize(
+        "sizes", [(1, 129, 1, 33, 13, 1), (1, 129, 1, 13, 33, 1), (2, 5, 40, 300, 7, 1)]
+    )
     def test_it_is_right_by_either_kind_of_product(self, sizes, dtype, products, simd):
         self.check(*self.inputs(sizes, dtype))
+
+    def test_the_result_is_held_once(self, products, simd, tmp_path):
+        a, g, c = torch.randn(64, 1, 256), torch.randn(1, 64, 1, 256), torch.rand(1, 1, 64)
+        self.kernel(a, g, c)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            self.kernel(a, g, c)
+        seen.export_chrome_trace(str(tmp_path / "trace.json"))
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        changes = [e for e in events if e["name"] == "[memory]"]
+        changes.sort(key=lambda e: e["ts"])
+        peak = max(accumulate(e["args"]["Bytes"] for e in changes))
+        result, weighed = 4 * 256 * 256, 4 * 64 * 256
+        assert result < peak < 1.1 * (result + weighed)
