@@ -177,7 +177,8 @@ class LinearOperator(ABC):
     def inner(self) -> Callable[[Tensor, Tensor], Tensor]:
         """``inner(a, b)`` is aᵀ b of local vectors ``[P_r, K]`` and ``[P_r, m]``, ``[K, m]``, by one reduction.
 
-        All processes call it together; it is in float32 at least. Whole vectors give their product without a message.
+        All processes call it together. It is summed in float64 and given in float32 at least. Whole vectors give their
+        product without a message.
 
         Raises:
             AttributeError: parameters are whole on each process, and so are vectors.

@@ -13,6 +13,9 @@ from curvext.dtypes import dtype_of_sums
 from curvext.processes.group import Group
 from curvext.torch_internals.fsdp import dtensor_of, is_dtensor
 
+#: entries that are widened to float64 at a time
+_PANEL = 1 << 18
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -161,15 +164,17 @@ class LocalVectors:
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         """aᵀ b, ``[K, m]``, of local vectors ``[P_r, K]`` and ``[P_r, m]``, summed over the ranks by one reduction.
 
-        Of whole vectors it is aᵀ b without a message.
+        In the dtype of sums, but summed in float64. Of whole vectors it is aᵀ b without a message.
         """
+        columns = [t.unsqueeze(1) if t.ndim == 1 else t for t in (a, b)]
+        total = torch.zeros(*(c.shape[1] for c in columns), dtype=torch.float64, device=a.device)
+        if len(a) == self.count or not self.trivial:  # else another rank holds every entry
+            for x, y in zip(*(c.split(_PANEL) for c in columns), strict=True):
+                total += x.double().T @ y.double()
+        if len(a) == self.count or self.trivial:
+            self._group.sum(total)
         sums = dtype_of_sums(torch.promote_types(a.dtype, b.dtype))
-        product = a.to(sums).T @ b.to(sums) if a.ndim == 2 else a.to(sums) @ b.to(sums)
-        if len(a) == self.count:
-            return self._group.sum(product.contiguous())
-        if self.trivial:  # another rank holds every entry
-            return self._group.sum(torch.zeros_like(product))
-        return product
+        return total.to(sums).reshape(a.shape[1:] + b.shape[1:])
 
     def _cuts(self) -> list[Cut]:
         return [part.cut for part in self._parts.values()]
