@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "kernels.h"
+#include "reading.h"
 #include "workspace.h"
 
 #define CURVEXT_STRING_OF(x) #x
@@ -79,6 +80,11 @@ void translate_errors() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   translate_errors();
   m.def("build_info", &build_info, "How this extension was built, and the instruction set in use.");
+  m.def("reaches_cpu_kernel", &curvext::reaches_cpu_kernel);
+  m.def("read", &curvext::read, py::arg("modules"), py::arg("batches"), py::arg("simple"), py::arg("standard"),
+        py::arg("tensors"), py::arg("contents"));
+  m.def("is_same", &curvext::is_same);
+  m.def("all_finite", &curvext::all_finite);
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   auto cpu = m.def_submodule("cpu");
   CURVEXT_BIND_KERNELS(cpu, curvext::cpu)

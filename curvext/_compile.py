@@ -46,7 +46,7 @@ def extension(root: Path) -> Extension:
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     strip = ["-Wl,--strip-all"] if sys.platform == "linux" else []
     flags = ["-O3", "-g0", "-ffp-contract=fast", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]
-    common = ["csrc/bindings.cpp", *sources("cpu", "*.cpp"), *sources("cpu/isa", "*.cpp")]
+    common = [path for folder in (".", "cpu", "cpu/isa") for path in sources(folder, "*.cpp")]
     headers = sorted(
         str(p.relative_to(root)) for p in (root / "csrc").rglob("*") if p.suffix in (".h", ".inc")
     )

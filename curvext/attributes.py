@@ -22,14 +22,14 @@ from curvext.torch_internals.modules import members_of
 from curvext.torch_internals.tensors import version_of
 
 #: types that are compared by value
-_SIMPLE = frozenset(
+SIMPLE = frozenset(
     {
         *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis)),
         *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
     }
 )
 #: attributes that every module has: its parts are marked separately, its hooks by identity
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 #: containers whose entries are restored
 _CONTAINERS = frozenset({list, deque, dict, OrderedDict, defaultdict, Counter, set})
 #: limits of a mark: entries of a container, and nesting levels
@@ -53,7 +53,7 @@ class _Same:
 
 def _key(key: object) -> object:
     """The comparable form of a dictionary's key."""
-    return key if type(key) in _SIMPLE else _Same(key)
+    return key if type(key) in SIMPLE else _Same(key)
 
 
 class Marks:
@@ -76,13 +76,13 @@ class Marks:
             kind, attributes = type(module), module.__dict__
             marks: list[Any] = [("forward", kind, kind.forward)]
             for name, value in attributes.items():
-                if name in _OF_EVERY_MODULE:
+                if name in OF_EVERY_MODULE:
                     continue
                 what = type(value)
                 # most attributes are numbers and small tuples of them, which need no call
-                if what in _SIMPLE and value == value:
+                if what in SIMPLE and value == value:
                     marks.append((name, (what, value)))
-                elif what is tuple and _SIMPLE.issuperset(map(type, value[:_ENTRIES])):
+                elif what is tuple and SIMPLE.issuperset(map(type, value[:_ENTRIES])):
                     some = value[:_ENTRIES]
                     marks.append((name, (tuple, len(value), *map(type, some), some)))
                 else:
@@ -97,7 +97,7 @@ class Marks:
     def of(self, value: Any, levels: int = _LEVELS) -> object:
         """The mark of one value."""
         kind = type(value)
-        if kind in _SIMPLE:
+        if kind in SIMPLE:
             return (kind, value) if value == value else (kind, "nan")
         if isinstance(value, Tensor):
             return self._of_tensor(value)
@@ -138,7 +138,7 @@ class Marks:
                 continue
         names = value.__code__.co_names
         held += [value.__globals__[name] for name in names if name in value.__globals__]
-        marks = [self.of(v) for v in held if type(v) in _SIMPLE or isinstance(v, Tensor)]
+        marks = [self.of(v) for v in held if type(v) in SIMPLE or isinstance(v, Tensor)]
         return (value, *marks, *((k, self.of(v)) for k, v in vars(value).items()))
 
     def _of_object(self, value: Any, levels: int) -> object:
@@ -151,7 +151,7 @@ class Marks:
             )
         if isinstance(value, nn.Module):  # not registered as a submodule, in a list for instance
             parts: list[Any] = [*members_of(value)]
-            parts += [v for name, v in vars(value).items() if name not in _OF_EVERY_MODULE]
+            parts += [v for name, v in vars(value).items() if name not in OF_EVERY_MODULE]
             return (_Same(value), value.training, *(self.of(v, levels - 1) for v in parts))
         if type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
             few = value.nbytes <= 1 << 16
@@ -183,7 +183,7 @@ class Attributes:
             (value, value.copy())
             for held in self._held
             for name, value in held.items()
-            if name not in _OF_EVERY_MODULE and type(value) in _CONTAINERS
+            if name not in OF_EVERY_MODULE and type(value) in _CONTAINERS
         ]
         #: tensors among the attributes
         self.tensors = marks.tensors
@@ -212,7 +212,7 @@ class Attributes:
             for name in [n for n in now if n not in held]:
                 del now[name]
             for name, value in held.items():
-                if name not in _OF_EVERY_MODULE and now.get(name, _MISSING) is not value:
+                if name not in OF_EVERY_MODULE and now.get(name, _MISSING) is not value:
                     now[name] = value
         for container, copy in self._containers:
             container.clear()

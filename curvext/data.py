@@ -58,6 +58,11 @@ class Batches:
             raise ValueError("data: empty; at least one batch is needed")
 
     @property
+    def held(self) -> list[Any] | None:
+        """The batches in memory; None where a loader makes them."""
+        return list(self._data[: self._most]) if self.resident else None
+
+    @property
     def count(self) -> int | None:
         """How many batches there are, where that is known."""
         there = len(self._data) if hasattr(self._data, "__len__") else None

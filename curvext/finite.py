@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from curvext import _extension
+
+_native = getattr(_extension.module, "all_finite", None)
 
 
 class NotFiniteError(ValueError):
@@ -14,6 +19,16 @@ class NotFiniteError(ValueError):
 
 def is_finite(t: Tensor) -> bool:
     """Whether all entries are finite, without a temporary."""
+    return all_finite([t])
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all entries of some tensors are finite."""
+    found = None if _native is None else _native(tensors)
+    return all(map(_is_finite, tensors)) if found is None else bool(found)
+
+
+def _is_finite(t: Tensor) -> bool:
     if t.numel() == 0:
         return True
     t = torch.view_as_real(t.detach().resolve_conj()) if t.is_complex() else t.detach()

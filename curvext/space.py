@@ -161,7 +161,8 @@ class ParameterSpace:
     def blocks(self, vector: Tensor) -> list[Tensor]:
         """Views of a flat ``[P]`` vector, one per parameter, in order."""
         return [
-            b.view(s) for b, s in zip(vector.split(self.sizes), self.shapes.values(), strict=True)
+            b if len(s) == 1 else b.view(s)
+            for b, s in zip(vector.split(self.sizes), self.shapes.values(), strict=True)
         ]
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:

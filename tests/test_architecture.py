@@ -14,7 +14,7 @@ PACKAGE = ROOT / "curvext"
 
 #: bottom to top; the same level are strangers, but a package is one unit
 LEVELS = [
-    {"torch_internals"},
+    {"torch_internals", "_extension"},
     {
         "arguments",
         "attributes",
@@ -27,7 +27,7 @@ LEVELS = [
         "randomness",
     }
     | {"_C", "_compile", "_version"},
-    {"_extension", "reference", "space", "data", "cache", "storage", "processes", "plotting"}
+    {"reading", "reference", "space", "data", "cache", "storage", "processes", "plotting"}
     | {"student"},
     {"kernels", "_build", "results"},
     {"losses", "graph", "samples"},

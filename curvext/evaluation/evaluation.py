@@ -15,7 +15,7 @@ from curvext import data
 from curvext.attributes import Marks
 from curvext.evaluation import inputs
 from curvext.evaluation.alternatives import Alternatives
-from curvext.evaluation.isolation import autocast_anew, current_autocast, requires_grad_only
+from curvext.evaluation.isolation import autocast_anew, current_autocast, set_apart
 from curvext.evaluation.layer_checks import check_layers
 from curvext.evaluation.model_checks import DREW, ModelChecks, attributes_of
 from curvext.evaluation.outputs import check_output, check_rows, tensor_of
@@ -25,14 +25,12 @@ from curvext.randomness import forbid_rng
 from curvext.space import ParameterSpace
 from curvext.torch_internals.hooks import (
     WithoutTensorHooks,
-    backward_hooks_set_aside,
     has_backward_hooks,
     hooks_made,
     without_module_trackers,
 )
 from curvext.torch_internals.modules import Members
 from curvext.torch_internals.switches import (
-    plain_forward,
     reported_as_compiling,
     with_math_attention,
     without_checkpointing,
@@ -83,6 +81,11 @@ class Evaluation:
         """The parameters to differentiate."""
         return self._space
 
+    @property
+    def by_convention(self) -> bool:
+        """Whether the model is called, and the target found, by no function of the user's."""
+        return self._forward is None and self._target is None
+
     def refresh_members(self) -> Members:
         """Reads the current members of the model, which later calls use."""
         self.members = Members.of(self._model)
@@ -131,14 +134,10 @@ class Evaluation:
         before = self._changed_flags, self.autocast_dtype  # passes over pairs of batches are nested
         kind, parameters = self._space.device.type, self.members.parameters
         dtype = current_autocast(kind) or self.autocast_dtype
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(kind, enabled=False) if dtype else nullcontext(),
-            plain_forward(),
-            backward_hooks_set_aside(parameters, self.members.modules),
-            requires_grad_only(self._space.parameters.values(), parameters) as changed,
-        ):
+        without_casts = torch.autocast(kind, enabled=False) if dtype else nullcontext()
+        selected = self._space.parameters.values()
+        apart = set_apart(parameters, self.members.modules, selected)
+        with without_casts, apart as changed:
             self._changed_flags, self.autocast_dtype = before[0] or changed, dtype
             try:
                 yield

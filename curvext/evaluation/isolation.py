@@ -1,17 +1,17 @@
-"""What a pass changes of a model and restores: the requires_grad of parameters, and the caller's autocast.
-
-Hooks are set aside by :mod:`curvext.torch_internals.hooks`.
-"""
+"""What a pass changes and restores: modes of PyTorch, hooks, the requires_grad of parameters, the caller's autocast."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from curvext.torch_internals.hooks import backward_hooks_set_aside, have_backward_hooks
+from curvext.torch_internals.switches import plain_forward
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -24,6 +24,28 @@ def lock_of(model: nn.Module) -> threading.RLock:
 
 
 @contextmanager
+def set_apart(
+    parameters: Sequence[Tensor], modules: Sequence[nn.Module], selected: Iterable[Tensor]
+) -> Iterator[list[tuple[Tensor, bool]]]:
+    """A context for passes: gradients of the selected parameters and of no others, as PyTorch computes them.
+
+    Only what is not so already is switched.
+
+    Yields:
+        The parameters whose requires_grad was changed, each with what it was.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        stack.enter_context(plain_forward())
+        if have_backward_hooks(parameters, modules):
+            stack.enter_context(backward_hooks_set_aside(parameters, modules))
+        yield stack.enter_context(requires_grad_only(selected, parameters))
+
+
+@contextmanager
 def requires_grad_only(
     selected: Iterable[Tensor], parameters: Sequence[Tensor]
 ) -> Iterator[list[tuple[Tensor, bool]]]:
@@ -33,18 +55,21 @@ def requires_grad_only(
         The parameters whose flag was changed, each with the flag it had.
     """
     chosen = {id(p) for p in selected}
+    wanted = [id(p) in chosen for p in parameters]
     flags = [p.requires_grad for p in parameters]
     changed: list[tuple[Tensor, bool]] = []
     try:
-        for p, flag in zip(parameters, flags, strict=True):
-            if flag is not (id(p) in chosen):
-                p.requires_grad_(not flag)
-                changed.append((p, flag))
+        if flags != wanted:
+            for p, flag, other in zip(parameters, flags, wanted, strict=True):
+                if flag is not other:
+                    p.requires_grad_(other)
+                    changed.append((p, flag))
         yield changed
     finally:
-        for p, flag in zip(parameters, flags, strict=True):
-            if p.requires_grad is not flag:
-                p.requires_grad_(flag)
+        if flags != [p.requires_grad for p in parameters]:
+            for p, flag in zip(parameters, flags, strict=True):
+                if p.requires_grad is not flag:
+                    p.requires_grad_(flag)
 
 
 def current_autocast(kind: str) -> torch.dtype | None:

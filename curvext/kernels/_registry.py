@@ -19,6 +19,9 @@ from ..arguments import as_integer
 
 _library = torch.library.Library("curvext", "DEF")
 _reference_only = False
+_reaches_cpu_kernel: Callable[..., bool] = getattr(
+    _extension.module, "reaches_cpu_kernel", lambda *args: False
+)
 
 Op = Callable[..., Tensor]
 #: annotation → what torch's schema language calls it, and the Python types that are accepted
@@ -126,13 +129,17 @@ def _arguments(function: Op) -> dict[str, str]:
 
 def _named(name: str, kinds: dict[str, str], op: Op) -> Op:
     """The op with type checks of its arguments, because PyTorch's own error would quote the schema."""
+    native = getattr(_extension.kernels_for("cpu"), name, None)
     types = tuple(_KINDS[kind][1] for kind in kinds.values())
 
     def call(*args: Any) -> Tensor:
         for arg, accepted in zip(args, types, strict=True):
             if not isinstance(arg, accepted):
                 _refuse_kinds(name, kinds, args)
-        return op(*args)
+        # the dispatcher takes several times as long as a small kernel, for what it would find nothing to do
+        if native is None or torch.compiler.is_compiling() or _reference_only:
+            return op(*args)
+        return native(*args) if _reaches_cpu_kernel(*args) else op(*args)
 
     return call
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack  # those of typing need Python 3.11
 
 Blocks = list[Tensor]  # a vector as one tensor per parameter
+#: vectors of at most so many entries may exist twice, where that saves an operation for each parameter
+_SMALL = 1 << 20
 
 
 class CurvatureOperator(LinearOperator):
@@ -154,6 +156,13 @@ class Sums:
         if rows is None:
             rows = torch.empty(self._shape, dtype=self._dtype, device=space.device)
         for row, product in zip(rows, products, strict=True):
+            if space.size <= _SMALL and all([block.dtype == row.dtype for block in product]):
+                flat = torch.cat(
+                    [block.reshape(-1) for block in product], out=row if first else None
+                )
+                if not first:
+                    row.add_(flat)
+                continue
             for place in reversed(space.blocks(row)):
                 block = product.pop()  # freed once written, so that two whole vectors never exist
                 if first:

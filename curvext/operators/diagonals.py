@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from curvext.arguments import as_choice
 from curvext.data import for_one_pass
 from curvext.dtypes import dtype_of_sums
+from curvext.operators.curvature import CurvatureOperator
 from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.fisher import FisherOperator, MCFisherOperator
 from curvext.operators.ggn import GGNOperator
@@ -20,6 +21,8 @@ from curvext.space import Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # that of typing needs Python 3.11
+
+Operator = TypeVar("Operator", bound=CurvatureOperator)
 
 #: these functions compute once: they keep nothing and skip the check for freshness
 _ONCE: dict[str, Any] = {"cache": False}
@@ -80,7 +83,7 @@ def fisher_diagonal(
         )
     else:
         operator = FisherOperator(model, loss, for_one_pass(data), params, **chosen)
-    return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
+    return _once(operator).named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
 
 @spelled_out
@@ -120,7 +123,7 @@ def ggn_diagonal(
     with Group(options.get("process_group")).guarded():
         _check_dtype("ggn_diagonal", dtype)
     operator = GGNOperator(model, loss, for_one_pass(data), params, **_ONCE | dict(options))
-    return operator.named_diagonal(dtype or dtype_of_sums(operator.dtype))
+    return _once(operator).named_diagonal(dtype or dtype_of_sums(operator.dtype))
 
 
 @spelled_out
@@ -159,7 +162,12 @@ def per_sample_gradient_norms(
     operator = EmpiricalFisherOperator(
         model, loss, for_one_pass(data), params, **_ONCE | dict(options)
     )
-    return operator.gradient_norms(dtype or dtype_of_sums(operator.dtype))
+    return _once(operator).gradient_norms(dtype or dtype_of_sums(operator.dtype))
+
+
+def _once(operator: Operator) -> Operator:
+    operator._problem.only_once()
+    return operator
 
 
 def _check_dtype(where: str, dtype: torch.dtype | None) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from curvext.attributes import Marks
 from curvext.data import Batches, tensors
 from curvext.evaluation.evaluation import Evaluation
-from curvext.fingerprints import coalesced, fingerprints, strided_parts
-from curvext.finite import is_finite
+from curvext.fingerprints import fingerprints, strided_parts
+from curvext.finite import all_finite, is_finite
 from curvext.problem.consistency import identity_of
 from curvext.processes import HeldParameters
+from curvext.reading import Reading
 from curvext.space import ParameterSpace
 from curvext.torch_internals.modules import Members, modules_of, tensors_of
 from curvext.torch_internals.tensors import version_of
@@ -67,10 +68,17 @@ class Freshness:
         self._batches = batches
         self._keeps = keeps
         self._held = held
+        self._once = False
+        #: what native code read at the last check, in which nothing had changed since the state
+        self._reading: Reading | None = None
         self._state: list[object] | None = None
         self._members: Members = evaluation.members
         self._of_model: object = None
         self._of_loss: object = None
+
+    def only_once(self) -> None:
+        """One call follows, and then none: the checks look at nothing, and the first reports that nothing is known."""
+        self._once = True
 
     def forget(self) -> None:
         """Makes the next check report a change."""
@@ -82,11 +90,25 @@ class Freshness:
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy or a pickle holds other tensors
-        return {**vars(self), "_state": None, "_of_model": None, "_of_loss": None}
+        nothing = dict.fromkeys(("_state", "_reading", "_of_model", "_of_loss"))
+        return {**vars(self), **nothing}
 
     def look(self) -> Change | None:
         """What changed since the last check, or None; the new state becomes the reference."""
-        state, of_model, of_loss = self._read()
+        if self._once:
+            first, self._state = self._state is None, []
+            return Change(False, False, False) if first else None
+        reading, casts = self._native_reading(), self._casts()
+        if (
+            self._state is not None
+            and casts == self._state[-1]
+            and reading is not None
+            and self._reading is not None
+            and reading.is_same(self._reading)
+        ):
+            return None
+        state, of_model, of_loss = self._read(casts)
+        self._reading = reading
         if state == self._state:
             return None
         before, now = self._members, self._evaluation.members
@@ -101,7 +123,22 @@ class Freshness:
         self._of_model, self._of_loss = of_model, of_loss
         return change
 
-    def _read(self) -> tuple[list[object], object, object]:
+    def _casts(self) -> object:
+        """To what autocast casts, or False; within a pass it is switched off."""
+        kind = self._evaluation.space.device.type
+        casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        return casts or self._evaluation.autocast_dtype
+
+    def _native_reading(self) -> Reading | None:
+        """The state by one call of native code, which knows no functions of the user's, or None."""
+        if not self._evaluation.by_convention or not isinstance(self._loss, nn.Module):
+            return None
+        if self._held.state is not None or self._held.stand_ins:  # of shards
+            return None
+        modules = [*self._evaluation.members.modules, *modules_of(self._loss)]
+        return Reading.of(modules, self._batches.held, self._keeps)
+
+    def _read(self, casts: object) -> tuple[list[object], object, object]:
         """The whole state, and its parts: the attributes of the model and those of the loss."""
         members = self._evaluation.refresh_members()
         held = [*members.parameters, *members.buffers, *tensors_of_loss(self._loss)]
@@ -112,11 +149,6 @@ class Freshness:
         state: list[object] = [(id(m), m.training) for m in members.modules]
         state += [(id(t), version_of(t)) for t in held]
         state += [t.data_ptr() for t in parts]
-        kind = self._evaluation.space.device.type
-        casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        state.append(
-            casts or self._evaluation.autocast_dtype
-        )  # within a pass, autocast is switched off
         state.append(self._held.state)
         marks = Marks(known)
         model_marks: object = self._evaluation.attributes(marks)
@@ -127,19 +159,15 @@ class Freshness:
             state += fingerprints(parts)  # on CUDA this waits for the device once
         if self._batches.resident:
             state += [identity_of(strided_parts(tensors(batch))) for batch in self._batches]
-        return state, model_marks, loss_marks
+        return [*state, casts], model_marks, loss_marks
 
 
 def check_finite(space: ParameterSpace) -> None:
     """Raises a ValueError that names the first parameter which contains nan or inf."""
     values = [p.detach() for p in space.parameters.values()]
-    if (
-        space.device.type == "cuda"
-    ):  # every look waits for the device; an overflow of the squares only costs time
-        finite = is_finite(torch.nn.utils.get_total_norm(values))
-    else:
-        finite = all(is_finite(t) for t in coalesced(values))
-    if finite:
+    if space.device.type == "cuda":  # every look waits; an overflow of the squares only costs time
+        values = [torch.nn.utils.get_total_norm(values)]
+    if all_finite(values):
         return
     for name, p in space.parameters.items():
         if not is_finite(p):

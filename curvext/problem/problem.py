@@ -167,8 +167,11 @@ class Problem(Scales):
         """
         with self.call(saying) as rounds:
             for _ in rounds:
-                if look and self._here is not None:  # else the pass looks
-                    self.refresh()
+                if look and self._here is not None:
+                    if self._cache.keeps:
+                        self.refresh()
+                    else:
+                        self._here = None  # the pass looks
                 if self._here is None:
                     with self.linearisations() if linearise else self._totalled() as batches:
                         for _ in batches:
@@ -284,14 +287,14 @@ class Problem(Scales):
         record = PassRecord(self._batches.resident)
         found: list[BatchTotals] = []
         yield from one_pass(batches, self._evaluation, record, item_of, found)
-        here = Totals.of(found)
         try:
-            self.data_check.end(record, here.samples, self.group.alone)
+            samples = sum([batch.samples for batch in found])
+            self.data_check.end(record, samples, self.group.alone)
         except ValueError:
             self._forget()
             raise
         if self._here is None:
-            self._here = here
+            self._here = Totals.of(found)
 
     # ------------------------------------------------------------------ freshness
 
@@ -332,6 +335,10 @@ class Problem(Scales):
         self._here = self._totals = None
         self.ranks.renew()
         self._freshness.forget()
+
+    def only_once(self) -> None:
+        """One call follows, and then none: nothing is compared with an earlier state."""
+        self._freshness.only_once()
 
     def derived(self, slot: Hashable, make: Callable[[], Derived], saying: Saying) -> Derived:
         """What ``make`` makes of the model as it is, kept in ``slot`` until that changes, where the budget allows.

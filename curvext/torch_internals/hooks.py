@@ -87,6 +87,13 @@ def has_backward_hooks(owner: Tensor | nn.Module) -> bool:
     return bool(owner._backward_hooks)
 
 
+def have_backward_hooks(parameters: Sequence[Tensor], modules: Sequence[nn.Module]) -> bool:
+    """Whether any of some leaves and modules has. Private: as :func:`has_backward_hooks`."""
+    return any([p._backward_hooks for p in parameters]) or any(
+        [m._backward_hooks or m._backward_pre_hooks for m in modules]
+    )
+
+
 @contextmanager
 def backward_hooks_set_aside(
     parameters: Sequence[Tensor], modules: Sequence[nn.Module] = ()
