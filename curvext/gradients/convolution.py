@@ -86,26 +86,32 @@ class ConvolutionGradient(StructuredGradient):
         """G."""
         return self._groups
 
+    @property
+    def vectors(self) -> Tensor | None:
+        return None if self.transposed else self._outer
+
     def square(self) -> Tensor:
+        return self._square(self._chunks(self._outer.unsqueeze(0)))
+
+    def square_of(self, vectors: Tensor) -> Tensor:
+        return self._square(self._chunks(vectors))
+
+    def _square(self, chunks: Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
         total = None
-        for a, g in self._chunks():
-            part = torch.stack(
-                [outer_square(ag, gg.unsqueeze(0)) for ag, gg in zip(a, g, strict=True)]
-            )
+        for a, g in chunks:
+            part = torch.stack([outer_square(ag, gg) for ag, gg in zip(a, g, strict=True)])
             total = part if total is None else total.add_(part)
         assert total is not None
         return self._natural(total)
 
     def sample(self, n: int) -> Tensor:
-        a, g = self._unfold(n, n + 1, self._padded(1))
-        return self._natural(wide(g[:, 0]).mT @ wide(a[:, 0]))
+        a, g = self._unfold(n, n + 1, self._padded(1), self._outer.unsqueeze(0))
+        return self._natural(wide(g[:, 0, 0]).mT @ wide(a[:, 0]))
 
     def norm(self) -> Tensor:
         parts = [
-            torch.stack(
-                [outer_norm(ag, gg.unsqueeze(0))[0] for ag, gg in zip(a, g, strict=True)]
-            ).sum(0)
-            for a, g in self._chunks()
+            torch.stack([outer_norm(ag, gg)[0] for ag, gg in zip(a, g, strict=True)]).sum(0)
+            for a, g in self._chunks(self._outer.unsqueeze(0))
         ]
         return torch.cat(parts)
 
@@ -159,8 +165,12 @@ class ConvolutionGradient(StructuredGradient):
             (False, True, False),
         )[1]
 
-    def _chunks(self) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
-        """a and g of each group of channels for a few samples at a time, as windows where that saves the unfolding."""
+    def _chunks(self, outer: Tensor) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+        """a and g of each group of channels for a few samples at a time, as windows where that saves the unfolding.
+
+        Args:
+            outer: ``[V, N, R, O, *positions]``.
+        """
         samples = self._inner.shape[0]
         in_windows = len(self._stride) == 2 and self._groups == 1 and self._dilation[1] == 1
         elements = self._inner[0].numel()
@@ -175,10 +185,10 @@ class ConvolutionGradient(StructuredGradient):
             n = min(start + step, samples) - start
             if in_windows and self._inner.shape[1] == 1:
                 # [n, P, Q, kernel height, kernel width · I]: each row of the window is contiguous
-                g = self._outer[start : start + n, 0].flatten(2).mT
+                g = outer[:, start : start + n, 0].flatten(3).mT
                 yield [self._windows(start, start + n, padded).flatten(4)], [g]
             else:
-                a, g = self._unfold(start, start + n, padded)
+                a, g = self._unfold(start, start + n, padded, outer)
                 yield list(a), list(g)
 
     def _padded(self, samples: int) -> Tensor | None:
@@ -215,15 +225,18 @@ class ConvolutionGradient(StructuredGradient):
             ),
         )
 
-    def _unfold(self, start: int, stop: int, padded: Tensor | None) -> tuple[Tensor, Tensor]:
-        """a [groups, n, S, window·I/groups] and g [groups, n, S, O/groups] of some samples."""
+    def _unfold(
+        self, start: int, stop: int, padded: Tensor | None, outer: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """a [groups, n, S, window·I/groups] and g [groups, V, n, S, O/groups] of some samples."""
         view = self._windows(start, stop, padded)
-        outer = self._outer[start:stop].flatten(0, 1)
+        outer = outer[:, start:stop]
         n, images, groups = stop - start, self._inner.shape[1], self._groups
         window = math.prod(self._shape[2:])
         a = view.reshape(n, -1, window, groups, view.shape[-1] // groups).permute(3, 0, 1, 2, 4)
-        g = outer.reshape(n, images, groups, outer.shape[1] // groups, -1).permute(2, 0, 1, 4, 3)
-        return a.flatten(3), g.reshape(groups, n, -1, g.shape[-1])
+        g = outer.reshape(len(outer), n, images, groups, outer.shape[3] // groups, -1)
+        g = g.permute(3, 0, 1, 2, 5, 4)
+        return a.flatten(3), g.reshape(groups, len(outer), n, -1, g.shape[-1])
 
     def _natural(self, product: Tensor) -> Tensor:
         """[groups, O/groups, window·I/groups] as D."""

@@ -23,6 +23,13 @@ class DenseGradient(StructuredGradient):
     def square(self) -> Tensor:
         return wide(self.gradients).square().sum(0)
 
+    @property
+    def vectors(self) -> Tensor:
+        return self.gradients
+
+    def square_of(self, vectors: Tensor) -> Tensor:
+        return wide(vectors).square().sum((0, 1))
+
     def sample(self, n: int) -> Tensor:
         return self.gradients[n]
 

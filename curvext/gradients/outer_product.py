@@ -39,6 +39,13 @@ class OuterGradient(StructuredGradient):
     def square(self) -> Tensor:
         return self._turned(outer_square(self.a, self.g.unsqueeze(0)))
 
+    @property
+    def vectors(self) -> Tensor:
+        return self.g
+
+    def square_of(self, vectors: Tensor) -> Tensor:
+        return self._turned(outer_square(self.a, vectors))
+
     def with_squares(self, squares: Tensor) -> Tensor:
         """Σ_n G_n², shape D, for one position in each sample and ``squares`` [N, O] in place of g²."""
         return self._turned(squares.mT @ wide(self.a[:, 0]).square())

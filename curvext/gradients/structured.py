@@ -25,6 +25,22 @@ class StructuredGradient(ABC):
     def square(self) -> Tensor:
         """Σ_n G_n², shape D."""
 
+    @property
+    def vectors(self) -> Tensor | None:
+        """The tensor in which the gradients are linear and that alone depends on the vector that was pulled back.
+
+        None where there is no such tensor.
+        """
+        return None
+
+    def square_of(self, vectors: Tensor) -> Tensor:
+        """Σ_v Σ_n G_vn², shape D.
+
+        Args:
+            vectors: V tensors in the place of :attr:`vectors`, along a new dimension 0.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def sample(self, n: int) -> Tensor:
         """G_n, shape D."""

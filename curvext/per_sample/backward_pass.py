@@ -20,6 +20,7 @@ from curvext.per_sample.one_by_one import OneByOne
 from curvext.per_sample.partners import Wiring, partners
 from curvext.per_sample.plan_cache import Finding, PlanCache
 from curvext.per_sample.probe import Probe, Sketch, drawn_like
+from curvext.per_sample.several_vectors import SeveralVectors
 from curvext.samples.layout import Layout
 
 
@@ -186,6 +187,15 @@ class BackwardPass:
                 "graph, so that their per-sample gradients have no fast rule any more; call again"
             )
         self._one_by_one.gradients(numbers, cotangent, consumer.gradient)
+
+    def several_vectors(self) -> SeveralVectors | None:
+        """Passes of several vectors each, where hooks on tensors do not edit gradients; they keep the graph."""
+        graph = self._graph
+        if graph is None or self._hooked:
+            return None
+        finding = self._find()
+        schedule = finding.plan.schedule(graph, False)
+        return SeveralVectors(graph, self._output, finding, schedule, self.samples)
 
     def _ask(self, nodes: set[int]) -> dict[int, tuple[Layout, ...] | None]:
         """The layouts of some gradients by backward passes of this batch; None of one of zeros."""

@@ -63,6 +63,8 @@ class Plan:
         self._schedules: dict[bool, Schedule] = {}
         #: whether a pass has gone through without any parameter on the general path
         self.settled = False
+        #: whether no pass of several vectors has failed
+        self.takes_vectors = True
 
     def refuse(self, site: Site) -> None:
         """The rule of a site has declined its use; :meth:`reroute` when the pass is over."""

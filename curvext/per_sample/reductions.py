@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
 from curvext.dtypes import dtype_of_sums
-from curvext.fingerprints import coalesced
-from curvext.finite import finite_answer, is_finite
+from curvext.finite import all_finite, finite_answer
 from curvext.gradients.outer_product import OuterGradient
 from curvext.gradients.structured import StructuredGradient
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.backward_pass import BackwardPass
+from curvext.per_sample.small_uses import SmallUses
 from curvext.processes import ALONE, Group
 from curvext.space import ParameterSpace
+
+#: a column of a root of H_ℓ, and its sign
+_Column = tuple[Tensor, float]
 
 
 class BlockSum:
@@ -95,14 +99,22 @@ class SquareSum:
         #: (parameter, which of its uses) → the use and Σ_k ± g_k², while there are several columns
         self._separable: dict[tuple[int, int], _Separable] | None = None
         self._met: Counter[int] = Counter()
+        self._small = SmallUses()
 
-    def run(self, backward: BackwardPass, columns: Iterable[tuple[Tensor, float]]) -> None:
-        """Adds ± (J_nᵀ s_nk)² for columns s_k with their signs: one backward pass for each, after which it is used up.
+    def run(self, backward: BackwardPass, columns: Iterable[_Column]) -> None:
+        """Adds ± (J_nᵀ s_nk)² for columns s_k with their signs, after which the pass is used up.
+
+        One backward pass takes one column, or several where that is possible and their gradients take little memory.
 
         Where a sample has one position, (g aᵀ)² = g² (a²)ᵀ, so the squares of g are summed over the columns first
         and multiplied with a² once.
         """
         left = iter(columns)
+        some = list(islice(left, 2))
+        if len(some) == 2:
+            left = self._together(backward, chain(some, left))
+            some = list(islice(left, 2))
+        left = chain(some, left)
         column = next(left, None)
         while column is not None:
             following = next(left, None)
@@ -115,9 +127,43 @@ class SquareSum:
         for (parameter, _), at in (self._separable or {}).items():
             self._sum.add(parameter, at.use.with_squares(at.squares), at.arrange)
         self._separable = None
+        self._add_small()
+
+    def _add_small(self) -> None:
+        """Adds the squares of the small uses, which one operation takes together."""
+        if not self._small.uses:
+            return
+        squares = self._small.together(self._dtype).square_().sum(0)
+        parts = squares.split(self._small.sizes)
+        for (parameter, arrange, sign), part in zip(self._small.uses, parts, strict=True):
+            self._sum.add(parameter, part.clone(), arrange, sign)
+        self._small = SmallUses()
+
+    def _together(self, backward: BackwardPass, left: Iterator[_Column]) -> Iterator[_Column]:
+        """Takes several columns in each pass, as long as that is possible; returns the others."""
+        passes = backward.several_vectors()
+        most = 1 if passes is None else passes.most
+        while most > 1 and passes is not None:
+            some = list(islice(left, most))
+            if len(some) < 2:
+                return chain(some, left)
+            by_sign = {sign: [column for column, its in some if its == sign] for _, sign in some}
+            found = [(sign, passes.run(torch.stack(alike))) for sign, alike in by_sign.items()]
+            if any(uses is None for _, uses in found):
+                return chain(some, left)
+            for sign, uses in found:
+                for use in uses or ():
+                    squares = use.use.square_of(use.vectors)
+                    self._sum.add(use.parameter, squares, use.arrange, sign)
+        return left
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         """Adds the squares of a use."""
+        if self._small.takes(use):
+            self._small.add(use, (parameter, arrange, self._sign))
+            if self._small.full:
+                self._add_small()
+            return
         if self._separable is None or not isinstance(use, OuterGradient) or use.a.shape[1] != 1:
             self._sum.add(parameter, use.square(), arrange, self._sign)
             return
@@ -140,7 +186,7 @@ class SquareSum:
         blocks = self._sum.blocks()
         group.sum_all(blocks)
         torch._foreach_mul_(blocks, scale)
-        if self._space.device.type == "cpu" and not all(is_finite(t) for t in coalesced(blocks)):
+        if self._space.device.type == "cpu" and not all_finite(blocks):
             for name, block in zip(self._space.names, blocks, strict=True):
                 finite_answer(block, f"diagonal: {name!r}")
         return dict(zip(self._space.names, (b.to(dtype) for b in blocks), strict=True))
@@ -159,12 +205,29 @@ class SquaredNorms:
     """Consumer: ‖g_n‖² by sample, unnormalised."""
 
     def __init__(self, samples: int, space: ParameterSpace) -> None:
-        self.total = torch.zeros(samples, dtype=dtype_of_sums(space.dtype), device=space.device)
+        self._total = torch.zeros(samples, dtype=dtype_of_sums(space.dtype), device=space.device)
+        self._small = SmallUses()
+
+    @property
+    def total(self) -> Tensor:
+        """``[N]``."""
+        self._add_small()
+        return self._total
 
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         """Adds the norms of a use: rearranging does not change them."""
-        self.total += use.norm()
+        if self._small.takes(use):
+            self._small.add(use, (parameter, arrange, 1.0))
+            if self._small.full:
+                self._add_small()
+        else:
+            self._total += use.norm()
+
+    def _add_small(self) -> None:
+        if self._small.uses:
+            self._total += self._small.together(self._total.dtype).square_().sum(1)
+            self._small = SmallUses()
 
     def gradient(self, parameter: int, sample: int, gradient: Tensor) -> None:
         """Adds one sample's norm."""
-        self.total[sample] += gradient.to(self.total.dtype).square().sum()
+        self._total[sample] += gradient.to(self._total.dtype).square().sum()

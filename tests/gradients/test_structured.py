@@ -101,6 +101,20 @@ def test_a_use_takes_vectors_of_its_dtype_or_float32_and_sums_in_float32(
         check(use.sample(1).flatten(), rows[1], "sample")
 
 
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "name", [n for n in USES if n.split()[0] in ("direct", "outer", "convolution")]
+)
+def test_the_squares_for_several_vectors_are_those_of_each(name, held, device):
+    uses = [made(name, held, held, device, seed) for seed in range(3)]
+    for use in uses:  # one input, several gradients
+        for attribute in ("a", "_inner"):
+            if hasattr(use, attribute):
+                setattr(use, attribute, getattr(uses[0], attribute))
+    got = uses[0].square_of(torch.stack([use.vectors for use in uses]))
+    assert_close(got, torch.stack([use.square() for use in uses]).sum(0), name)
+
+
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_convolution_taken_in_pieces_is_that_of_each_sample(
