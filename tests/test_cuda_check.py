@@ -64,12 +64,50 @@ def test_registers_and_spills_of_each_kernel_are_read():
 )
 def test_a_kernel_beyond_a_bound_is_told(bound, faults):
     kernel = tool.Kernel("f", 244, 0, 0)
-    assert len(tool.beyond(kernel, tool.main_loop(CODE), bound)) == faults
+    assert len(tool.beyond(kernel, CODE, bound)) == faults
 
 
 def test_a_bounded_kernel_without_a_main_loop_is_told():
     bound = {"registers": 255, "instructions_per_mma": 1e9}
-    assert tool.beyond(tool.Kernel("f", 1, 0, 0), [], bound)
+    assert tool.beyond(tool.Kernel("f", 1, 0, 0), "", bound)
+
+
+LOADS = """
+        /*0010*/              @P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   LDG.E.64 R8, desc[UR4][R2.64+0x10] ;
+        /*0030*/                   FADD R1, R7, R7 ;
+        /*0040*/                   LDG.E.U16 R12, desc[UR4][R2.64] ;
+        /*0050*/                   LDG.E R13, desc[UR4][R2.64] ;
+        /*0060*/                   FADD R1, R13, R1 ;
+        /*0070*/                   LDG.E.128 R16, desc[UR4][R2.64] ;
+"""
+
+
+def test_loads_are_on_their_way_until_their_registers_are_named():
+    assert tool.bytes_in_flight(LOADS) == 16 + 8
+    # where the second load is used the first has arrived, too
+    assert tool.bytes_in_flight(LOADS.replace("R7, R7", "R9, R9")) == 16 + 8
+    assert tool.bytes_in_flight(LOADS.replace("R7, R7", "R1, R1")) == 16 + 8 + 2 + 4
+    assert tool.bytes_in_flight(LOADS.replace("R1, R7, R7", "R5, R1, R1")) == 16 + 8
+    assert tool.bytes_in_flight("") == 0
+
+
+def test_too_few_loads_at_once_are_told():
+    kernel = tool.Kernel("f", 40, 0, 0)
+    assert not tool.beyond(kernel, LOADS, {"registers": 40, "bytes_in_flight": 24})
+    assert tool.beyond(kernel, LOADS, {"registers": 40, "bytes_in_flight": 25})
+
+
+@pytest.mark.parametrize(
+    "name, plain",
+    [
+        ("f<(Kind)0, A<1, true> >(B<float>, int*)", "f<(Kind)0, A<1, true> >"),
+        ("f(A<int>)", "f"),
+        ("f", "f"),
+    ],
+)
+def test_arguments_of_a_function_are_left_out_of_its_name(name, plain):
+    assert tool.without_arguments(name) == plain
 
 
 CHOICES = """

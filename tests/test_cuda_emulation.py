@@ -18,8 +18,9 @@ specification.loader.exec_module(tool)
 
 #: each path of every kernel: rows, columns, blocks; folded, split, tiled; every dtype. `make cuda-emulate` runs all
 SUBSET = (
-    "cpu and (shuffled and (class_dimension or equals_the_loop or weight_zero or every_number_of_outputs)"
-    " or 2048 or tf32 or index_outside or (test_every_axis and -17))"
+    "cpu and (shuffled and (class_dimension or right_for_every_dtype or weight_zero or every_number_of_outputs)"
+    " or 2048 or tf32 or index_outside or (test_every_axis and -17)"
+    " or (whole_lines and shuffled and 31))"
 )
 
 
@@ -63,6 +64,19 @@ def test_a_missing_barrier_shows_as_results_that_depend_on_the_order(seen):
     assert len(set(seen["lacks_a_barrier"])) == 3
 
 
+def test_copies_and_blocks_of_clusters_that_wait_for_each_other_give_the_same_in_every_order(seen):
+    assert seen["copies_ahead"] == [" ".join(str(4 * x + 384) for x in range(63, -1, -1))] * 3
+    others = [*range(32, 64), *range(32)]
+    assert seen["blocks_exchange"] == [" ".join(map(str, others))] * 3
+
+
+@pytest.mark.parametrize(
+    "fault", ["copies_lack_a_wait", "copies_lack_a_barrier", "blocks_lack_a_barrier"]
+)
+def test_what_is_read_before_it_has_come_shows_as_results_that_depend_on_the_order(seen, fault):
+    assert len(set(seen[fault])) > 1
+
+
 @pytest.mark.parametrize(
     "fault, message",
     [
@@ -76,6 +90,12 @@ def test_a_missing_barrier_shows_as_results_that_depend_on_the_order(seen):
 )
 def test_threads_that_do_not_meet_are_told(seen, fault, message):
     assert all(re.search(message, words) for words in seen[fault])
+
+
+def test_copies_that_nobody_waits_for_are_told(seen):
+    assert any(
+        "returned with copies on their way" in words for words in seen["returns_with_copies"]
+    )
 
 
 @pytest.mark.parametrize("source", ["asm volatile(x);", "extern __shared__ int x[];", "f<<<1"])

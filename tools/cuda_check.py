@@ -2,7 +2,8 @@
 
 Needs ``nvcc`` and neither torch nor a GPU: ``python tools/cuda_check.py [architecture ...]``. No kernel may spill
 registers. For those with a bound also the registers are counted and, from the machine code that ``cuobjdump`` prints,
-the instructions of the main loop for each of its matrix instructions: the performance test that runs anywhere.
+the instructions of the main loop for each of its matrix instructions, or the bytes that a thread asks global memory for
+before it waits for any of them: the performance test that runs anywhere.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ ARCHITECTURES = ("80", "90", "90a")
 ENTRY = re.compile(r"Compiling entry function '(\w+)'(.*?Used (\d+) registers)", re.DOTALL)
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
+LOAD = re.compile(r"\bLDG(\S*) R(\d+)")
+REGISTER = re.compile(r"\bR(\d+)")
 JUMP = re.compile(r"\bBRA\S* (?:.*, )?0x([0-9a-f]+)")
 
 
@@ -67,9 +70,19 @@ def plain_names(mangled: list[str]) -> dict[str, str]:
     ).stdout.splitlines()
     scopes = re.compile(r"\(anonymous namespace\)::|\b(void|curvext|cuda|_GLOBAL__N__\w+)(::| )")
     return {
-        name: scopes.sub("", line).split("(", 1)[0].replace("__nv_bfloat16", "bfloat16")
+        name: without_arguments(scopes.sub("", line)).replace("__nv_bfloat16", "bfloat16")
         for name, line in zip(mangled, done, strict=True)
     }
+
+
+def without_arguments(name: str) -> str:
+    """A function's name up to the bracket of its arguments, which stands outside those of its template."""
+    depth = 0
+    for at, c in enumerate(name):
+        depth += (c == "<") - (c == ">")
+        if c == "(" and depth == 0:
+            return name[:at]
+    return name
 
 
 def kernels(report: str) -> list[Kernel]:
@@ -95,22 +108,46 @@ def main_loop(code: str) -> list[str]:
     return max(loops, key=lambda loop: (products(loop), -len(loop)), default=[])
 
 
+def bytes_in_flight(code: str) -> int:
+    """The most bytes of global memory that one thread is waiting for at once, going through the code as it stands.
+
+    A load has arrived, and with it all before it, where its registers are named next. What stands on two sides of a
+    branch counts as one after the other: the number is one that some path reaches, or less.
+    """
+    flying: list[tuple[set[int], int]] = []
+    most = 0
+    for _, text in INSTRUCTION.findall(code):
+        named = {int(register) for register in REGISTER.findall(text)}
+        waited = [i for i, (registers, _) in enumerate(flying) if registers & named]
+        if waited:
+            del flying[: waited[-1] + 1]
+        load = LOAD.search(text)
+        if load:
+            sizes = {".128": 16, ".64": 8, ".U16": 2, ".S16": 2, ".U8": 1, ".S8": 1}
+            size = next((n for name, n in sizes.items() if name in load[1]), 4)
+            first = int(load[2])
+            flying.append((set(range(first, first + (size + 3) // 4)), size))
+            most = max(most, sum(n for _, n in flying))
+    return most
+
+
 def products(instructions: list[str]) -> int:
-    return sum(bool(re.search(r"\bH?G?MMA\b", text)) for text in instructions)
+    return sum(bool(re.search(r"\b[HIDQ]G?MMA\b", text)) for text in instructions)
 
 
-def main_loops(cuobjdump: str, cubin: Path) -> dict[str, list[str]]:
-    """Of each kernel of a file, by its mangled name."""
+def codes(cuobjdump: str, cubin: Path) -> dict[str, str]:
+    """The machine code of each kernel of a file, by its mangled name."""
     done = subprocess.run(
         [cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True
     )
     parts = done.stdout.split("Function : ")[1:]
-    return {part.split("\n", 1)[0].strip(): main_loop(part) for part in parts}
+    return {part.split("\n", 1)[0].strip(): part for part in parts}
 
 
-def beyond(kernel: Kernel, loop: list[str], bound: dict[str, float]) -> list[str]:
-    """What of a kernel is above its bounds."""
+def beyond(kernel: Kernel, code: str, bound: dict[str, float]) -> list[str]:
+    """What of a kernel is outside its bounds."""
     found = []
+    loop = main_loop(code)
     if kernel.registers > bound["registers"]:
         found.append(f"{kernel.registers} registers, at most {bound['registers']}")
     if "instructions_per_mma" in bound:
@@ -119,6 +156,9 @@ def beyond(kernel: Kernel, loop: list[str], bound: dict[str, float]) -> list[str
             found.append(
                 f"{ratio:.2f} instructions for each mma of the main loop, at most {bound['instructions_per_mma']}"
             )
+    flying = bytes_in_flight(code)
+    if flying < bound.get("bytes_in_flight", 0):
+        found.append(f"{flying} bytes in flight, at least {bound['bytes_in_flight']}")
     return found
 
 
@@ -130,9 +170,9 @@ def check(source: Path, architecture: str, bounds: dict[str, dict[str, float]]) 
         found = kernels(compiled(nvcc, source, architecture, cubin))
         names = plain_names([kernel.name for kernel in found])
         bounded = [kernel for kernel in found if names[kernel.name] in bounds]
-        loops = {}
+        code = {}
         if bounded:
-            loops = main_loops(tool("cuobjdump", "pip install nvidia-cuda-cuobjdump has it"), cubin)
+            code = codes(tool("cuobjdump", "pip install nvidia-cuda-cuobjdump has it"), cubin)
     most = max(found, key=lambda kernel: kernel.registers)
     spilled = sum(kernel.spilled for kernel in found)
     print(
@@ -143,11 +183,14 @@ def check(source: Path, architecture: str, bounds: dict[str, dict[str, float]]) 
         f"{names[k.name]}: {k.spilled} bytes of registers spilled" for k in found if k.spilled
     ]
     for kernel in bounded:
-        name, loop = names[kernel.name], loops[kernel.name]
-        print(
-            f"    {name}: {kernel.registers} registers, main loop {len(loop)} instructions, {products(loop)} mma"
+        name, loop = names[kernel.name], main_loop(code[kernel.name])
+        counted = (
+            f"main loop {len(loop)} instructions, {products(loop)} mma"
+            if loop
+            else f"{bytes_in_flight(code[kernel.name])} bytes in flight"
         )
-        faults += [f"{name}: {what}" for what in beyond(kernel, loop, bounds[name])]
+        print(f"    {name}: {kernel.registers} registers, {counted}")
+        faults += [f"{name}: {what}" for what in beyond(kernel, code[kernel.name], bounds[name])]
     if faults:
         sys.exit(f"cuda_check: {source.name}, sm_{architecture}: " + "; ".join(faults))
     return {names[kernel.name] for kernel in bounded}

@@ -111,8 +111,8 @@ def translate(folder: Path) -> list[Path]:
     for path in [*ROOT.glob("csrc/*.*"), ROOT / "csrc/cpu/isa.h", *ROOT.glob("csrc/cuda/*")]:
         at = path.relative_to(ROOT)
         text = path.read_text()
-        if path.name == "instructions.h":
-            text = f'#include "{EMULATION / "instructions.h"}"\n'
+        if (EMULATION / path.name).exists():  # what has a double there
+            text = f'#include "{EMULATION / path.name}"\n'
         elif path.name == "bindings.cpp":  # the CUDA kernels in the place of the CPU's
             text = text.replace("(cpu, curvext::cpu)", "(cpu, curvext::cuda)")
         elif path.parent.name == "cuda":
@@ -135,20 +135,18 @@ def built(sanitize: bool = False) -> Path:
     compiler()
     folder = ROOT / "build" / ("cuda_emulation_sanitized" if sanitize else "cuda_emulation")
     sources = translate(folder)
-    newest = max(
-        path.stat().st_mtime
-        for place in (folder, EMULATION)
-        for path in place.rglob("*")
-        if path.suffix in (".h", ".inc")
-    )
     flags = [*FLAGS, *(SANITIZE if sanitize else ()), *includes(folder)]
     flags += ["-DCURVEXT_CUDA=emulated", "-DCURVEXT_CUDA_ARCH=none", "-DTORCH_EXTENSION_NAME=_C"]
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}{source.suffix[1:]}.o"
-        if target.exists() and target.stat().st_mtime > max(newest, source.stat().st_mtime):
-            return target
-        command = ["g++", *flags, "-x", "c++", "-c", str(source), "-o", str(target)]
+        used = target.with_suffix(".d")  # what it includes, as g++ writes it for make
+        if target.exists() and used.exists():
+            names = used.read_text().replace("\\\n", " ").split(": ", 1)[1].split()
+            made = target.stat().st_mtime
+            if all(Path(name).exists() and made > Path(name).stat().st_mtime for name in names):
+                return target
+        command = ["g++", *flags, "-MMD", "-x", "c++", "-c", str(source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"cuda_emulation: {source.name} does not compile\n{done.stderr}")

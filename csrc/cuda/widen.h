@@ -16,6 +16,19 @@ __device__ inline void narrow(double x, double* p) { *p = x; }
 __device__ inline void narrow(float x, __nv_bfloat16* p) { *p = __float2bfloat16_rn(x); }
 __device__ inline void narrow(float x, __half* p) { *p = __float2half_rn(x); }
 
+template <class S>
+__device__ S from_bits(unsigned short x);
+template <>
+__device__ inline __nv_bfloat16 from_bits<__nv_bfloat16>(unsigned short x) {
+  return __ushort_as_bfloat16(x);
+}
+template <>
+__device__ inline __half from_bits<__half>(unsigned short x) {
+  return __ushort_as_half(x);
+}
+__device__ inline unsigned short bits_of(__nv_bfloat16 x) { return __bfloat16_as_ushort(x); }
+__device__ inline unsigned short bits_of(__half x) { return __half_as_ushort(x); }
+
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 // within 2 ulp for divisors from 1 to 2^126, as sums over classes are

@@ -51,8 +51,21 @@ class TestOuterSquare(WindowedKernel):
         return 2 * (S + 2) + V * N + 1
 
     def roundoff(self, a: Tensor, g: Tensor) -> float:
-        on_tensor_cores = runs_cuda_sources(a) and a.dtype != torch.float64
-        return 2.0**-16 if on_tensor_cores else super().roundoff(a, g)
+        return 2.0**-16 if self.on_tensor_cores(a) else super().roundoff(a, g)
+
+    def on_tensor_cores(self, a: Tensor) -> bool:
+        return runs_cuda_sources(a) and a.dtype != torch.float64
+
+    def bounded(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """One position of 16-bit inputs is on the GPU one product of squares, each of the two rounded.
+
+        They are rounded to the 8 bits of bfloat16, or the 11 of TF32 for float16.
+        """
+        expected, bound = super().bounded(a, g)
+        rounded = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}.get(a.dtype, 0.0)
+        if self.on_tensor_cores(a) and a.shape[1] == 1:
+            bound = bound + 2 * 1.01 * rounded * expected
+        return expected, bound
 
     @pytest.mark.parametrize("size", [255, 257])
     def test_every_axis_may_be_longer_than_a_block(self, axis, size, device):
@@ -99,8 +112,31 @@ class TestOuterSquare(WindowedKernel):
         finally:
             torch.set_float32_matmul_precision(before)
         assert_within(actual, expected, 2.0**6 * bound, "TF32")  # from 2^-16 to 2^-10
-        # one position is folded, which needs more than TF32 has
-        assert torch.equal(actual, exact) == (sizes[2] == 1 or not runs_cuda_sources(a))
+        assert torch.equal(actual, exact) != runs_cuda_sources(a)
+
+    @pytest.mark.parametrize("columns", [8, 136])
+    @pytest.mark.parametrize("positions", [2, 31, 64, 130])
+    def test_rows_of_whole_lines_of_16_bytes_are_right(
+        self, positions, columns, dtype, device, simd
+    ):
+        sizes = (2, 2, positions, columns, 144 - columns)
+        self.check(*self.inputs(sizes, dtype, device), workspaces=(0,))
+
+    @pytest.mark.parametrize("samples", [1, 17, 100])
+    @pytest.mark.parametrize("vectors", [1, 3])
+    def test_one_position_of_whole_lines_is_right(self, vectors, samples, dtype, device, simd):
+        self.check(*self.inputs((vectors, samples, 1, 136, 72), dtype, device), workspaces=(0,))
+
+    @pytest.mark.parametrize("samples", [1, 40])
+    def test_one_position_of_bfloat16_is_on_cuda_one_product_of_rounded_squares(
+        self, samples, device
+    ):
+        a, g = self.inputs((1, samples, 1, 136, 72), torch.bfloat16, device)
+        x, y = a[:, 0].double() ** 2, g[0, :, 0].double() ** 2
+        if runs_cuda_sources(a):  # the CPU multiplies the squares as they are
+            x, y = x.bfloat16().double(), y.bfloat16().double()
+        bound = 2.0**-22 * (samples + 4) * (y.T @ x)
+        assert_within(self.kernel(a, g), y.T @ x, bound, "the product of squares")
 
     def test_a_nan_reaches_only_its_row_and_column(self, device):
         a, g = self.inputs((1, 3, 2, 40, 20), torch.float32, device)

@@ -32,7 +32,7 @@ struct dim3 {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration, cudaErrorInvalidValue };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 cudaError_t cudaGetLastError();
 
@@ -55,8 +55,24 @@ inline cudaStream_t getCurrentCUDAStream() { return nullptr; }
 
 namespace emulation {
 
-// Runs a kernel: every block, one after the other. Throws where threads wait for each other without end.
-void run(dim3 grid, dim3 block, const std::function<void()>& thread);
+// Runs a kernel: every cluster of `size` blocks, neighbours along x, one after the other. Throws where threads wait for
+// each other without end. given: bytes of shared memory that the launch gives each block.
+void run(dim3 grid, dim3 block, const std::function<void()>& thread, unsigned size = 1, size_t given = 0);
+void* given_shared(size_t bytes);
+
+// A copy of 16 bytes to shared memory, or of zeros, by the thread that runs. It comes at once in the order "forward";
+// no sooner than the thread waits for it in "reverse"; and then or then in "shuffled": so a wait that is missing shows,
+// and a buffer that others still read.
+void start_copy(void* shared, const void* global);
+void commit_copies();
+void wait_copies(size_t pending);
+
+unsigned cluster_size();
+unsigned cluster_rank();
+void cluster_barrier(const char* operation, int line);
+// Where the address in this block's shared memory lies in that of another block of the cluster.
+void* in_block(void* shared, unsigned rank);
+bool in_reverse();
 
 // `kernel<<<grid, block, shared, stream>>>(arguments)`
 template <class... P, class... A>
@@ -125,10 +141,22 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int line = __builtin_LINE()
 }
 
 template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int line = __builtin_LINE()) {
+  return emulation::from<T>(emulation::meet("__shfl_sync", line, mask, emulation::words_of(value))[source % 32]);
+}
+
+template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned lanes, int line = __builtin_LINE()) {
   const auto* all = emulation::meet("__shfl_down_sync", line, mask, emulation::words_of(value));
   const unsigned source = emulation::lane() + lanes;
   return source < 32 ? emulation::from<T>(all[source]) : value;
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  const auto* all = emulation::meet("__ballot_sync", line, mask, emulation::words_of(predicate));
+  unsigned found = 0;
+  for (int i = 0; i < 32; ++i) found |= unsigned(all[i].word[0] != 0) << i;
+  return found;
 }
 
 inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
@@ -153,6 +181,24 @@ inline float __bfloat162float(__nv_bfloat16 x) { return x; }
 inline __half __float2half_rn(float x) { return x; }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
 
+inline unsigned short __half_as_ushort(__half x) { return x.x; }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.x; }
+inline __half __ushort_as_half(unsigned short x) { return __half(x, __half::from_bits()); }
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short x) { return __nv_bfloat16(x, __nv_bfloat16::from_bits()); }
+inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+inline double __hiloint2double(int high, int low) {
+  return emulation::bits<double>(uint64_t(unsigned(high)) << 32 | unsigned(low));
+}
+inline int __double2hiint(double x) { return int(emulation::bits<uint64_t>(x) >> 32); }
+inline int __double2loint(double x) { return int(emulation::bits<uint64_t>(x)); }
 inline float __uint_as_float(unsigned x) { return emulation::bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return emulation::bits<unsigned>(x); }
 inline float __double2float_rd(double x) {

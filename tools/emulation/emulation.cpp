@@ -20,16 +20,23 @@ namespace emulation {
 namespace {
 
 constexpr size_t kStack = size_t(256) << 10, kGuard = size_t(4) << 10;
-constexpr unsigned kMostThreads = 1024;
-constexpr size_t kMostShared = size_t(48) << 10;
+constexpr unsigned kMostThreads = 1024;                                          // of a block
+constexpr size_t kMostShared = size_t(48) << 10, kMostGiven = size_t(99) << 10;  // of the least processor
+
+struct Copy {
+  char* to;
+  const void* from;  // null for zeros
+};
 
 struct Fiber {
+  std::vector<std::vector<Copy>> groups{1};  // of copies on their way; the last one is open
   char* stack = nullptr;
   ucontext_t start;
   jmp_buf place;
   bool begun = false;
-  dim3 thread;
-  int index;  // in the block
+  dim3 thread, block;
+  int index;      // in the cluster
+  unsigned rank;  // of its block there
   const char* waits = nullptr;
   int line;
 };
@@ -56,15 +63,19 @@ std::string failure;
 
 // Runnable threads; the one of the highest rank runs until it waits.
 std::priority_queue<std::pair<int64_t, Fiber*>> runnable;
-unsigned threads, finished;
-Meeting block_meeting;
-std::vector<Meeting> warps;
+unsigned blocks_of_cluster, threads, finished;  // threads: of the cluster
+Meeting cluster_meeting;
+std::vector<Meeting> blocks, warps;
 
 struct Free {
   void operator()(void* p) const { std::free(p); }
 };
-std::map<const void*, std::unique_ptr<void, Free>> shared_storage;
-size_t shared_bytes;
+struct Shared {
+  std::unique_ptr<void, Free> memory;
+  size_t bytes;  // of one block
+};
+std::map<const void*, Shared> shared_storage;  // by declaration: one block's after the other's
+size_t shared_bytes, given_bytes;
 
 int64_t rank(int64_t index) {
   if (order == "forward") return -index;
@@ -79,6 +90,8 @@ void back_to_scheduler() {
 void live() {
   for (;;) {
     (*body)();
+    for (const auto& group : current->groups)
+      if (!group.empty()) fail("a thread has returned with copies on their way");
     ++finished;
     back_to_scheduler();
   }
@@ -87,6 +100,7 @@ void live() {
 void go_to(Fiber& fiber) {
   current = &fiber;
   threadIdx = fiber.thread;
+  blockIdx = fiber.block;
   if (_setjmp(scheduler)) return;
   if (fiber.begun) _longjmp(fiber.place, 1);
   fiber.begun = true;
@@ -106,9 +120,18 @@ void prepare(Fiber& fiber, int index) {
     fiber.start.uc_stack.ss_size = kStack;
     makecontext(&fiber.start, live, 0);
   }
+  const int block_threads = int(threads / blocks_of_cluster), in_block = index % block_threads;
   fiber.index = index;
-  fiber.thread = dim3(index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y);
+  fiber.rank = unsigned(index / block_threads);
+  fiber.block = dim3(blockIdx.x + fiber.rank, blockIdx.y, blockIdx.z);
+  fiber.thread = dim3(in_block % blockDim.x, in_block / blockDim.x % blockDim.y, in_block / blockDim.x / blockDim.y);
   fiber.waits = nullptr;
+  fiber.groups.assign(1, {});
+}
+
+void complete(const Copy& copy) {
+  if (copy.from) std::memcpy(copy.to, copy.from, 16);
+  else std::memset(copy.to, 0, 16);
 }
 
 void wait(Meeting& meeting, size_t company, const char* operation, int line) {
@@ -138,11 +161,13 @@ std::string waiting() {
   return words;
 }
 
-void run_block() {
+// From blockIdx on.
+void run_cluster() {
   finished = 0;
   shared_storage.clear();
   shared_bytes = 0;
-  block_meeting = {};
+  cluster_meeting = {};
+  blocks.assign(blocks_of_cluster, {});
   warps.assign((threads + 31) / 32, {});
   runnable = {};
   for (unsigned i = 0; i < threads; ++i) {
@@ -165,27 +190,35 @@ void fail(const std::string& what) {
   _longjmp(scheduler, 1);
 }
 
-void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
+void run(dim3 grid, dim3 block, const std::function<void()>& thread, unsigned size, size_t given) {
   const std::lock_guard<std::mutex> lock(in_use);
-  const int64_t blocks = int64_t(grid.x) * grid.y * grid.z;
-  threads = block.x * block.y * block.z;
-  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || threads == 0 ||
-      threads > kMostThreads || block.z > 64) {
+  const int64_t clusters = int64_t(grid.x) * grid.y * grid.z / size;
+  const unsigned block_threads = block.x * block.y * block.z;
+  threads = block_threads * size;
+  blocks_of_cluster = size;
+  if (clusters == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || block_threads == 0 ||
+      block_threads > kMostThreads || block.z > 64) {
     last_error = cudaErrorInvalidConfiguration;
     return;
   }
+  if (given > kMostGiven) {
+    last_error = cudaErrorInvalidValue;
+    return;
+  }
+  given_bytes = given;
   gridDim = grid;
   blockDim = block;
   body = &thread;
   while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
-  std::vector<int64_t> turn(blocks);
+  std::vector<int64_t> turn(clusters);
   std::iota(turn.begin(), turn.end(), 0);
   if (order == "reverse") std::reverse(turn.begin(), turn.end());
   if (order == "shuffled") std::shuffle(turn.begin(), turn.end(), random_numbers);
   failure.clear();
-  for (const int64_t b : turn) {
+  for (const int64_t cluster : turn) {
+    const int64_t b = cluster * size;
     blockIdx = dim3(unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y));
-    run_block();
+    run_cluster();
     if (failure.empty()) continue;
     for (const auto& fiber : fibers) fiber->begun = false;  // they stand amid a kernel
     throw std::runtime_error("emulated kernel, block (" + std::to_string(blockIdx.x) + ", " +
@@ -195,15 +228,53 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
 
 void* shared_memory(const void* declaration, size_t bytes) {
   auto& storage = shared_storage[declaration];
-  if (!storage) {
-    shared_bytes += bytes;
+  if (!storage.memory) {
+    if (declaration != &given_bytes) shared_bytes += bytes;
     if (shared_bytes > kMostShared) fail("more than 48 KB of shared memory in a block");
+    storage.bytes = (bytes + 127) / 128 * 128;
     void* memory = nullptr;
-    if (posix_memalign(&memory, 128, bytes)) fail("no memory");
-    std::memset(memory, 0xff, bytes);
-    storage.reset(memory);
+    if (posix_memalign(&memory, 128, storage.bytes * blocks_of_cluster)) fail("no memory");
+    std::memset(memory, 0xff, storage.bytes * blocks_of_cluster);
+    storage.memory.reset(memory);
   }
-  return storage.get();
+  return static_cast<char*>(storage.memory.get()) + current->rank * storage.bytes;
+}
+
+void* given_shared(size_t bytes) {
+  if (bytes > given_bytes) fail("the launch gives less shared memory than that");
+  return shared_memory(&given_bytes, bytes);
+}
+
+void start_copy(void* shared, const void* global) {
+  const Copy copy{static_cast<char*>(shared), global};
+  if (order == "forward" || (order == "shuffled" && random_numbers() % 2)) complete(copy);
+  else current->groups.back().push_back(copy);
+}
+
+void commit_copies() { current->groups.emplace_back(); }
+
+void wait_copies(size_t pending) {
+  auto& groups = current->groups;
+  while (groups.size() > pending + 1) {
+    std::shuffle(groups.front().begin(), groups.front().end(), random_numbers);
+    for (const Copy& copy : groups.front()) complete(copy);
+    groups.erase(groups.begin());
+  }
+}
+
+unsigned cluster_size() { return blocks_of_cluster; }
+unsigned cluster_rank() { return current->rank; }
+bool in_reverse() { return order == "reverse"; }
+void cluster_barrier(const char* operation, int line) { wait(cluster_meeting, threads, operation, line); }
+
+void* in_block(void* shared, unsigned rank) {
+  if (rank >= blocks_of_cluster) fail("no block " + std::to_string(rank) + " in the cluster");
+  for (const auto& [declaration, storage] : shared_storage) {
+    char* own = static_cast<char*>(storage.memory.get()) + current->rank * storage.bytes;
+    if (shared >= own && shared < own + storage.bytes)
+      return static_cast<char*>(shared) + (int64_t(rank) - current->rank) * int64_t(storage.bytes);
+  }
+  fail("an address outside the block's shared memory");
 }
 
 int lane() { return current->index % 32; }
@@ -219,7 +290,10 @@ const Words* meet(const char* operation, int line, unsigned mask, const Words& m
 
 }  // namespace emulation
 
-void __syncthreads(int line) { emulation::wait(emulation::block_meeting, emulation::threads, "__syncthreads", line); }
+void __syncthreads(int line) {
+  using namespace emulation;
+  wait(blocks[current->rank], threads / blocks_of_cluster, "__syncthreads", line);
+}
 
 cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 

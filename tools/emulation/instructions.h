@@ -7,6 +7,33 @@
 namespace curvext::cuda {
 namespace {
 
+// cp.async.cg .shared.global of 16 bytes with ignore-src: when it has come is for emulation.cpp to choose.
+inline void copy_async(void* shared, const void* global, int row, int rows) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || (row < rows && reinterpret_cast<uintptr_t>(global) % 16))
+    emulation::fail("cp.async: an address is not a multiple of 16");
+  emulation::start_copy(shared, row < rows ? global : nullptr);
+}
+
+inline void commit_copies() { emulation::commit_copies(); }
+
+template <int Pending>
+void wait_copies() {
+  emulation::wait_copies(Pending);
+}
+
+template <class T>
+T& given_shared() {
+  return *static_cast<T*>(emulation::given_shared(sizeof(T)));
+}
+
+template <class T, class... P, class... A>
+cudaError_t launch_with(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, A... arguments) {
+  emulation::run(grid, block, [&] { kernel(arguments...); }, 1, sizeof(T));
+  return cudaGetLastError();
+}
+
+inline int kept(int x) { return x; }
+
 // ldmatrix .m8n8.x4.trans.b16: lane 8 m + r has the address of row r of matrix m; lane l receives of each matrix the
 // elements (2 (l % 4), l / 4) and (2 (l % 4) + 1, l / 4).
 inline void load_transposed(unsigned (&r)[4], const void* p, int line = __builtin_LINE()) {
@@ -89,12 +116,29 @@ inline void multiply_tf32(float (&d)[4], const unsigned (&a)[4], unsigned b0, un
   multiply_by<TF32>(d, a, b0, b1, line);
 }
 
-// cvt.rn.bf16x2.f32: its first operand goes to the upper half
-inline unsigned packed_bfloat16(float first, float second) {
-  const auto word = [](float x) {
-    return unsigned(emulation::from<uint16_t>(emulation::words_of(__float2bfloat16_rn(x))));
-  };
+// cvt.rn.bf16x2.f32 and cvt.rn.f16x2.f32: the first operand goes to the upper half
+template <class H>
+unsigned packed(float first, float second) {
+  const auto word = [](float x) { return unsigned(H(x).x); };
   return word(first) | word(second) << 16;
+}
+
+// min.bf16x2 and max.bf16x2: a NaN gives the other operand
+inline unsigned clamped_bfloat16(unsigned word) {
+  const auto clamped = [](unsigned half) {
+    const float x = emulation::bits<float>(half << 16), most = emulation::bits<float>(0x7f7f0000u);
+    return std::isnan(x) ? 0x7f7fu : emulation::bits<uint32_t>(std::fmin(std::fmax(x, -most), most)) >> 16;
+  };
+  return clamped(word & 0xffff) | clamped(word >> 16) << 16;
+}
+
+// fma.rn.bf16x2 x x + -0
+inline unsigned squared_bfloat16(unsigned word) {
+  const auto squared = [](unsigned half) {
+    const float x = emulation::bits<float>(half << 16);
+    return unsigned(__nv_bfloat16(x * x).x);
+  };
+  return squared(word & 0xffff) | squared(word >> 16) << 16;
 }
 
 // cvt.rna.tf32.f32: to nearest, ties away from zero; what stands in the low 13 bits is open.
