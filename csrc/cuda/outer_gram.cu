@@ -1,6 +1,7 @@
 #include "launch.h"
 
-// out[n,m] += sum_st p[n,s,m,t] q[n,s,m,t] over the inner products that cuBLAS has formed: one warp for each (n,m).
+// out[n,m] += sum_st p[n,s,m,t] q[n,s,m,t] over the inner products that cuBLAS has formed: one warp for each (n,m), or
+// a thread where it is one product.
 namespace curvext::cuda {
 namespace {
 
@@ -20,10 +21,25 @@ __global__ void __launch_bounds__(kThreads) add_pairs_kernel(PairsLaunch l) {
   if (lane == 0) static_cast<T*>(l.out)[n * l.out_row + m * l.out_column] += sum;
 }
 
+// S = R = 1: a block takes 256 neighbours along m of every `gridDim.y`th n.
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_products_kernel(PairsLaunch l) {
+  const int64_t m = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (m >= l.M) return;
+  for (int64_t n = blockIdx.y; n < l.N; n += gridDim.y)
+    static_cast<T*>(l.out)[n * l.out_row + m * l.out_column] +=
+        static_cast<const T*>(l.p)[n * l.M + m] * static_cast<const T*>(l.q)[n * l.M + m];
+}
+
 template <class T>
 cudaError_t run(const PairsLaunch& l, cudaStream_t stream) {
   const int64_t blocks = (l.N * l.M * kWarp + kThreads - 1) / kThreads;
   if (blocks == 0) return cudaSuccess;
+  if (l.S == 1 && l.R == 1) {
+    const dim3 grid(unsigned((l.M + kThreads - 1) / kThreads), unsigned(l.N < 65535 ? l.N : 65535));
+    add_products_kernel<T><<<grid, kThreads, 0, stream>>>(l);
+    return cudaGetLastError();
+  }
   add_pairs_kernel<T><<<unsigned(blocks), kThreads, 0, stream>>>(l);
   return cudaGetLastError();
 }
