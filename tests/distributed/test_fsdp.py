@@ -42,8 +42,8 @@ def answers_of_a_rank(rank, world, network, loss, cut, blocks, options):
     return value
 
 
-@pytest.mark.parametrize("network, loss, cut, blocks, options", GRID)
-def test_every_answer_is_that_of_the_union(ranks, network, loss, cut, blocks, options):
+def check_answers(ranks, network, loss, cut, blocks, options):
+    """Raises unless every rank answers as one process does of the union."""
     posed = pose(network, loss, samples=samples(cut, ranks.world))
     wanted = answers(posed, union(posed), loss)
     several = ranks.run(answers_of_a_rank, network, loss, cut, blocks, options)
@@ -51,6 +51,16 @@ def test_every_answer_is_that_of_the_union(ranks, network, loss, cut, blocks, op
         assert_close(several[0][name], value, name)
         for other in several[1:]:
             assert torch.equal(other[name], several[0][name]), f"{name}: bits differ between ranks"
+
+
+def test_every_answer_is_that_of_the_union(ranks):
+    check_answers(ranks, *GRID[0])
+
+
+@pytest.mark.parametrize("case", GRID[1:], ids=lambda case: case[0])
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_every_answer_of_other_networks_is_that_of_the_union(ranks, case):
+    check_answers(ranks, *case)
 
 
 def posed_and_sharded(rank, world, network="mlp", loss="ce_weight_ignore_smooth", **options):
@@ -457,6 +467,7 @@ def trains(rank, world, calls):
     return after, answers
 
 
+@pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_the_model_trains_on_as_without_a_call(ranks):
     world = ranks.world
     with_calls, without = ranks.run(trains, True), ranks.run(trains, False)
