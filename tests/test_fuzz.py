@@ -74,7 +74,7 @@ def test_a_planted_fault_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_stale_answer_after_a_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right, first = Freshness._read, {}
-    blind = lambda self: first.setdefault(self, right(self))  # noqa: E731
+    blind = lambda self, casts: first.setdefault(self, right(self, casts))  # noqa: E731
     monkeypatch.setattr(Freshness, "_read", blind)
     spec = Spec(0, ((0, "linear"),), "flat", "ce", "mean", (3,), "*")
     assert {when for when, _, _ in tried(spec).faults} == {"after a step"}
