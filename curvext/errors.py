@@ -8,5 +8,9 @@ class NoClosedFormError(NotImplementedError):
     """
 
 
+class NoSecondDerivativeError(RuntimeError):
+    """An operation of the model has no second derivative in PyTorch, so that H, and perhaps G, does not exist here."""
+
+
 class DtypeError(TypeError, ValueError):
     """An entry of a named vector has another dtype than the parameters: caught as either."""

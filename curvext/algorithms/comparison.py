@@ -22,6 +22,7 @@ from curvext.algorithms.risks import HasMatrices
 from curvext.algorithms.spectral_density import spectral_density
 from curvext.algorithms.together import together
 from curvext.arguments import as_integer, as_number, as_seed, check_risk
+from curvext.errors import NoSecondDerivativeError
 from curvext.progress import Progress
 from curvext.results import Comparison, Estimate
 
@@ -200,7 +201,7 @@ def _doors(
         try:
             door = Products(getattr(risk, method)(**arguments), "compare", like=gradient)
             door.vector(torch.zeros_like(gradient))  # some refuse only when they are multiplied
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NoSecondDerivativeError) as error:
             # the gradient exists, so model and data are sound: this matrix is undefined here, and the
             # result prints why
             refused[name] = str(error)

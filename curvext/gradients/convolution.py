@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvext.dtypes import alike, wide
-from curvext.gradients.structured import StructuredGradient
+from curvext.gradients.structured import OneTensorGradient
 from curvext.kernels.outer_norm import outer_norm
 from curvext.kernels.outer_square import outer_square
 
@@ -17,7 +17,7 @@ from curvext.kernels.outer_square import outer_square
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 
 
-class ConvolutionGradient(StructuredGradient):
+class ConvolutionGradient(OneTensorGradient):
     """A convolution's weight, ``[O, I/groups, *kernel]``, unfolded a few samples at a time.
 
     For a transposed convolution the two tensors change places: its weight ``[I, O/groups, *kernel]``
@@ -87,14 +87,14 @@ class ConvolutionGradient(StructuredGradient):
         return self._groups
 
     @property
-    def vectors(self) -> Tensor | None:
+    def pulled_back(self) -> Tensor | None:
         return None if self.transposed else self._outer
 
     def square(self) -> Tensor:
         return self._square(self._chunks(self._outer.unsqueeze(0)))
 
-    def square_of(self, vectors: Tensor) -> Tensor:
-        return self._square(self._chunks(vectors))
+    def square_of(self, several: Tensor) -> Tensor:
+        return self._square(self._chunks(several))
 
     def _square(self, chunks: Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
         total = None

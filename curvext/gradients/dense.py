@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from curvext.dtypes import alike, wide
-from curvext.gradients.structured import StructuredGradient
+from curvext.gradients.structured import OneTensorGradient
 
 
-class DenseGradient(StructuredGradient):
+class DenseGradient(OneTensorGradient):
     """Small per-sample gradients, materialised: biases, scales, position embeddings.
 
     Args:
@@ -24,11 +24,11 @@ class DenseGradient(StructuredGradient):
         return wide(self.gradients).square().sum(0)
 
     @property
-    def vectors(self) -> Tensor:
+    def pulled_back(self) -> Tensor:
         return self.gradients
 
-    def square_of(self, vectors: Tensor) -> Tensor:
-        return wide(vectors).square().sum((0, 1))
+    def square_of(self, several: Tensor) -> Tensor:
+        return wide(several).square().sum((0, 1))
 
     def sample(self, n: int) -> Tensor:
         return self.gradients[n]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from curvext.dtypes import wide
-from curvext.gradients.structured import StructuredGradient
+from curvext.gradients.structured import OneTensorGradient, StructuredGradient
 from curvext.kernels.outer_dot import outer_dot
 from curvext.kernels.outer_gram import outer_gram
 from curvext.kernels.outer_norm import outer_norm
@@ -15,7 +15,7 @@ from curvext.kernels.outer_square import outer_square
 from curvext.kernels.outer_sum import outer_sum
 
 
-class OuterGradient(StructuredGradient):
+class OuterGradient(OneTensorGradient):
     """G_n = Σ_s g_ns a_nsᵀ ∈ O×I, the per-sample gradient of a matrix or of its transpose.
 
     Args:
@@ -40,11 +40,11 @@ class OuterGradient(StructuredGradient):
         return self._turned(outer_square(self.a, self.g.unsqueeze(0)))
 
     @property
-    def vectors(self) -> Tensor:
+    def pulled_back(self) -> Tensor:
         return self.g
 
-    def square_of(self, vectors: Tensor) -> Tensor:
-        return self._turned(outer_square(self.a, vectors))
+    def square_of(self, several: Tensor) -> Tensor:
+        return self._turned(outer_square(self.a, several))
 
     def with_squares(self, squares: Tensor) -> Tensor:
         """Σ_n G_n², shape D, for one position in each sample and ``squares`` [N, O] in place of g²."""

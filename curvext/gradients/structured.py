@@ -25,22 +25,6 @@ class StructuredGradient(ABC):
     def square(self) -> Tensor:
         """Σ_n G_n², shape D."""
 
-    @property
-    def vectors(self) -> Tensor | None:
-        """The tensor in which the gradients are linear and that alone depends on the vector that was pulled back.
-
-        None where there is no such tensor.
-        """
-        return None
-
-    def square_of(self, vectors: Tensor) -> Tensor:
-        """Σ_v Σ_n G_vn², shape D.
-
-        Args:
-            vectors: V tensors in the place of :attr:`vectors`, along a new dimension 0.
-        """
-        raise NotImplementedError
-
     @abstractmethod
     def sample(self, n: int) -> Tensor:
         """G_n, shape D."""
@@ -72,3 +56,20 @@ class StructuredGradient(ABC):
     @abstractmethod
     def kept(self) -> Sequence[Tensor]:
         """The tensors this use holds."""
+
+
+class OneTensorGradient(StructuredGradient):
+    """Gradients that are linear in one tensor, which alone depends on the vector that was pulled back."""
+
+    @property
+    @abstractmethod
+    def pulled_back(self) -> Tensor | None:
+        """That tensor; None where :meth:`square_of` does not take several of them."""
+
+    @abstractmethod
+    def square_of(self, several: Tensor) -> Tensor:
+        """Σ_v Σ_n G_vn², shape D.
+
+        Args:
+            several: ``[V, ...]``, V tensors in the place of :attr:`pulled_back`.
+        """

@@ -174,17 +174,14 @@ class BlockOperator(BlockMatrix):
             of its risk, that of :meth:`curvext.EmpiricalFisherOperator.products`.
 
         Raises:
-            TypeError, ValueError: an argument does not fit; or None stands for data that the operator does not have.
+            TypeError, ValueError: an argument does not fit; None stands for data that the operator does not have; or
+                query, training data and operator are of different process groups.
 
         Cost:
             For each chunk of queries a pass over them and a product with the training records (a backward pass for each
-            batch where they are not kept); in memory 32 M elements of queries' gradients, or one gradient, twice.
+            batch where they are not kept); in memory 32 M elements of queries' gradients, or one gradient, twice. Over
+            several processes the gradients of a chunk are sent to all of them.
         """
-        if not self.group.alone:
-            raise NotImplementedError(
-                "scores: process_group: queries and training data of several processes do not meet; save the factors, "
-                "and take the scores of load_factors(path) with risks without process_group="
-            )
         inverse = self.power(-1.0, damping)
         return influence_scores(inverse, self._own_problem(), query, train, progress)
 

@@ -1,7 +1,8 @@
-"""Influence scores: gradients of some data, preconditioned, against those of other data."""
+"""Influence scores: gradients of some data, preconditioned, against those of other data, on one process or several."""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from curvext.operators.empirical_fisher import EmpiricalFisherOperator
 from curvext.operators.linear import LinearOperator
 from curvext.per_sample.recorded import Records
 from curvext.problem import Problem
+from curvext.processes import Saying
 from curvext.products.linearisation import Linearisation
 from curvext.progress import Progress
 from curvext.space import ParameterSpace
@@ -28,6 +30,11 @@ def influence_scores(
     asked = _problem("query", query, own if own is not None else data, inverse.space)
     if query is None:
         raise TypeError("scores: query: expected data or a risk, got None")
+    if not all(p.group.same_as(data.group) for p in (asked, own or data)):
+        raise ValueError(
+            "scores: the query, the training data and the operator are of different process groups, or one has "
+            "process_group= and one has not"
+        )
     gradients = EmpiricalFisherOperator.of(data)
     step = max(1, _CHUNK // inverse.size)
     parts: list[Tensor] = []
@@ -45,9 +52,25 @@ def influence_scores(
 
 
 def _gradients(problem: Problem, start: int, stop: int) -> Tensor:
-    """The unnormalised gradients of the samples from ``start`` to before ``stop``, ``[n, P]``; fewer at the end."""
+    """The unnormalised gradients of the samples from ``start`` to before ``stop``, ``[n, P]``; fewer at the end.
+
+    Samples are those of all ranks, each of which sends its own of these.
+    """
+    with problem.call(Saying("scores: query", by_index=True)) as rounds:
+        for _ in rounds:
+            mine = _own_gradients(problem, start, stop)
+    ends = list(accumulate(problem.ranks.shares))
+    counts = [
+        max(0, min(stop, end) - max(start, end - share))
+        for share, end in zip(problem.ranks.shares, ends, strict=True)
+    ]
+    return problem.group.rows(mine, counts)
+
+
+def _own_gradients(problem: Problem, start: int, stop: int) -> Tensor:
+    """Those of this process's data."""
     parts: list[Tensor] = []
-    first = 0
+    first = problem.ranks.start
     with (
         problem.data_check.in_order("influence scores", always=True),
         problem.records() as batches,

@@ -6,7 +6,6 @@ their gradients, and the kernels take them along an axis of their own.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from curvext.gradients.structured import StructuredGradient
+from curvext.gradients.structured import OneTensorGradient, StructuredGradient
 from curvext.graph.autograd_graph import Graph, is_python_function
 from curvext.operations.node import DetachedSaved
 from curvext.operations.operation import OutputGradient
@@ -27,6 +26,8 @@ from curvext.torch_internals.vectors import (
     several_of,
     standing_for,
     stands_for_several,
+    takes_several,
+    without_slow_rules,
 )
 
 #: bytes of the gradients of all vectors at all nodes, which are there at the same time
@@ -40,12 +41,12 @@ class Use:
     Args:
         parameter: its number.
         use: the use; it knows one vector.
-        vectors: what stands in the place of ``use.vectors``, ``[V, ...]``.
+        vectors: what stands in the place of ``use.pulled_back``, ``[V, ...]``.
         arrange: from the parameter to the use.
     """
 
     parameter: int
-    use: StructuredGradient
+    use: OneTensorGradient
     vectors: Tensor
     arrange: ViewChain
 
@@ -74,7 +75,7 @@ class SeveralVectors:
     def most(self) -> int:
         """How many vectors a pass takes; 1 where only passes of one vector are possible."""
         graph, plan, nodes = self._graph, self._finding.plan, self._schedule.at_node
-        if not plan.takes_vectors or not nodes:
+        if not (takes_several() and plan.takes_vectors and nodes):
             return 1
         paths = {route.path for route in plan.routes}
         joined = any(len(group) > 1 for route in plan.routes for group in route.groups)
@@ -90,11 +91,10 @@ class SeveralVectors:
         None where an operation or a rule takes no batch of vectors, which its plan remembers.
         """
         try:
-            with warnings.catch_warnings():
-                # that an operation goes vector by vector is a warning: passes of one vector do no worse
-                warnings.simplefilter("error")
+            with without_slow_rules():  # passes of one vector do no worse
                 found = list(self._uses(cotangents))
-        except (RuntimeError, NotImplementedError, UserWarning, _OneByOneError):
+        except (RuntimeError, UserWarning, _OneByOneError):
+            # whatever it was, also a lack of memory: passes of one vector answer it, or raise it again
             self._finding.plan.takes_vectors = False
             return None
         return found
@@ -118,9 +118,11 @@ class SeveralVectors:
                 for i in schedule.at_node[node]
             ]
         for i, use in made:
-            parameter, vectors = schedule.owner[i], use.vectors
+            if not isinstance(use, OneTensorGradient):
+                raise _OneByOneError
+            parameter, vectors = schedule.owner[i], use.pulled_back
             alike = [t for t in use.kept() if stands_for_several(t)]
-            if len(alike) != 1 or alike[0] is not vectors:
+            if vectors is None or len(alike) != 1 or alike[0] is not vectors:
                 raise _OneByOneError
             arrange = plan.routes[parameter].arrangements[i].on(graph)
             yield Use(parameter, use, several_of(vectors), arrange)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvext.errors import NoSecondDerivativeError
 from curvext.evaluation.hooks import HAS_NO_SECOND_DERIVATIVE, check_adjoint, check_linear
 from curvext.graph.autograd_graph import Graph, nodes_below, saved_bytes
 from curvext.losses import LossPoint
@@ -134,7 +135,7 @@ class KeptGraph(Linearisation, SecondDerivatives):
                     (product,) = self._tangents.of(v)
                 else:
                     product = self._directional(v)
-            except (NotImplementedError, RuntimeError) as error:
+            except RuntimeError as error:
                 if not _lacks_a_derivative(error):
                     raise
                 if not JacobianRows.fit(self.output, self._parameters):
@@ -196,7 +197,7 @@ class KeptGraph(Linearisation, SecondDerivatives):
                 retain_graph=self.kept or not last,
                 allow_unused=True,
             )
-        except (NotImplementedError, RuntimeError) as error:
+        except RuntimeError as error:
             if _lacks_a_derivative(error):
                 raise _without_second_derivative(error) from error
             raise
@@ -228,8 +229,8 @@ def _lacks_a_derivative(error: Exception) -> bool:
     )
 
 
-def _without_second_derivative(error: Exception) -> RuntimeError:
-    return RuntimeError(
+def _without_second_derivative(error: Exception) -> NoSecondDerivativeError:
+    return NoSecondDerivativeError(
         f"an operation of the model has no second derivative in PyTorch ({error}). H needs one, and so does G where "
         "outputs are too many to have J row by row. Write it in other operations, freeze what lies before it with "
         "params=, or use smaller batches for G. (The gradient, F_emp and the diagonals of G and F work.)"
@@ -238,7 +239,7 @@ def _without_second_derivative(error: Exception) -> RuntimeError:
 
 def _refuse(once_differentiable: set[str]) -> None:
     if once_differentiable:
-        raise RuntimeError(
+        raise NoSecondDerivativeError(
             f"{', '.join(sorted(once_differentiable))} has no second derivative: its backward is marked "
             "once_differentiable, or computes what PyTorch does not see (a kernel of its own, numpy, detach). H needs "
             "one, and so does G, whose J v is the derivative of a backward pass. Write it in operations of PyTorch, or "

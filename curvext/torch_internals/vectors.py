@@ -1,18 +1,37 @@
 """Functions of one tensor applied to several at once, as ``torch.vmap`` does at a multiple of the price for small ones.
 
-Private: ``_vmap_increment_nesting`` and the rest of ``torch._C._functorch``, on which ``torch.func`` is built; without
-them everything here raises an AttributeError.
+Private: ``_vmap_increment_nesting`` and the rest of ``torch._C._functorch``, on which ``torch.func`` is built; a
+PyTorch without them takes one tensor at a time.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_functorch = torch._C._functorch
+_functorch: Any = getattr(torch._C, "_functorch", None)
+_NEEDED = (
+    *("_vmap_increment_nesting", "_vmap_decrement_nesting", "_add_batch_dim"),
+    *("is_batchedtensor", "get_unwrapped", "maybe_get_bdim"),
+)
+
+
+def takes_several() -> bool:
+    """Whether this PyTorch has what is needed."""
+    return all(hasattr(_functorch, name) for name in _NEEDED)
+
+
+@contextmanager
+def without_slow_rules() -> Iterator[None]:
+    """A context in which an operation that goes tensor by tensor raises its UserWarning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "There is a performance drop", UserWarning)
+        yield
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 import curvext as cx
 
@@ -168,6 +169,33 @@ def test_what_a_loss_does_not_have_is_refused_with_its_reason():
     assert states(c) == {"F = G": None, "H = G": False, "F_mc = F": None, "F_emp = F": None}
     assert "F = G is not defined: there is no F\n" in str(c)
     assert f"no F: {c.refused['F']}" in str(c)
+
+
+class Cubed(torch.autograd.Function):
+    """x³ with a backward that PyTorch is told not to differentiate."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, u):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * u
+
+
+def test_matrices_that_a_model_without_second_derivatives_lacks_are_refused_with_the_reason():
+    model = network(3, 4, 2)
+    model.register_forward_hook(lambda m, x, y: Cubed.apply(y))
+    data = (torch.randn(20, 3).double(), torch.randint(2, (20,)))
+    risk = cx.EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+    c = cx.compare(risk)
+    assert list(c.traces) == ["F_emp"] and list(c.refused) == ["H", "G", "F", "F_mc"]
+    assert all("no second derivative" in why for why in c.refused.values())
+    norm = float(risk.empirical_fisher().to_dense().norm())
+    assert float(c.norms["F_emp"].value) == pytest.approx(norm, rel=1e-10)
 
 
 def test_some_of_the_matrices_can_be_compared_alone():

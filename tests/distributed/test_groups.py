@@ -179,7 +179,6 @@ def test_what_belongs_to_other_processes_is_not_mixed(ranks):
 
 
 REFUSED = {
-    "scores": lambda r: r.kfac().scores(r, 0.1),
     "check": lambda r: r.check(),
 }
 

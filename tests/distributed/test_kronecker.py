@@ -11,8 +11,10 @@ from shards import samples, shard, union
 from torch import nn
 
 import curvext as cx
+from curvext.kronecker import scores
 
 DAMPING = 0.1
+CHUNK = scores._CHUNK
 
 
 def posed_for(network, loss, cut, world):
@@ -160,3 +162,45 @@ def test_what_differs_between_ranks_is_an_error_on_all_and_the_next_call_works(r
         assert shape[0] == ("ValueError" if rank else "RuntimeError")
         assert options[0] == "ValueError" and "do not make the same call" in options[1]
         assert unknown[0] == ("ValueError" if rank == 1 else "RuntimeError")
+
+
+def scores_of_a_rank(rank, world, step):
+    posed = posed_for("mlp", "ce_weight_ignore_smooth", "uneven", world)
+    asked = posed_for("mlp", "ce_weight_ignore_smooth", "nothing on the first", world)
+    query = shard(asked, "nothing on the first", rank, world)
+    risk = cx.EmpiricalRisk(
+        posed.model,
+        posed.loss,
+        shard(posed, "uneven", rank, world),
+        process_group=dist.group.WORLD,
+    )
+    K = risk.kfac(kind="empirical")
+    scores._CHUNK = step * K.shape[0]
+    alone = cx.EmpiricalRisk(posed.model, posed.loss, union(asked))
+    try:
+        return K.scores(query, DAMPING), K.scores(risk, DAMPING), error_of(K, alone)
+    finally:
+        scores._CHUNK = CHUNK
+
+
+def error_of(K, query):
+    with pytest.raises(ValueError) as refusal:
+        K.scores(query, DAMPING)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "step", [2, 1000]
+)  # queries at a time: several chunks across ranks, and one
+def test_scores_are_those_of_the_union_on_every_rank(ranks, step):
+    posed = posed_for("mlp", "ce_weight_ignore_smooth", "uneven", ranks.world)
+    asked = posed_for("mlp", "ce_weight_ignore_smooth", "nothing on the first", ranks.world)
+    risk = cx.EmpiricalRisk(posed.model, posed.loss, union(posed))
+    K = risk.kfac(kind="empirical")
+    expected = K.scores(union(asked), DAMPING), K.scores(risk, DAMPING)
+    found = ranks.run(scores_of_a_rank, step)
+    for *answers, refusal in found:
+        for got, same, value in zip(answers, found[0], expected, strict=False):
+            assert_close(got, value)
+            assert torch.equal(got, same)
+        assert "of different process groups" in refusal

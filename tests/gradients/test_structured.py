@@ -111,7 +111,7 @@ def test_the_squares_for_several_vectors_are_those_of_each(name, held, device):
         for attribute in ("a", "_inner"):
             if hasattr(use, attribute):
                 setattr(use, attribute, getattr(uses[0], attribute))
-    got = uses[0].square_of(torch.stack([use.vectors for use in uses]))
+    got = uses[0].square_of(torch.stack([use.pulled_back for use in uses]))
     assert_close(got, torch.stack([use.square() for use in uses]).sum(0), name)
 
 
