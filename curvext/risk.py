@@ -242,7 +242,8 @@ class EmpiricalRisk(Problem):
         graphs is used for it. Norms are compared at some random samples, diagonals at some random entries.
 
         An answer agrees if each parameter's part has an error of at most ε^(2/3) of its norm, with ε of the dtype. A
-        quantity that the library refuses has a row with the message of the refusal. The model is left as found.
+        quantity that the library refuses has a row with the message of the refusal. The model is left as found. With
+        ``process_group=`` it is of the data of all processes.
 
         Args:
             samples: how many samples, and entries of diagonals, to compare.
@@ -268,11 +269,6 @@ class EmpiricalRisk(Problem):
             >>> risk.check().ok
             True
         """
-        if not self.group.alone:
-            raise NotImplementedError(
-                "check: there is no second opinion yet on the data of several processes; make a risk without "
-                "process_group= and check it on this process's data"
-            )
         samples = as_integer("check: samples", samples, 1)
         vectors = as_integer("check: vectors", vectors, 1)
         seed = as_seed("check: seed", seed)
@@ -292,11 +288,12 @@ class EmpiricalRisk(Problem):
             raise TypeError(
                 "check: dtype: a model under fully_shard has no copy in float64; use dtype=None"
             )
-        with self._alone(), self.held.whole(self.group, "check"):
+        call = f"check({samples=}, {vectors=}, {seed=}, {wide=})"
+        with self._alone(), self.group.call(call), self.held.whole(self.group, call):
             return self._second_opinion(samples, vectors, seed, wide)
 
     def _second_opinion(self, samples: int, vectors: int, seed: int, wide: bool) -> CheckResult:
         evaluation = self._evaluation.in_float64() if wide else self._evaluation
         loss = PlainLoss(self._given_loss, self.loss.reduction, wide)
-        plain = Plain(evaluation, self._batches, loss, wide)
+        plain = Plain(evaluation, self._batches, loss, wide, self.group)
         return second_opinion(self, plain, samples, vectors, seed)

@@ -6,8 +6,8 @@ loss. It shares only the evaluation of the model (:class:`curvext.evaluation.eva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
-from contextlib import closing, suppress
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from curvext.check.point import Point
 from curvext.data import Batches, mapped
 from curvext.evaluation.evaluation import Evaluation
 from curvext.losses import OutputLoss
+from curvext.processes import ALONE, Group, Words
 
 
 class Plain:
@@ -27,18 +28,27 @@ class Plain:
         batches: the data.
         loss: the user's own.
         wide: whether all is computed in float64, by a copy of the model.
+        group: the processes whose data the quantities are of; each adds up its own, and then they sum.
     """
 
     def __init__(
-        self, evaluation: Evaluation, batches: Batches, loss: PlainLoss, wide: bool = False
+        self,
+        evaluation: Evaluation,
+        batches: Batches,
+        loss: PlainLoss,
+        wide: bool = False,
+        group: Group = ALONE,
     ) -> None:
         self._evaluation = evaluation
         self._space = evaluation.space
         self._batches = batches
         self._loss = loss
         self._wide = wide
+        self.group = group
         #: Σ_b over batches, as the first pass finds them
         self.samples = 0
+        #: the same of each process
+        self.shares = [0]
         self.divisor = 0.0
         #: the largest output of a sample, in elements
         self.outputs = 0
@@ -54,7 +64,7 @@ class Plain:
     def value(self) -> Tensor:
         """L, ``[]``; counts samples and divisor, so it comes first."""
         self.samples, self.divisor, self.terms = 0, 0.0, 0.0
-        residuals, curvatures = _Ratio(), _Ratio()
+        residuals, curvatures = _Squares(), _Squares()
 
         def count(at: Point) -> Tensor:
             self.samples += at.samples
@@ -67,15 +77,19 @@ class Plain:
                 curvatures.add(*at.output_hessians())
             return at.value.detach().double()
 
-        total = self._sum(count) * self._mean_scale()
-        self.terms *= self._mean_scale()
-        self.residuals_cancel = residuals.value()
-        self.curvature_cancels = curvatures.value()
-        return total
+        total = self._of_all(lambda: self._here(count, ()))
+        here = [self.divisor, self.terms, *residuals.sums, *curvatures.sums]
+        sums = self.group.sum(total.new_tensor(here)).tolist()
+        self.divisor, self.terms = sums[0], sums[1] / (sums[0] if self._loss.mean else 1)
+        self.residuals_cancel, self.curvature_cancels = _ratio(*sums[2:4]), _ratio(*sums[4:])
+        self.shares = self.group.objects(self.samples)
+        self.samples, self.outputs = sum(self.shares), max(self.group.objects(self.outputs))
+        return total * self._mean_scale()
 
     def gradient(self) -> Tensor:
         """∇L, ``[P, 1]``."""
-        return self._sum(lambda at: at.gradient().unsqueeze(1)) * self._mean_scale()
+        size = (self._space.size, 1)
+        return self._sum(lambda at: at.gradient().unsqueeze(1), size) * self._mean_scale()
 
     def hessian(self, V: Tensor) -> Tensor:
         """H V by double backward, ``[P, K]``."""
@@ -112,7 +126,7 @@ class Plain:
     # ------------------------------------------------------------------ of samples and coordinates
 
     def sample_gradients(self, numbers: Collection[int]) -> Generator[Tensor, None, None]:
-        """g_n ``[P]`` of each of some samples, in the order of the data; to be closed, which restores the model.
+        """g_n ``[P]`` of each of some samples of this process, in order; to be closed, which restores the model.
 
         g_n = c J_nᵀ residual_n on the graph of the whole batch, by a cotangent that is zero but for the sample:
         where a network couples samples, sample n alone would be another function.
@@ -146,7 +160,8 @@ class Plain:
                 [empirical, curvature, at.slopes(at.scores(draws), column).square().sum()]
             )
 
-        total = self._sum(lambda at: torch.stack([entries(at, i) for i in coordinates]))
+        shape = (len(coordinates), 3)
+        total = self._sum(lambda at: torch.stack([entries(at, i) for i in coordinates]), shape)
         mean = self._mean_scale()
         return total * total.new_tensor([self._outer_scale(), mean, mean])
 
@@ -155,21 +170,38 @@ class Plain:
     def _products(
         self, product: Callable[[Point, Tensor], Tensor], V: Tensor, scale: float | None = None
     ) -> Tensor:
-        total = self._sum(lambda at: torch.stack([product(at, v) for v in V.unbind(1)], 1))
+        shape = (self._space.size, V.shape[1])
+        total = self._sum(lambda at: torch.stack([product(at, v) for v in V.unbind(1)], 1), shape)
         return total * (self._mean_scale() if scale is None else scale)
 
-    def _sum(self, term: Callable[[Point], Tensor]) -> Tensor:
-        total: Tensor | None = None
+    def _sum(self, term: Callable[[Point], Tensor], shape: tuple[int, ...]) -> Tensor:
+        return self._of_all(lambda: self._here(term, shape))
+
+    def _here(self, term: Callable[[Point], Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Σ over the batches of this process."""
+        total = torch.zeros(shape, dtype=torch.float64, device=self._space.device)
         with closing(self._points()) as points:
             for at in points:
-                new = term(at).double()
-                total = new if total is None else total + new
-        assert total is not None  # some batch has a sample: the value counted them
+                total += term(at).double()
         return total
+
+    def _of_all(self, here: Callable[[], Tensor]) -> Tensor:
+        """Σ over the processes of what each computes; an error on one is an error on all."""
+        with self.together():
+            mine = here()
+        return self.group.sum(mine)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work of this process on its own data, after which all tell each other whether it succeeded."""
+        with self.group.guarded():
+            yield
+            if not self.group.alone:
+                self.group.exchange(Words.of_call("check: a quantity by plain PyTorch"))
 
     def _points(self) -> Generator[Point, None, None]:
         """Each batch that has samples, inside the isolated model; to be closed, which restores the model."""
-        first = 0
+        first = sum(self.shares[: self.group.rank])
         for batch in self._batches:
             with self._evaluation.isolated():
                 evaluated = self._evaluation.plain(mapped(batch, self._usable))
@@ -198,16 +230,18 @@ class Plain:
         return self.samples / self.divisor**2 if self._loss.mean else 1.0
 
 
-class _Ratio:
-    """How much larger some tensors are than others, by their norms over all batches; 1 at least."""
+class _Squares:
+    """Sums of squares of some tensors and of others, over all batches."""
 
     def __init__(self) -> None:
-        self._here = self._there = 0.0
+        self.sums = [0.0, 0.0]
 
     def add(self, here: Tensor, there: Tensor | None) -> None:
         if there is not None:
-            self._here += float(here.double().square().sum())
-            self._there += float(there.double().square().sum())
+            for i, t in enumerate((here, there)):
+                self.sums[i] += float(t.double().square().sum())
 
-    def value(self) -> float:
-        return max(1.0, (self._there / self._here) ** 0.5) if self._here else 1.0
+
+def _ratio(here: float, there: float) -> float:
+    """How much larger the others are, by their norms; 1 at least."""
+    return max(1.0, (there / here) ** 0.5) if here else 1.0

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from curvext.check.plain import Plain
 from curvext.check.samples import SampleSums, norms_by_parameter
+from curvext.problem.problem import NOWHERE
 
 if TYPE_CHECKING:
     from curvext.risk import EmpiricalRisk
@@ -206,6 +207,11 @@ class Quantities:
             by_name = self._risk.paths()
         except (ValueError, TypeError, RuntimeError):  # each quantity reports it in its own row
             return "", ""
+        of_ranks = self._risk.group.objects(by_name)
+        by_name = {
+            name: sorted({path for paths in of_ranks for path in paths[name]} - {NOWHERE})
+            for name in by_name
+        }
         count = Counter(path for paths in by_name.values() for path in paths)
         words = "; ".join(f"{path}: {n}" for path, n in sorted(count.items()))
         slow = [name for name, paths in by_name.items() if "general" in paths]

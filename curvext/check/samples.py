@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import closing
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from curvext.gradients.structured import StructuredGradient
 from curvext.operations.view_chain import ViewChain
 from curvext.per_sample.reductions import SquaredNorms
 from curvext.problem import Problem
+from curvext.processes import Saying
 from curvext.space import ParameterSpace
 
 
@@ -29,21 +31,28 @@ class SampleSums:
     def __init__(
         self, plain: Plain, space: ParameterSpace, numbers: Collection[int], V: Tensor
     ) -> None:
-        rows: list[Tensor] = []
+        rows = [V.new_empty(0, len(space.names), dtype=torch.float64)]
         V = V.double()
         #: Σ_n g_n² over these samples, ``[P]``
         self.squares = V.new_zeros(len(V))
         #: Σ_n g_n ⟨g_n, v⟩ likewise, ``[P, K]``
         self.products = torch.zeros_like(V)
 
-        with closing(plain.sample_gradients(numbers)) as gradients:
+        with plain.together(), closing(plain.sample_gradients(numbers)) as gradients:
             for gradient in gradients:
                 squares = gradient.square()
-                rows.append(torch.stack([part.sum() for part in squares.split(space.sizes)]))
+                parts = [part.sum() for part in squares.split(space.sizes)]
+                rows.append(torch.stack(parts).unsqueeze(0))
                 self.squares.add_(squares)
                 self.products.addr_(gradient, gradient @ V)
+        plain.group.sum_all([self.squares, self.products])
+        ends = list(accumulate(plain.shares))
+        shares = [
+            sum(end - share <= n < end for n in numbers)
+            for end, share in zip(ends, plain.shares, strict=True)
+        ]
         #: ‖g_n‖² by sample and parameter, ``[S, number of parameters]``
-        self.by_parameter = torch.stack(rows)
+        self.by_parameter = plain.group.rows(torch.cat(rows), shares)
 
     def norms(self) -> Tensor:
         """‖g_n‖, ``[S]``."""
@@ -52,13 +61,17 @@ class SampleSums:
 
 def norms_by_parameter(problem: Problem) -> Tensor:
     """‖g_n‖² by sample and parameter, ``[N, number of parameters]``, as the library computes them."""
-    parts: list[Tensor] = []
-    with problem.backward_passes() as batches:
-        for backward, point in batches:
-            consumer = _ByParameter(backward.samples, problem.space)
-            backward.run(consumer, point.residual_by_sample)
-            parts.append(torch.stack([norms.total for norms in consumer.norms], 1))
-    return torch.cat(parts).double() * problem.sample_scale() ** 2
+    space = problem.space
+    parts = [torch.empty(0, len(space.names), dtype=torch.float64, device=space.device)]
+    with problem.call(Saying("norms by parameter")) as rounds:
+        for _ in rounds:
+            with problem.backward_passes() as batches:
+                for backward, point in batches:
+                    consumer = _ByParameter(backward.samples, space)
+                    backward.run(consumer, point.residual_by_sample)
+                    parts.append(torch.stack([norms.total for norms in consumer.norms], 1).double())
+    norms = problem.group.rows(torch.cat(parts), problem.ranks.shares)
+    return norms * problem.sample_scale() ** 2
 
 
 class _ByParameter:

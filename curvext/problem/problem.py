@@ -46,6 +46,8 @@ Derived = TypeVar("Derived")
 Item = TypeVar("Item")
 #: what a pass gives: one item for each batch that has samples
 Pass = AbstractContextManager[Iterator[Item]]
+#: the path of a parameter on a rank without samples, where other ranks have them all
+NOWHERE = "no sample here"
 
 
 class Problem(Scales):
@@ -367,7 +369,7 @@ class Problem(Scales):
                     shapes.append([tuple(t.shape) for t in inside])
                     samples += shapes[-1][0][0] if shapes[-1] and shapes[-1][0] else 1
             mine = (samples, content, shapes)
-            found = [mine] if self.group.alone else self.group.objects(mine)
+            found = self.group.objects(mine)
             data = {
                 "samples": sum(count for count, _, _ in found),
                 "content": sum(hashed for _, hashed, _ in found) % 2**63,
@@ -410,5 +412,4 @@ class Problem(Scales):
                     for backward, _ in batches:
                         for number, path in backward.paths().items():
                             found.setdefault(number, set()).add(path)
-        nowhere = {"no sample here"}  # where other ranks have them all
-        return {name: sorted(found.get(i, nowhere)) for i, name in enumerate(self.space.names)}
+        return {name: sorted(found.get(i, {NOWHERE})) for i, name in enumerate(self.space.names)}

@@ -128,6 +128,8 @@ class Group:
 
     def objects(self, mine: Any) -> list[Any]:
         """Small objects of all ranks, in their order."""
+        if self.alone:
+            return [mine]
         found: list[Any] = [None] * self.size
         with _sending():
             dist.all_gather_object(found, mine, group=self.process_group)

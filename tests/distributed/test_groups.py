@@ -178,25 +178,6 @@ def test_what_belongs_to_other_processes_is_not_mixed(ranks):
         assert copied is None
 
 
-REFUSED = {
-    "check": lambda r: r.check(),
-}
-
-
-def refused_by_a_rank(rank, world, name):
-    posed = posed_for(world)
-    risk = risk_of(posed, shard(posed, "uneven", rank, world), dist.group.WORLD)
-    return error_of(lambda: REFUSED[name](risk)), risk.value()
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_rule_for_several_processes_says_so(ranks, name):
-    for (kind, message), _ in ranks.run(refused_by_a_rank, name):
-        assert kind == "NotImplementedError" and "without process_group=" in " ".join(
-            message.split()
-        )
-
-
 def of_rows(rank, world):
     posed, other = posed_for(world), posed_for(world, "nothing on the first")
     data = shard(posed, "uneven", rank, world)
