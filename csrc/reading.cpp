@@ -96,7 +96,8 @@ class Reader {
 
   template <class Add>
   bool add_table(PyObject* table, Add add_entry) {
-    if (!PyDict_Check(table)) return false;
+    // an OrderedDict, as hooks stand in, has an order of its own, which move_to_end changes
+    if (!PyDict_Check(table) || (!PyDict_CheckExact(table) && PyDict_GET_SIZE(table) > 1)) return false;
     add_number(PyDict_GET_SIZE(table));
     PyObject *key, *value;
     for (Py_ssize_t at = 0; PyDict_Next(table, &at, &key, &value);) {
@@ -179,6 +180,7 @@ bool reaches_cpu_kernel(const py::args& args) {
   const bool graph = at::GradMode::is_enabled();
   for (const py::handle arg : args) {
     if (!THPVariable_Check(arg.ptr())) continue;
+    if (!THPVariable_CheckExact(arg.ptr())) return false;  // a subclass may have a __torch_function__
     const at::Tensor& tensor = THPVariable_Unpack(arg.ptr());
     if (graph && tensor.requires_grad()) return false;
     if (tensor._fw_grad(0).defined()) return false;

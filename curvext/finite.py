@@ -24,7 +24,7 @@ def is_finite(t: Tensor) -> bool:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all entries of some tensors are finite."""
-    found = None if _native is None else _native(tensors)
+    found = None if _native is None else _native(list(tensors))
     return all(map(_is_finite, tensors)) if found is None else bool(found)
 
 

@@ -81,8 +81,8 @@ class Freshness:
         self._once = True
 
     def forget(self) -> None:
-        """Makes the next check report a change."""
-        self._state = None
+        """Makes the next check report a change; nothing of the state before is held."""
+        self._state = self._reading = None
 
     def distrust(self) -> None:
         """Makes the next check report that everything changed, after a change that could not be followed."""
