@@ -44,7 +44,7 @@ class _ClosedFormAttention(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *fused = ctx.saved_tensors
         fused = [t.detach() for t in fused]
-        return (*_AttentionSlope.apply(g, q, k, v, fused, ctx.scores), None)
+        return (*_AttentionVjp.apply(g, q, k, v, fused, ctx.scores), None)
 
 
 def _has_fused_vjp(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
@@ -55,7 +55,7 @@ def _has_fused_vjp(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
     return bool(kernel == SDPBackend.FLASH_ATTENTION.value)
 
 
-class _AttentionSlope(torch.autograd.Function):
+class _AttentionVjp(torch.autograd.Function):
     """:func:`vjp`, differentiable."""
 
     @staticmethod

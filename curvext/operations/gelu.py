@@ -28,10 +28,10 @@ class ClosedFormGelu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _GeluSlope.apply(g, *ctx.saved_tensors)
+        return _GeluVjp.apply(g, *ctx.saved_tensors)
 
 
-class _GeluSlope(torch.autograd.Function):
+class _GeluVjp(torch.autograd.Function):
     """g h'(x) with h' = Φ + x φ, so that h'' = φ (2 − x²)."""
 
     @staticmethod

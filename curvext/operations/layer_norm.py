@@ -51,10 +51,10 @@ class ClosedFormLayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        return (*_LayerNormSlope.apply(g, x, weight, mean, rstd, ctx.dims, ctx.biased), None, None)
+        return (*_LayerNormVjp.apply(g, x, weight, mean, rstd, ctx.dims, ctx.biased), None, None)
 
 
-class _LayerNormSlope(torch.autograd.Function):
+class _LayerNormVjp(torch.autograd.Function):
     """K (w g) by x, Σ g x̂ by w and Σ g by b."""
 
     @staticmethod

@@ -100,6 +100,8 @@ class SquareSum:
         self._separable: dict[tuple[int, int], _Separable] | None = None
         self._met: Counter[int] = Counter()
         self._small = SmallUses()
+        #: parameter, arrangement and sign of each of them
+        self._of_small: list[tuple[int, ViewChain, float]] = []
 
     def run(self, backward: BackwardPass, columns: Iterable[_Column]) -> None:
         """Adds ± (J_nᵀ s_nk)² for columns s_k with their signs, after which the pass is used up.
@@ -131,13 +133,13 @@ class SquareSum:
 
     def _add_small(self) -> None:
         """Adds the squares of the small uses, which one operation takes together."""
-        if not self._small.uses:
+        if not len(self._small):
             return
         squares = self._small.together(self._dtype).square_().sum(0)
         parts = squares.split(self._small.sizes)
-        for (parameter, arrange, sign), part in zip(self._small.uses, parts, strict=True):
+        for (parameter, arrange, sign), part in zip(self._of_small, parts, strict=True):
             self._sum.add(parameter, part.clone(), arrange, sign)
-        self._small = SmallUses()
+        self._small, self._of_small = SmallUses(), []
 
     def _together(self, backward: BackwardPass, left: Iterator[_Column]) -> Iterator[_Column]:
         """Takes several columns in each pass, as long as that is possible; returns the others."""
@@ -160,7 +162,8 @@ class SquareSum:
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         """Adds the squares of a use."""
         if self._small.takes(use):
-            self._small.add(use, (parameter, arrange, self._sign))
+            self._small.add(use)
+            self._of_small.append((parameter, arrange, self._sign))
             if self._small.full:
                 self._add_small()
             return
@@ -217,14 +220,14 @@ class SquaredNorms:
     def use(self, parameter: int, use: StructuredGradient, arrange: ViewChain) -> None:
         """Adds the norms of a use: rearranging does not change them."""
         if self._small.takes(use):
-            self._small.add(use, (parameter, arrange, 1.0))
+            self._small.add(use)
             if self._small.full:
                 self._add_small()
         else:
             self._total += use.norm()
 
     def _add_small(self) -> None:
-        if self._small.uses:
+        if len(self._small):
             self._total += self._small.together(self._total.dtype).square_().sum(1)
             self._small = SmallUses()
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from curvext.gradients.dense import DenseGradient
 from curvext.gradients.structured import StructuredGradient
-from curvext.operations.view_chain import ViewChain
 
 
 class SmallUses:
@@ -20,22 +19,24 @@ class SmallUses:
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
-        #: what was said of each use
-        self.uses: list[tuple[int, ViewChain, float]] = []
+        self._elements = 0
 
     def takes(self, use: StructuredGradient) -> TypeGuard[DenseGradient]:
         """Whether a use is one of them."""
         return isinstance(use, DenseGradient) and use.gradients.numel() <= self._LARGEST
 
-    def add(self, use: DenseGradient, said: tuple[int, ViewChain, float]) -> None:
-        """Adds a use, with its parameter, arrangement and sign."""
+    def add(self, use: DenseGradient) -> None:
+        """Adds a use."""
         self._rows.append(use.rows())
-        self.uses.append(said)
+        self._elements += use.gradients.numel()
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     @property
     def full(self) -> bool:
-        """Whether so many are there that they should be taken."""
-        return len(self._rows) * self._LARGEST >= self._MOST
+        """Whether so many elements are there that they should be taken."""
+        return self._elements >= self._MOST
 
     @property
     def sizes(self) -> list[int]:

@@ -96,7 +96,7 @@ def test_networks_in_reduced_precision_sum_in_float32(dtype, monkeypatch):
 
 
 class _Cubed(torch.autograd.Function):
-    """x³, by a derivative that is not linear where its cotangent is a batch of them."""
+    """x³, written in Python."""
 
     @staticmethod
     def forward(ctx, x):
