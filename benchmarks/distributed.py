@@ -9,7 +9,6 @@ how much the memory of a process grows at most while ``eigsh`` runs on sharded v
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import curvext as cx
 from benchmarks.models.networks import build
+from benchmarks.suites.memory import MEGABYTE, Peak
 
 ROUNDS, WARM_UP = 15, 2
 NETWORKS = ("lenet", "cnn", "gpt-small")
@@ -107,12 +107,11 @@ class Diagonal:
 
 
 def growth(size: int, rank: int, world: int) -> float:
-    """MiB by which the most memory of this process exceeds what it has before ``eigsh`` runs."""
-    A = Diagonal(size, rank, world)
-    with open("/proc/self/statm") as stat:
-        before = int(stat.read().split()[1]) * resource.getpagesize()
+    """Megabytes by which the most memory of this process while ``eigsh`` runs exceeds what it has before."""
+    A, peak = Diagonal(size, rank, world), Peak("cpu")
+    peak.start()
     cx.eigsh(A, 3, "LA", ncv=20, maxiter=20, verify=False)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20
+    return peak.megabytes()
 
 
 def main(names: list[str]) -> None:
@@ -143,13 +142,12 @@ def main(names: list[str]) -> None:
                     f"{name:10} {what:18} {1e3 * a:8.2f} ms {1e3 * b:8.2f} ms {b / a:6.2f}  {sent}"
                 )
     rank, world = dist.get_rank(), dist.get_world_size()
-    sharded = growth(SIZE, rank, world)  # the smaller first: the most of a process never falls
-    whole = growth(SIZE, rank, 1)
-    vector = SIZE * 8 / 2**20
+    sharded, whole = growth(SIZE, rank, world), growth(SIZE, rank, 1)
+    vector = SIZE * 8 / MEGABYTE
     if first:
         print(
-            f"eigsh, P = {SIZE}, 21 vectors of {vector:.0f} MiB: {sharded:.0f} MiB a process on sharded vectors, "
-            f"{whole:.0f} MiB on whole ones"
+            f"eigsh, P = {SIZE}, 23 vectors of {vector:.0f} MB: {sharded:.0f} MB a process on sharded vectors, "
+            f"{whole:.0f} MB on whole ones"
         )
     dist.destroy_process_group()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from benchmarks.record import Record, Row
@@ -316,20 +316,32 @@ def language_model_table(record: Record) -> list[str]:
     return ["", *table(["language model", "quantity", "MB", "[M, C] above the step"], cells)]
 
 
+#: heading of a column → its cell
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "network": lambda row: row["network"],
+    "quantity": lambda row: row["quantity"],
+    "library": lambda row: row["library"],
+    "backend": lambda row: row["library"],
+    "ms": lambda row: significant(row["milliseconds"]),
+    "gradients": lambda row: figure(row["gradients"]),
+    "quartiles": lambda row: f"{figure(row['lower'])}–{figure(row['upper'])}",
+    "MB": lambda row: significant(row.get("megabytes")),
+    "MB in a gradient's": lambda row: figure(row.get("memory in gradients")),
+    "µs / parameter": lambda row: figure(row["microseconds for each parameter"], 0),
+    "Python calls": lambda row: str(row.get("Python calls", "–")),
+    "operations": lambda row: str(row.get("operations", "–")),
+}
+_COST = ("ms", "gradients", "quartiles")
+
+
+def every_row(record: Record, *columns: str) -> list[str]:
+    """A table of all rows, with columns of :data:`_COLUMNS`."""
+    return table(list(columns), [[_COLUMNS[name](row) for name in columns] for row in record.rows])
+
+
 def kronecker_table(record: Record) -> list[str]:
     """Every quantity of Kronecker factors of every network."""
-    cells = [
-        [
-            row["network"],
-            row["quantity"],
-            row["library"],
-            significant(row["milliseconds"]),
-            figure(row["gradients"]),
-            f"{figure(row['lower'])}–{figure(row['upper'])}",
-        ]
-        for row in record.rows
-    ]
-    return table(["network", "quantity", "library", "ms", "gradients", "quartiles"], cells)
+    return every_row(record, "network", "quantity", "library", *_COST)
 
 
 def kronecker_summary(record: Record) -> list[str]:
@@ -350,20 +362,7 @@ def kronecker_summary(record: Record) -> list[str]:
 
 def training_table(record: Record) -> list[str]:
     """What each quantity costs in a training step, in time and memory."""
-    cells = [
-        [
-            row["network"],
-            row["quantity"],
-            significant(row["milliseconds"]),
-            figure(row["gradients"]),
-            f"{figure(row['lower'])}–{figure(row['upper'])}",
-            significant(row.get("megabytes")),
-            figure(row.get("memory in gradients")),
-        ]
-        for row in record.rows
-    ]
-    header = ["network", "quantity", "ms", "gradients", "quartiles", "MB", "MB in a gradient's"]
-    return table(header, cells)
+    return every_row(record, "network", "quantity", *_COST, "MB", "MB in a gradient's")
 
 
 def training_summary(record: Record) -> list[str]:
@@ -385,20 +384,7 @@ def training_summary(record: Record) -> list[str]:
 
 def laplace_table(record: Record) -> list[str]:
     """Every diagonal by every backend, in time and memory."""
-    cells = [
-        [
-            row["network"],
-            row["quantity"],
-            row["library"],
-            significant(row["milliseconds"]),
-            figure(row["gradients"]),
-            f"{figure(row['lower'])}–{figure(row['upper'])}",
-            significant(row["megabytes"]),
-        ]
-        for row in record.rows
-    ]
-    header = ["network", "quantity", "backend", "ms", "gradients", "quartiles", "MB"]
-    return table(header, cells)
+    return every_row(record, "network", "quantity", "backend", *_COST, "MB")
 
 
 def laplace_summary(record: Record) -> list[str]:
@@ -420,37 +406,14 @@ def laplace_summary(record: Record) -> list[str]:
             )
             row.append("failed" if (quantity, library, network) in failed else cost)
         cells.append(row)
-    return [
-        *table(["gradients · memory", "backend", *networks], cells),
-        "",
-        "What failed, and why, stands beside the JSON.",
-    ]
+    rest = ["", "What failed, and why, stands beside the JSON."] if failed else []
+    return [*table(["gradients · memory", "backend", *networks], cells), *rest]
 
 
 def overhead_table(record: Record) -> list[str]:
     """What small networks take: gradients, microseconds for each parameter tensor, and the two counts."""
-    cells = [
-        [
-            row["network"],
-            row["quantity"],
-            figure(row["gradients"]),
-            f"{figure(row['lower'])}–{figure(row['upper'])}",
-            figure(row["microseconds for each parameter"], 0),
-            str(row.get("Python calls", "–")),
-            str(row.get("operations", "–")),
-        ]
-        for row in record.rows
-    ]
-    header = [
-        "network",
-        "quantity",
-        "gradients",
-        "quartiles",
-        "µs / parameter",
-        "Python calls",
-        "operations",
-    ]
-    return table(header, cells)
+    counts = ("µs / parameter", "Python calls", "operations")
+    return every_row(record, "network", "quantity", "gradients", "quartiles", *counts)
 
 
 def failures_table(records: Iterable[Record]) -> list[str]:

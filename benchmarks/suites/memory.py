@@ -60,7 +60,6 @@ class Effort:
 FULL = Effort()
 QUICK = Effort(("mlp",), 1, ("gradient", "diag F_emp", "H v kept"), 1, (1, 64))
 TRAINING_STEP = "training step"
-#: products of the language model, with how many output positions are met at a time
 #: operators whose blocks are made from scratch
 FACTORS: dict[str, Callable[[cx.EmpiricalRisk], Any]] = {
     "KFAC": lambda risk: risk.kfac(kind=kronecker.KIND),
@@ -68,6 +67,7 @@ FACTORS: dict[str, Callable[[cx.EmpiricalRisk], Any]] = {
     "Shampoo": lambda risk: risk.shampoo(kind=kronecker.KIND),
     "EKFAC": lambda risk: risk.ekfac(kind=kronecker.KIND),
 }
+#: products of the language model, with how many output positions are met at a time
 LANGUAGE_MODEL: dict[str, int | None] = {"G v": None, "G v, 128 positions at a time": 128}
 
 
@@ -131,7 +131,7 @@ def _matrices(block: Block) -> int:
 
 
 def of_factors(network: str, name: str, device: str) -> list[Row]:
-    """The peak of making an operator's blocks, what they hold, and the peak of a gradient by the same parameters."""
+    """The peak of making an operator's blocks beyond what they hold, also in that of a gradient by their parameters."""
     full, peak = build(network, device), Peak(device)
 
     def blocks(problem: Network) -> list[Any]:
@@ -150,7 +150,8 @@ def of_factors(network: str, name: str, device: str) -> list[Row]:
     made = blocks(full)
     found = peak.megabytes()
     held = sum(_matrices(block) for block in made) / MEGABYTE
-    return [{"megabytes": found, "held_megabytes": held, "gradients": (found - held) / unit}]
+    beyond = found - held
+    return [{"megabytes": beyond, "held_megabytes": held, "gradients": beyond / unit}]
 
 
 def of_language_model(quantity: str, layers: int, length: int, device: str) -> list[Row]:
