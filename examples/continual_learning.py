@@ -111,8 +111,10 @@ def learn(seed: int, way: str) -> tuple[float, float]:
                 else:
                     keeper.backward(losses, model)
                 optimiser.step()
-        keeper.after_task()
-        plugin.after_training_exp(strategy)
+        if way == "plugin, after a task":
+            plugin.after_training_exp(strategy)
+        else:
+            keeper.after_task()
         models.append(model)
         fresh.append(accuracy(model, task(test, classes)))
     last = [accuracy(m, task(test, classes)) for m, classes in zip(models, TASKS, strict=True)]
