@@ -54,10 +54,11 @@ def normals(vectors: Vectors, seed: int, numbers: range) -> Tensor:
 
 def fingerprint(vectors: Vectors, t: Tensor) -> int:
     """A hash of the values of ``[P_r]`` or ``[P_r, K]`` and of their places, the same for every sharding."""
-    columns = t.detach().cpu().reshape(vectors.local, -1)
+    columns = t.detach().unsqueeze(1) if t.ndim == 1 else t.detach().flatten(1)
     total = torch.zeros((), dtype=torch.int64, device="cpu")
     for start, stop, entries in _chunks(vectors):
-        words = columns[start:stop].contiguous().view(_INTEGERS[t.dtype.itemsize]).to(torch.int64)
+        chunk = columns[start:stop].cpu().contiguous().view(_INTEGERS[t.dtype.itemsize])
+        words = chunk.to(torch.int64, copy=True)  # of the caller, while the mixing is in place
         places = (entries * columns.shape[1]).unsqueeze(1) + torch.arange(
             words.shape[1], device="cpu"
         )

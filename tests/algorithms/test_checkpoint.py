@@ -197,6 +197,26 @@ def test_what_is_no_path_is_refused(tmp_path):
     assert file.read_text() == "mine"
 
 
+def test_vectors_of_the_caller_are_left_alone(tmp_path):
+    b, x0, v0 = vector(SIZE, 2), vector(SIZE, 2).flip(0), vector(SIZE)
+    preconditioner = 1 + vector(SIZE).square()
+    given = [b, x0, v0, preconditioner]
+    before = [t.clone() for t in given]
+    found = []
+    for path in (tmp_path / "cg", tmp_path / "cg", None):  # begun, gone on with, and without
+        where = dict(x0=x0, preconditioner=preconditioner, damping=1.1, tol=1e-13)
+        found.append(cx.cg(matrix(), b, checkpoint=path, **where))
+        one = dict(where, x0=x0[:, 0])
+        single = path and f"{path}-one"
+        found.append(cx.cg(matrix(), b[:, 0], checkpoint=single, **one))
+        single = path and f"{path}-eigsh"
+        found.append(runs.eigsh(matrix(), single, v0=v0))
+        for t, was in zip(given, before, strict=True):
+            assert torch.equal(t, was)
+    for with_one, without in zip(found[:3], found[6:], strict=True):
+        assert_same_bits(with_one, without)
+
+
 def posed():
     torch.manual_seed(0)
     model = torch.nn.Sequential(

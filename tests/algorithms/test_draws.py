@@ -60,3 +60,19 @@ def test_local_entries_are_those_of_the_whole_vector(kind, layout):
         vectors = Products(A, "test", sharded=True).vectors
         found[:, A.entries] = DRAWS[kind](vectors, 7, range(3))
     assert torch.equal(found, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64])
+@pytest.mark.parametrize("shape", [(90,), (90, 1), (90, 3)])
+def test_a_fingerprint_leaves_the_vector_alone_and_does_not_depend_on_the_sharding(dtype, shape):
+    t = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(99).to(dtype)
+    before = t.clone()
+    whole = draws.fingerprint(Vectors(90), t)
+    assert torch.equal(t, before)
+    assert draws.fingerprint(Vectors(90), t) == whole != draws.fingerprint(Vectors(90), t.flip(0))
+    found = 0
+    for entries in (torch.arange(0, 90, 2), torch.arange(1, 90, 2), torch.arange(0)):
+        vectors = Vectors(90)
+        vectors.local, vectors.entries = len(entries), lambda i, j, at=entries: at[i:j]
+        found += draws.fingerprint(vectors, t[entries])  # of none, too
+    assert found % (1 << 60) == whole

@@ -73,6 +73,18 @@ def test_a_sharded_run_goes_on_where_entries_lie_otherwise(ranks, path):
         )
 
 
+@on_two
+def test_a_rank_without_entries_takes_part(ranks, path):
+    for name in ("cg", "cg of columns"):
+        whole = RUNS[name](matrix(), None)
+        here = f"{path}/{name}"
+        ranks.run(of_sharded, name, "nothing on the first", here, 20)
+        nothing, everything = ranks.run(of_sharded, name, "nothing on the first", here)
+        assert nothing["x"].shape[0] == 0
+        assert torch.equal(nothing["products"], everything["products"])
+        assert_close(everything["x"].flip(0), whole.x, name, tol=1e-9)
+
+
 # ---------------------------------------------------------------------- replicas
 
 
