@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from numbers import Number
+from os import PathLike, fspath
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -59,6 +60,16 @@ def _said(name: str, bound: inspect.BoundArguments) -> tuple[str, list[Tensor]]:
             vectors.append(value.step.detach())
         if isinstance(value, Tensor):
             vectors.append(value.detach())
-        plain = value is None or isinstance(value, (Number, str))
-        words.append(f"{key}={value!r}" if plain else f"{key}: {type(value).__name__}")
+        words.append(_word(key, value))
     return f"{name}({type(bound.args[0]).__name__}, {', '.join(words)})", vectors
+
+
+def _word(key: str, value: Any) -> str:
+    if isinstance(value, PathLike):
+        value = fspath(value)
+    if value is None or isinstance(value, (Number, str, bytes)):
+        return f"{key}={value!r}"
+    if isinstance(value, Mapping):  # forms that lead to different messages later on
+        kind = "DTensors" if any(hasattr(t, "placements") for t in value.values()) else "tensors"
+        return f"{key}: {type(value).__name__} of {kind}"
+    return f"{key}: {type(value).__name__}"

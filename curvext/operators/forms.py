@@ -53,10 +53,14 @@ def local_entries(operator: LinearOperator, v: Any) -> Tensor:
     where = f"{type(operator).__name__}.local: v"
     vectors = operator.local_vectors
     if isinstance(v, Mapping) and vectors is not None and any(map(is_dtensor, v.values())):
-        return _checked_entries(operator, vectors, v, where)
+        local = _checked_entries(operator, vectors, v, where)
+        with operator.group.call(f"{where}, {local.dtype} by DTensors"):
+            return local
     vector = operator.flatten(v) if isinstance(v, Mapping) else v
     operator._check(vector, where, 1, 2)
-    return vector if vectors is None else vectors.local(vector)
+    # each rank takes its part of its own copy, so these must be copies of one vector
+    with operator.group.call(where, [vector]):
+        return vector if vectors is None else vectors.local(vector)
 
 
 def _is_local(operator: LinearOperator, vectors: LocalVectors, v: Tensor, where: str) -> bool:

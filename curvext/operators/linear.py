@@ -151,6 +151,9 @@ class LinearOperator(ABC):
         Returns:
             the pieces of the parameters one after the other, each in row-major order; of a parameter that every
             process has whole, the r-th piece along its first dimension. Where parameters are whole, all of v.
+
+        Raises:
+            ValueError: the processes do not have the same v.
         """
         return local_entries(self, v)
 

@@ -99,8 +99,8 @@ class LocalVectors:
     def entries(self, device: torch.device) -> Tensor:
         """The indices of this rank's entries in the flat vector, ``[P_r]``, int64."""
         if self._entries is None:
-            self._entries = self.local(torch.arange(self.size, device=device))
-        return self._entries
+            self._entries = self.local(torch.arange(self.size, device="cpu"))
+        return self._entries.to(device)
 
     # ------------------------------------------------------------------ from one form to another
 
@@ -165,7 +165,15 @@ class LocalVectors:
         """aᵀ b, ``[K, m]``, of local vectors ``[P_r, K]`` and ``[P_r, m]``, summed over the ranks by one reduction.
 
         In the dtype of sums, but summed in float64. Of whole vectors it is aᵀ b without a message.
+
+        Raises:
+            ValueError: they are neither all local nor all whole.
         """
+        if not len(a) == len(b) or len(a) not in (self.count, self.size):
+            raise ValueError(
+                f"inner: expected vectors of the {self.count} entries of this process, or of all {self.size}, got "
+                f"{list(a.shape)} and {list(b.shape)}"
+            )
         columns = [t.unsqueeze(1) if t.ndim == 1 else t for t in (a, b)]
         total = torch.zeros(*(c.shape[1] for c in columns), dtype=torch.float64, device=a.device)
         if len(a) == self.count or not self.trivial:  # else another rank holds every entry

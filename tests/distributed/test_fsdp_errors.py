@@ -114,6 +114,101 @@ def test_a_difference_between_ranks_is_a_value_error_on_all(ranks):
             assert_close(after, wanted, case)
 
 
+def whole(s, at):
+    """A whole vector, which differs in one entry on the culprit."""
+    return s.here(s.v[:, 0] + (torch.arange(len(s.v)) == at), s.v[:, 0])
+
+
+def positive(s, at):
+    return whole(s, at).abs() + 1
+
+
+def by_name(s, form):
+    """A vector by name, as DTensors or as whole tensors."""
+    G = s.risk.ggn()
+    return G.local_vectors.named(positive(s, -1)) if form == "DTensors" else G.split(positive(s, -1))
+
+
+#: a whole vector that is not the same on all ranks, whichever rank's entries differ
+CONTENTS = {
+    "local": lambda s, at: s.risk.ggn().local(whole(s, at)),
+    "b": lambda s, at: cx.cg(s.risk.ggn(), whole(s, at), damping=1.0),
+    "b by name": lambda s, at: cx.cg(
+        s.risk.ggn(), s.risk.ggn().split(whole(s, at).contiguous()), damping=1.0
+    ),
+    "x0": lambda s, at: cx.cg(s.risk.ggn(), s.v[:, 0], damping=1.0, x0=whole(s, at)),
+    "preconditioner": lambda s, at: cx.cg(
+        s.risk.ggn(), s.v[:, 0], damping=1.0, preconditioner=positive(s, at)
+    ),
+    "v0": lambda s, at: cx.eigsh(s.risk.ggn(), 1, v0=whole(s, at), ncv=4),
+}
+
+#: named vectors that are in another form on one rank
+FORMS = {
+    "b in another form": lambda s: cx.cg(
+        s.risk.ggn(), by_name(s, s.here("DTensors", "whole")), damping=1.0
+    ),
+    "a preconditioner in another form": lambda s: cx.cg(
+        s.risk.ggn(),
+        s.v[:, 0],
+        damping=1.0,
+        preconditioner=by_name(s, s.here("DTensors", "whole")),
+    ),
+    "local in another form": lambda s: s.risk.ggn().local(
+        by_name(s, s.here("DTensors", "whole"))
+    ),
+}
+
+
+def contents_differ(rank, world):
+    s = Sharded(rank, world)
+    seen = {}
+    for case, call in CONTENTS.items():
+        for at in (0, len(s.v) - 1):
+            seen[case, at] = heard(lambda s, c=call, i=at: c(s, i), s)
+        assert heard(lambda s, c=call: c(s, -1), s) is None, case  # the same everywhere
+    forms = {case: heard(call, s) for case, call in FORMS.items()}
+    return seen, forms, s.risk.ggn() @ s.v
+
+
+def test_whole_vectors_that_differ_between_ranks_are_refused_on_all(ranks):
+    several, wanted = ranks.run(contents_differ), correct(ranks.world)
+    for seen, forms, after in several:
+        for case, error in seen.items():
+            assert error is not None and error[0] == "ValueError", (case, error)
+            assert "the contents of the vectors are not the same" in error[1], (case, error)
+        for case, error in forms.items():
+            assert error is not None and error[0] == "ValueError", (case, error)
+            assert "do not make the same call" in error[1], (case, error)
+        assert_close(after, wanted)
+
+
+def lengths(rank, world):
+    s = Sharded(rank, world)
+    G, mine = s.risk.ggn(), local(s)
+    seen = {}
+    for case, (a, b) in {
+        "too short": (mine[1:], mine[1:]),
+        "of different lengths": (mine, mine[1:]),
+        "in between": (s.v[1:], s.v[1:]),
+        "one of each": (mine, s.v),
+    }.items():
+        seen[case] = heard(lambda s, a=a, b=b: G.inner(a, b), s)
+    assert_close(G.inner(mine, mine), s.v.T @ s.v)
+    assert_close(G.inner(s.v, s.v), s.v.T @ s.v)
+    there = G.local_vectors.entries(torch.device("cpu"))
+    assert G.local_vectors.entries(torch.device("meta")).device.type == "meta"
+    assert torch.equal(G.local_vectors.entries(torch.device("cpu")), there)
+    return seen
+
+
+def test_inner_products_of_neither_local_nor_whole_vectors_are_refused(ranks):
+    for seen in ranks.run(lengths):
+        for case, error in seen.items():
+            assert error is not None and error[0] == "ValueError", (case, error)
+            assert error[1].startswith("inner: expected vectors of the"), (case, error)
+
+
 # ---------------------------------------------------------------------- what there is no rule for
 
 
@@ -262,7 +357,7 @@ def test_what_is_sent_for_each_product_does_not_depend_on_layers_batches_and_col
         assert seen["a product"] == {"allgather_": 3, "allreduce_": 1}
         assert seen["by entries"] == {"allgather_": 5, "allreduce_": 1}
         assert seen["an inner product"] == {"allreduce_": 1}
-        assert seen["a local vector"] == {}
+        assert seen["a local vector"] == {"allgather_": 1}
         assert (
             "sharded over 2 ranks (fully_shard), and whole on each rank for the duration"
             in (seen["explained"])
