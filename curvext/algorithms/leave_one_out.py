@@ -89,24 +89,32 @@ def pairs(count: int, i: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def sketch(products: Products, probes: Tensor, bar: Progress, checkpoint: Checkpoint) -> Sketch:
     """The sketch of A by ``probes`` ``[P, k]``, k < P; 2k products, fewer where A Ω is of lower rank."""
     image = multiply(products, probes, bar, checkpoint, "image")
+    rows = checkpoint.rows("basis")
+    if rows is None:
+        basis, lost = _basis(products, image)
+        # made anew it may have other signs, while the products below are of this one
+        checkpoint.save({"lost": lost}, {"basis": basis.T}, append=True)
+    else:
+        basis, lost = rows.T, checkpoint.numbers["lost"].to(image.device)
+    door = representable(products, basis)
+    basis_image = multiply(products, door, bar, checkpoint, "basis_image")
+    return Sketch(
+        probes.double(), image, basis, basis_image, products.vectors.inner(basis, image), lost
+    )
+
+
+def _basis(products: Products, image: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis ``[P, r]`` of the range of ``[P, k]``, and what is lost with each column, ``[r, k]``."""
     full, triangle = products.vectors.qr(image)
     left, sizes, right = torch.linalg.svd(triangle)
     # the dropped directions belong to the part outside Q, which every estimate adds: nothing is lost
     floor = 8 * torch.finfo(products.dtype).eps * (sizes[0] if len(sizes) else 0.0)
     rank = int((sizes > floor).sum())
-    basis = full @ left[:, :rank]
     right = right[:rank]
     lost = right / sizes[:rank, None]
     lost = lost / lost.norm(dim=0).clamp(min=_TINY)
     # column i stands alone where the projection onto the rows has its 1 at (i, i)
     alone = right.square().sum(0) > 1 - 1e-8
-    door = representable(products, basis)
-    basis_image = multiply(products, door, bar, checkpoint, "basis_image")
-    return Sketch(
-        probes.double(),
-        image,
-        basis,
-        basis_image,
-        products.vectors.inner(basis, image),
-        torch.where(alone, lost, 0.0),
-    )
+    # in the order of memory in which a checkpoint gives them back, as products of matrices round by it
+    rows = (full @ left[:, :rank]).T.contiguous()
+    return rows.T, torch.where(alone, lost, 0.0).contiguous()

@@ -131,7 +131,10 @@ def _hutchpp(
 ) -> Answer:
     third = count // 3
     image = multiply(products, probes.normals(third), bar, state, "image")
-    Q = products.vectors.qr(image)[0]
+    rows = state.rows("basis")
+    Q = products.vectors.qr(image)[0] if rows is None else rows.T
+    if rows is None:  # made anew it may have other signs, while the products below are of this one
+        state.save({}, {"basis": Q.T}, append=True)
     image = multiply(products, representable(products, Q), bar, state, "basis_image")
     exact = _dots(products, Q, image).sum()
     rest = probes.signs(count - 2 * third).double()

@@ -15,6 +15,7 @@ from runs import RUNS, SIZE, Cut, cutting, matrix, parts
 from sharded_matrix import WholeMatrix, vector
 
 import curvext as cx
+from curvext.algorithms.vectors import Vectors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,6 +59,26 @@ def test_a_checkpoint_changes_nothing_but_the_order_of_sums(name, tmp_path):
             torch.testing.assert_close(
                 parts(with_one)[key], t, rtol=1e-6, atol=1e-9, msg=key, equal_nan=True
             )
+
+
+@pytest.mark.parametrize("name", ["hutch++", "xtrace", "xdiag"])
+def test_a_basis_is_kept_with_its_products(name, tmp_path, monkeypatch):
+    whole = RUNS[name](matrix(), tmp_path / "whole")
+    cut_run(tmp_path / "cut", name, 18)
+
+    def other(vectors, columns):  # a basis of the same space
+        Q, R = torch.linalg.qr(columns)
+        return -Q, -R
+
+    monkeypatch.setattr(Vectors, "qr", other)
+    assert_same_bits(RUNS[name](matrix(), tmp_path / "cut"), whole)
+
+
+@pytest.mark.parametrize("name", ["hutch++", "xtrace", "xdiag"])
+def test_a_basis_without_directions_is_one_too(name, tmp_path):
+    A = WholeMatrix(torch.zeros(SIZE, SIZE, dtype=torch.float64))
+    for _ in range(2):
+        assert float(RUNS[name](A, tmp_path).value.abs().max()) == 0
 
 
 def test_a_finished_run_is_there_again(tmp_path):

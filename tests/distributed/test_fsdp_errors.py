@@ -126,7 +126,9 @@ def positive(s, at):
 def by_name(s, form):
     """A vector by name, as DTensors or as whole tensors."""
     G = s.risk.ggn()
-    return G.local_vectors.named(positive(s, -1)) if form == "DTensors" else G.split(positive(s, -1))
+    return (
+        G.local_vectors.named(positive(s, -1)) if form == "DTensors" else G.split(positive(s, -1))
+    )
 
 
 #: a whole vector that is not the same on all ranks, whichever rank's entries differ
@@ -154,9 +156,7 @@ FORMS = {
         damping=1.0,
         preconditioner=by_name(s, s.here("DTensors", "whole")),
     ),
-    "local in another form": lambda s: s.risk.ggn().local(
-        by_name(s, s.here("DTensors", "whole"))
-    ),
+    "local in another form": lambda s: s.risk.ggn().local(by_name(s, s.here("DTensors", "whole"))),
 }
 
 

@@ -74,6 +74,17 @@ def test_a_sharded_run_goes_on_where_entries_lie_otherwise(ranks, path):
 
 
 @on_two
+def test_a_basis_of_several_processes_is_that_of_one(ranks, path):
+    for name in ("hutch++", "xtrace", "xdiag"):
+        here = f"{path}/{name}"
+        ranks.run(of_sharded, name, "scattered", here, 18)  # among the products of the basis
+        found, wanted = RUNS[name](matrix(), here), RUNS[name](matrix(), None)
+        assert found.products == wanted.products
+        assert_close(found.value, wanted.value, name, tol=1e-9)
+        assert_close(found.standard_error, wanted.standard_error, name, tol=1e-9)
+
+
+@on_two
 def test_a_rank_without_entries_takes_part(ranks, path):
     for name in ("cg", "cg of columns"):
         whole = RUNS[name](matrix(), None)
