@@ -165,7 +165,7 @@ def cg(
         tol=tol,
         maxiter=maxiter,
         x0=x0,
-        preconditioner=preconditioner,
+        preconditioner=_said(preconditioner, inverse),
     )
     with Progress(progress, maxiter, "cg") as bar:
         solution.solve(state, bar)
@@ -290,6 +290,15 @@ def _inverse(
         return torch.stack(z).to(r.dtype)
 
     return each
+
+
+def _said(
+    preconditioner: Preconditioner | None, inverse: Callable[[Tensor], Tensor] | None
+) -> Tensor | Callable[[Tensor], Tensor] | None:
+    """A preconditioner as a checkpoint compares it: a diagonal, or a function of a vector."""
+    if isinstance(preconditioner, Tensor) or inverse is None:
+        return preconditioner if isinstance(preconditioner, Tensor) else None
+    return lambda v: inverse(v.unsqueeze(0))[0]
 
 
 @dataclass(frozen=True)

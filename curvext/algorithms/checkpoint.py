@@ -41,7 +41,8 @@ class Checkpoint:
     Args:
         path: a folder that all processes see, which need not exist yet; or None.
         products: the operator. How many products a state took is kept with it, and restored here.
-        arguments: what decides the result, beside the operator. Tensors whose first dimension is P_r are vectors.
+        arguments: what decides the result, beside the operator. Tensors whose first dimension is P_r are vectors; of
+            functions of a vector ``[P_r]`` their values for a random one are compared; else ``repr``.
 
     Raises:
         TypeError: the path is none.
@@ -63,7 +64,8 @@ class Checkpoint:
         self._path = Path(path)
         self._where = f"{where} {os.fspath(path)!r}"
         self._processes = _Processes(products)
-        self._begin(_identity(products, arguments), _probe(products))
+        count = products.count
+        self._begin(_identity(products, arguments), _probe(products, products.vector), count)
 
     def __bool__(self) -> bool:
         return self._path is not None
@@ -92,7 +94,8 @@ class Checkpoint:
 
     # ------------------------------------------------------------------ the folder
 
-    def _begin(self, identity: dict[str, Any], probe: list[float]) -> None:
+    def _begin(self, identity: dict[str, Any], probe: list[float], count: int) -> None:
+        self._products.count = count  # without those of the probe
         found = self._processes.first(self._read)
         if found is None:
             sharded = self._processes.sharded
@@ -130,8 +133,8 @@ class Checkpoint:
         different = []
         for topic in dict.fromkeys([*identity, *found["identity"]]):
             then, now = (which.get(topic) for which in (found["identity"], identity))
-            if _differ(then, now):
-                hashed = isinstance(now, (int, dict)) or isinstance(then, (int, dict))
+            if _differ(then, now, self._products.dtype):
+                hashed = not (isinstance(then, str) and isinstance(now, str))
                 shown = "" if hashed else f": {then} then, {now} now"
                 different.append(f"{topic} is not the same{shown}")
         if different:
@@ -139,9 +142,7 @@ class Checkpoint:
                 f"{self._where}: the state there is of another run: {'; '.join(different)}. Give the same model, data "
                 "and arguments, or another path"
             )
-        tolerance = torch.finfo(self._products.dtype).eps ** (2 / 3)
-        then, now = found["probe"], probe
-        if not all(abs(a - b) <= tolerance * then[-1] for a, b in zip(then, now, strict=True)):
+        if not _alike(found["probe"], probe, self._products.dtype):
             raise ValueError(
                 f"{self._where}: the state there is of another run: A is not the same matrix, by its product with a "
                 "random vector: other data, or another model or loss; give the same ones, or another path"
@@ -218,10 +219,12 @@ class Checkpoint:
 
     @contextmanager
     def _damaged(self) -> Iterator[None]:
-        """An error on reading says what to do."""
+        """An error on reading says what to do, unless the disk or the memory is to blame and not the state."""
         try:
             yield
         except Exception as error:
+            if _is_of_the_machine(error):
+                raise
             raise ValueError(
                 f"{self._where}: cannot be read ({type(error).__name__}: {error}); it is damaged or no checkpoint of "
                 "this library. Delete it to begin anew"
@@ -277,8 +280,9 @@ class _Processes:
         """Writes a folder; each process its part where vectors are sharded, else the first one all of it."""
         dcp = _distributed_checkpoint()
         writer = dcp.FileSystemWriter(folder)
-        with _quietly(), _as_errors():
-            if self.sharded and self._group is not None:
+        together = self.sharded and self._group is not None
+        with _quietly(), _as_errors(alone=not together):
+            if together:
                 dcp.save(state, storage_writer=writer, process_group=self._group)
             elif self.rank == 0:
                 dcp.save(state, storage_writer=writer, no_dist=True)
@@ -307,32 +311,46 @@ def _identity(products: Products, arguments: Mapping[str, Any]) -> dict[str, Any
             found[topic] = (
                 draws.fingerprint(products.vectors, value) if of_entries else _hash(value.detach())
             )
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            found[topic] = repr(value)
+        elif callable(value):
+            found[topic] = _probe(products, value)
         else:
-            found[topic] = type(value).__name__
+            found[topic] = repr(value)
     return found
 
 
-def _differ(then: Any, now: Any) -> bool:
-    """Whether what a topic says has changed; data that is cut into other batches may have another hash."""
+def _differ(then: Any, now: Any, dtype: torch.dtype) -> bool:
+    """Whether what a topic says has changed; padded data that is cut into other batches may have another hash."""
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now) == 3:
+        return not _alike(then, now, torch.promote_types(dtype, torch.float32))
     if isinstance(then, dict) and isinstance(now, dict):
-        same_cut = then.get("batches") == now.get("batches")
-        return bool(then["samples"] != now["samples"] or (same_cut and then != now))
+        comparable = then["batches"] == now["batches"] or then["shape"] == now["shape"] != 0
+        content = comparable and then["content"] != now["content"]
+        return bool(then["samples"] != now["samples"] or content)
     return bool(then != now)
 
 
-def _probe(products: Products) -> list[float]:
-    """Numbers by which one matrix differs from another: of the products with a random vector, their scale last."""
+def _probe(products: Products, times: Callable[[Tensor], Tensor]) -> list[float]:
+    """Numbers by which matrices differ: z·Mz and y·Mz of random vectors, and about ‖M‖_F, their scale.
+
+    Args:
+        products: where vectors lie.
+        times: M v for a vector ``[P_r]``.
+    """
     z, y = draws.normals(products.vectors, 0, range(_PROBE, _PROBE + 2)).to(products.device)
     z, y = (v.to(products.dtype).to(products.working) for v in (z, y))
-    count = products.count
-    image = products.vector(z)
-    products.count = count
+    image = times(z)
     left, right = torch.stack([z, y, image], 1), torch.stack([image, y], 1)
     table = products.vectors.inner(left, right)
-    size = float(table[2, 0].sqrt() * table[1, 1].sqrt())
-    return [float(table[0, 0]), float(table[1, 0]), size]
+    return [float(table[0, 0]), float(table[1, 0]), float(table[2, 0].sqrt())]
+
+
+def _alike(then: list[float], now: list[float], dtype: torch.dtype) -> bool:
+    """Whether two probes are those of one matrix but for rounding: of each entry of M z, or of a factor of all."""
+    eps, size = torch.finfo(dtype).eps, then[-1]
+    return all(
+        abs(a - b) <= eps ** (2 / 3) * size + 8 * eps * abs(a)
+        for a, b in zip(then, now, strict=True)
+    )
 
 
 def _hash(t: Tensor) -> int:
@@ -358,28 +376,39 @@ def _loaded(folder: Path, key: str) -> Tensor:
     reader = dcp.FileSystemReader(folder)
     kept: Any = reader.read_metadata().state_dict_metadata[key]
     t = torch.empty(kept.size, dtype=kept.properties.dtype, device="cpu")
-    with _quietly(), _as_errors():
+    with _quietly(), _as_errors(alone=True):
         dcp.load({key: t}, storage_reader=reader, no_dist=True)
     return t
 
 
 @contextmanager
-def _as_errors() -> Iterator[None]:
-    """What PyTorch raises for failures on some ranks is no ``Exception``; here it becomes one."""
+def _as_errors(alone: bool) -> Iterator[None]:
+    """What PyTorch raises for failures on some ranks is no ``Exception``; here it is one, of one process its own."""
     try:
         yield
     except BaseException as failed:
         if not isinstance(failed, _distributed_checkpoint().CheckpointException):
             raise
+        if alone:
+            raise next(iter(failed.failures.values()))[0] from None
         said = [f"rank {r} raised {type(e).__name__}: {e}" for r, (e, _) in failed.failures.items()]
         raise RuntimeError("; ".join(said)) from failed
 
 
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether the disk or the memory failed, so that what could not be read may be sound."""
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    if isinstance(error, OSError):
+        return not isinstance(error, missing)
+    memory = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, memory) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without PyTorch's warnings of what is meant: a folder that exists, and one process alone."""
+    """Without PyTorch's warning that one process alone writes or reads, as is meant here."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", "torch.distributed is .*assuming the intent is to")
         yield
 
 

@@ -126,5 +126,12 @@ class LiveBlocks(BlockOperator):
         kept = self._problem.derived(key, lambda: KeptNow(self._make()), saying)
         return kept.blocks
 
+    def identity(self) -> dict[str, Any]:
+        """Which blocks they are, and of what model, loss and data; reads the data once."""
+        return {
+            "the operator": f"{type(self).__name__}, {self._key()}",
+            **self._problem.identity(),
+        }
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(P={self.size}, {self.dtype}, {self.device})"

@@ -361,19 +361,27 @@ class Problem(Scales):
     def identity(self) -> dict[str, Any]:
         """Hashes of model, loss and data by topic, the same on all ranks, for a run that is to go on elsewhere."""
         with self._alone(), self.held.whole(self.group, "what a run is of"):
-            samples, content, shapes = 0, 0, []
+            samples, content, shapes, plain = 0, 0, [], True
             for batch in self._batches:
                 inside = strided_parts(tensors(batch))
                 if not self._evaluation.is_empty(batch, inside):
                     content += sample_hashes(inside)[0]
                     shapes.append([tuple(t.shape) for t in inside])
-                    samples += shapes[-1][0][0] if shapes[-1] and shapes[-1][0] else 1
-            mine = (samples, content, shapes)
+                    count = shapes[-1][0][0] if shapes[-1] and shapes[-1][0] else 1
+                    samples += count
+                    plain &= all(t.layout is torch.strided for t in tensors(batch))
+                    plain &= all(shape[:1] == (count,) for shape in shapes[-1])
+            mine = (samples, content, shapes, plain)
             found = self.group.objects(mine)
+            cuts = [cut for _, _, cut, _ in found]
+            # the contents are a sum over samples, the same for every cut unless a cut decides the samples' shapes
+            forms = {str([shape[1:] for shape in batch]) for cut in cuts for batch in cut}
+            one_form = len(forms) == 1 and all(plain for *_, plain in found)
             data = {
-                "samples": sum(count for count, _, _ in found),
-                "content": sum(hashed for _, hashed, _ in found) % 2**63,
-                "batches": digest([cut for _, _, cut in found]),
+                "samples": sum(count for count, *_ in found),
+                "content": sum(hashed for _, hashed, _, _ in found) % 2**63,
+                "batches": digest(cuts),
+                "shape": digest(sorted(forms)) if one_form else 0,
             }
             return {**self.ranks.identity(), "the data": data}
 

@@ -139,6 +139,50 @@ def test_a_damaged_state_is_refused(tmp_path):
     assert_same_bits(runs.eigsh(matrix(), tmp_path), runs.eigsh(matrix(), tmp_path / "other"))
 
 
+def raising(error):
+    def call(*args, **kwargs):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "the disk is gone"), MemoryError("it is full"), torch.OutOfMemoryError("full")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_disk_or_memory_that_fails_is_no_damage(error, tmp_path, monkeypatch):
+    cut_run(tmp_path)
+    for owner, name in ((Path, "read_text"), (torch, "load")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, raising(error))
+            with pytest.raises(type(error)) as caught:
+                runs.eigsh(matrix(), tmp_path)
+        assert caught.value is error
+    assert_same_bits(runs.eigsh(matrix(), tmp_path), runs.eigsh(matrix(), tmp_path / "other"))
+
+
+def test_an_interrupt_while_reading_is_one(tmp_path, monkeypatch):
+    cut_run(tmp_path)
+    monkeypatch.setattr(torch, "load", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        runs.eigsh(matrix(), tmp_path)
+
+
+def test_warnings_that_mean_something_are_heard(tmp_path, monkeypatch):
+    from curvext.algorithms import checkpoint
+
+    save = checkpoint._distributed_checkpoint().save
+
+    def warning(*args, **kwargs):
+        warnings.warn("the disk is nearly full", stacklevel=1)
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint._distributed_checkpoint(), "save", warning)
+    with pytest.warns(UserWarning, match="nearly full"):
+        runs.eigsh(matrix(), tmp_path)
+
+
 CHANGES = {
     "seed": ("eigsh", dict(seed=1)),
     "k": ("eigsh", None),
@@ -188,6 +232,45 @@ def test_another_algorithm_and_another_matrix_are_named(tmp_path):
         runs.eigsh(WholeMatrix(other), tmp_path)
     with pytest.raises(ValueError, match="the shape of A is not the same"):
         runs.eigsh(WholeMatrix(other[:99, :99]), tmp_path)
+
+
+class Diagonal:
+    """A diagonal matrix."""
+
+    def __init__(self, d):
+        self.d, self.shape, self.dtype, self.device = d, (len(d), len(d)), d.dtype, d.device
+
+    def matvec(self, v):
+        return self.d * v
+
+
+def test_a_small_change_of_a_large_matrix_is_one(tmp_path):
+    d = torch.linspace(1, 2, 4000, dtype=torch.float64)
+    cx.trace(Diagonal(d), probes=2, checkpoint=tmp_path)
+    rounded = d * (1 + 1e-15 * vector(4000).sign())
+    cx.trace(Diagonal(rounded), probes=2, checkpoint=tmp_path)
+    cx.trace(Diagonal(d * (1 + 2.0**-52)), probes=2, checkpoint=tmp_path)
+    other = d + 3e-10 * vector(4000).sign()
+    with pytest.raises(ValueError, match="A is not the same matrix"):
+        cx.trace(Diagonal(other), probes=2, checkpoint=tmp_path)
+
+
+def test_another_function_as_preconditioner_is_named(tmp_path):
+    inverse = 1 / (2 + vector(SIZE).square())
+
+    def applied(t):
+        return dict(damping=1.1, tol=1e-13, preconditioner=lambda r: r * t, checkpoint=tmp_path)
+
+    b = vector(SIZE)
+    whole = cx.cg(matrix(), b, **applied(inverse))
+    assert_same_bits(cx.cg(matrix(), b, **applied(inverse.clone())), whole)
+    assert_same_bits(
+        cx.cg(matrix(), b, **{**applied(0), "preconditioner": Diagonal(inverse)}), whole
+    )
+    with pytest.raises(ValueError, match="the argument preconditioner is not the same. Give"):
+        cx.cg(matrix(), b, **applied(inverse + 1e-3 * vector(SIZE).abs()))
+    with pytest.raises(ValueError, match="the argument preconditioner is not the same"):
+        cx.cg(matrix(), b, **{**applied(0), "preconditioner": None})
 
 
 def test_nan_leaves_the_state_before(tmp_path):
@@ -253,6 +336,62 @@ def posed():
 def begun(path):
     model, loss, data = posed()
     cx.trace(cx.HessianOperator(model, loss, data), probes=3, checkpoint=path)
+
+
+def test_data_that_is_cut_otherwise_is_compared_too(tmp_path):
+    begun(tmp_path)
+    model, loss, (x, y) = posed()
+    bent = x.clone()
+    bent[3, 0] += 1e-14  # less than the matrix shows
+
+    def again(*batches):
+        cx.trace(cx.HessianOperator(model, loss, list(batches)), probes=3, checkpoint=tmp_path)
+
+    again((x[:7], y[:7]), (x[7:], y[7:]))
+    again((x[7:], y[7:]), (x[:7], y[:7]))
+    for at in (7, 10):
+        with pytest.raises(ValueError, match="the data is not the same"):
+            again((bent[:at], y[:at]), (bent[at:], y[at:]))
+
+
+def test_padding_to_the_longest_of_a_batch_is_no_change(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randint(1, 9, (6, 5))
+    x[:3, 3:] = 0
+    y = torch.randint(4, (6,))
+
+    class Mean(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(9, 4, padding_idx=0)
+
+        def forward(self, x):
+            return self.table(x).sum(1)
+
+    model, loss = Mean().double(), torch.nn.CrossEntropyLoss()
+    for data in ([(x, y)], [(x[:3, :3], y[:3]), (x[3:], y[3:])], [(x[3:], y[3:]), (x[:3], y[:3])]):
+        cx.trace(cx.GGNOperator(model, loss, data), probes=3, checkpoint=tmp_path)
+
+
+def test_another_kronecker_product_is_named(tmp_path):
+    model, loss, (x, y) = posed()
+
+    def again(data=(x, y), **options):
+        options = {"kind": "exact", **options}
+        cx.trace(cx.KFACOperator(model, loss, data, **options), probes=3, checkpoint=tmp_path)
+
+    again()
+    again([(x[:7], y[:7]), (x[7:], y[7:])])
+    with pytest.raises(ValueError, match="the operator is not the same: .*KFAC"):
+        again(kind="mc")
+    bent = x.clone()
+    bent[3, 0] += 1e-14
+    with pytest.raises(ValueError, match="the data is not the same"):
+        again((bent, y))
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1e-15
+    with pytest.raises(ValueError, match="the contents of the model's parameters is not the same"):
+        again()
 
 
 def test_another_model_loss_or_data_is_named(tmp_path):
