@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvext.algorithms.cg import Preconditioner, cg
+from curvext.algorithms.cg import cg
+from curvext.algorithms.linear_system import Preconditioner
 from curvext.algorithms.products import Products, SymmetricOperator
 from curvext.algorithms.risks import HasFisher, HasGGN, HasGradient, HasHessian, HasSpace
 from curvext.algorithms.together import together
