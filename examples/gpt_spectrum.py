@@ -11,44 +11,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
+from text import LOSS, LanguageModel, learn
 from torch import Tensor, nn
 
 import curvext as cx
 
 SEQUENCES, LENGTH, LETTERS, WIDTH = 48, 12, 8, 16
-
-
-class Block(nn.Module):
-    """Causal attention and an MLP, each behind a layer norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = self.qkv(self.norms[0](x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(nn.functional.gelu(self.up(self.norms[1](x))))
-
-
-class GPT(nn.Module):
-    """Two blocks on letters and positions; logits of the next letter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.letters, self.places = nn.Embedding(LETTERS, WIDTH), nn.Embedding(LENGTH, WIDTH)
-        self.blocks = nn.Sequential(Block(), Block())
-        self.head = nn.Linear(WIDTH, LETTERS)
-
-    def forward(self, text: Tensor) -> Tensor:
-        x = self.letters(text) + self.places(torch.arange(text.shape[1], device=text.device))
-        return self.head(self.blocks(x))
 
 
 def sequences() -> Tensor:
@@ -59,17 +31,11 @@ def sequences() -> Tensor:
     return motifs.gather(1, torch.arange(LENGTH) % periods)
 
 
-def trained(text: Tensor) -> GPT:
+def trained(text: Tensor) -> nn.Module:
     """The same model on every process: the same seed and steps."""
     torch.manual_seed(0)
-    model = GPT().double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        logits = model(text)[:, :-1].flatten(0, 1)
-        nn.functional.cross_entropy(logits, text[:, 1:].flatten()).backward()
-        optimizer.step()
-    return model.eval()
+    model = LanguageModel(WIDTH, layers=2, heads=2, length=LENGTH).double()
+    return learn(model, lambda: text, 80).eval()
 
 
 def main() -> None:
@@ -81,19 +47,22 @@ def main() -> None:
         dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     text = sequences()
-    model, loss = trained(text), cx.CausalLMLoss()
+    model = trained(text)
     mine = text[rank::world]
-    H = cx.HessianOperator(model, loss, (mine, mine), process_group=dist.group.WORLD)
+    H = cx.HessianOperator(model, LOSS, (mine, mine), process_group=dist.group.WORLD)
 
-    paths = [tempfile.mkdtemp() if rank == 0 else ""]
-    dist.broadcast_object_list(paths)  # a long run would name a folder that stays
-    top = cx.eigsh(H, 3, "LA", tol=1e-8, checkpoint=paths[0])
+    # a long run would name a folder that stays
+    with tempfile.TemporaryDirectory() if rank == 0 else nullcontext("") as folder:
+        folders = [folder]
+        dist.broadcast_object_list(folders)
+        top = cx.eigsh(H, 3, "LA", tol=1e-8, checkpoint=folders[0])
+        dist.barrier()
     density = cx.spectral_density(H, probes=2, steps=30)
     if rank == 0:
         print(f"{world} processes, {len(mine)} of {len(text)} sequences here, P = {H.shape[0]}")
         print(top)
         print(density)
-        one = cx.HessianOperator(model, loss, (text, text))
+        one = cx.HessianOperator(model, LOSS, (text, text))
         same = cx.eigsh(one, 3, "LA", tol=1e-8)
         off = float(((top.values - same.values).abs() / same.values).max())
         assert off < 1e-9, f"eigenvalues are {off:.1e} off"

@@ -103,7 +103,9 @@ def cg(
     Raises:
         TypeError: an argument is of no accepted kind or dtype.
         ValueError: a shape, device or range does not fit, ``b`` or ``x0`` has nan or inf (on the CPU; on CUDA
-            they come back, not converged), or the preconditioner is not positive definite.
+            they come back, not converged), the preconditioner is not positive definite, or the state at ``checkpoint``
+            is of another run or damaged.
+        OSError: that state cannot be read or written.
 
     Cost: a product for each iteration and one to measure the residual; where vectors are sharded, also two
     reductions for each iteration. Where rounding has led the

@@ -47,10 +47,10 @@ def diagonal(
         method: "hutchinson" or "xdiag".
         probes: the budget of products m: at most so many vectors are multiplied with A. XDiag gives half of them
             to its probes and half to A Q. P of them or more give the exact diagonal, from P columns of the identity.
-        seed: of the probes, drawn from a generator of their own.
+        seed: of the probes, which are the same on every device and for every sharding.
         progress: show a bar over blocks of products (needs tqdm).
-        checkpoint: a path. A state is written there after each probe, and an interrupted call that is made again with
-            the same arguments goes on from it.
+        checkpoint: a path. A state is written there after each product, of which each is then one of its own, and an
+            interrupted call that is made again with the same arguments goes on from it.
 
     Returns:
         An :class:`Estimate` of tensors ``[P]``, summed in float64. The standard error is 0 where P products gave the
@@ -60,7 +60,8 @@ def diagonal(
     Raises:
         TypeError: A lacks an attribute.
         ValueError: A is not square or returns nan or inf, ``method`` is unknown, or ``probes`` is less than
-            1 ("hutchinson") or 2 ("xdiag").
+            1 ("hutchinson") or 2 ("xdiag"); or the state at ``checkpoint`` is of another run or damaged.
+        OSError: that state cannot be read or written.
 
     Cost:
         ``probes`` products or fewer; O(P) memory ("hutchinson") or O(P · probes).

@@ -77,7 +77,8 @@ def eigsh(
 
     Raises:
         TypeError: A lacks an attribute; ``v0`` has another dtype.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or the state at ``checkpoint`` is of another run or damaged.
+        OSError: that state cannot be read or written.
 
     Cost: 20 to a few hundred products; each also reads the vectors held twice. Memory: ncv + 3 vectors, or 3 k.
     On CUDA one synchronisation for each restart. Where a Krylov space ends inside of a cycle, the CPU

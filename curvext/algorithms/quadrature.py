@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def quadrature(
     seed: int,
     progress: bool = False,
     reorthogonalise: bool = True,
-    checkpoint: Any = None,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Quadrature:
     """The quadrature by ``probes`` probes with ``steps`` products each, or by all eigenvalues where P is smaller.
 

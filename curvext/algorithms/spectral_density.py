@@ -66,7 +66,9 @@ def spectral_density(
 
     Raises:
         TypeError: A lacks an attribute; ``grid`` is no tensor.
-        ValueError: an argument is out of range, A is not square, or returns nan or inf.
+        ValueError: an argument is out of range, A is not square, or returns nan or inf; or the state at ``checkpoint``
+            is of another run or damaged.
+        OSError: that state cannot be read or written.
 
     Cost:
         probes · steps products; P · steps numbers for each probe, of which 1 GiB is held at a time.

@@ -51,10 +51,10 @@ def trace(
         probes: the budget of products m: at most so many vectors are multiplied with A. Hutch++ gives a third of
             them to the sketch A S, a third to A Q and the rest to the residual; XTrace gives half to its probes and
             half to A Q. P of them or more give the exact trace, from P columns of the identity.
-        seed: of the probes, drawn from a generator of their own.
+        seed: of the probes, which are the same on every device and for every sharding.
         progress: show a bar over blocks of products (needs tqdm).
-        checkpoint: a path. A state is written there after each probe, and an interrupted call that is made again with
-            the same arguments goes on from it.
+        checkpoint: a path. A state is written there after each product, of which each is then one of its own, and an
+            interrupted call that is made again with the same arguments goes on from it.
 
     Returns:
         An :class:`Estimate` with scalar tensors, summed in float64. The standard error is 0 where P products gave
@@ -65,7 +65,9 @@ def trace(
     Raises:
         TypeError: A lacks an attribute.
         ValueError: A is not square or returns nan or inf, ``method`` is unknown, or ``probes`` is less than
-            1 ("hutchinson"), 3 ("hutch++") or 2 ("xtrace").
+            1 ("hutchinson"), 3 ("hutch++") or 2 ("xtrace"); or the state at ``checkpoint`` is of another run or
+            damaged.
+        OSError: that state cannot be read or written.
 
     Cost:
         ``probes`` products or fewer, O(P · probes) memory ("hutchinson": O(P)), O(P · probes²) arithmetic.
