@@ -207,15 +207,17 @@ class Checkpoint:
             return _loaded(folder, f"rows {name} of {rank}")
         place = torch.full((vectors.size,), -1, device="cpu")
         place[own] = torch.arange(len(own), device="cpu")
-        mine: Tensor | None = None
+        there, rows = [], []
         for other in range(world):
             at = place[_loaded(folder, f"entries of {other}")]
-            rows = _loaded(folder, f"rows {name} of {other}")
-            if mine is None:
-                mine = rows.new_empty(len(rows), len(own))
-            mine[:, at[at >= 0]] = rows[:, at >= 0]
-        assert mine is not None
-        return mine
+            there.append(at[at >= 0])
+            rows.append(_loaded(folder, f"rows {name} of {other}")[:, at >= 0])
+        order = torch.cat(there).argsort()
+        if len(order) != len(own):
+            raise ValueError(
+                f"{len(order)} of {len(own)} entries of the vectors {name!r} are there"
+            )
+        return torch.cat(rows, 1)[:, order]
 
     @contextmanager
     def _damaged(self) -> Iterator[None]:

@@ -16,8 +16,9 @@ from curvext.dtypes import dtype_of_sums
 class SymmetricOperator(Protocol):
     """What an algorithm needs of A: curvext operators provide it, and a user's object may.
 
-    Where it also has ``inner`` and ``entries`` (:class:`curvext.algorithms.sharded_vectors.Sharded`), its vectors lie
-    on several processes, and ``matvec`` takes and gives the local entries ``[P_r]``.
+    Where it also has ``entries``, the global indices of this process's entries ``[P_r]``, and ``inner(a, b)``, aᵀb of
+    local columns ``[P_r, K]`` and ``[P_r, m]`` summed over the processes, its vectors lie on several processes, and
+    ``matvec`` takes and gives the local entries ``[P_r]``.
     """
 
     @property

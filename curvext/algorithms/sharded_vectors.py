@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from curvext.algorithms.vectors import Pair, Vectors, units
 
 #: a column of a QR decomposition that keeps less than so many units of rounding of its length adds no direction
 _NOTHING = 8
+#: of sums of integers over the processes
+_MODULUS = 1 << 60
 #: passes of Gram-Schmidt at most for one column; two suffice unless a column is rounding alone
 _PASSES = 4
 
@@ -28,7 +30,7 @@ class ShardedVectors(Vectors):
 
     Raises:
         TypeError: ``entries`` is no sequence of integers, or ``inner`` returns no tensor.
-        ValueError: they are out of range, or those of all processes are not P in number.
+        ValueError: they are out of range, or an index is on no process or on several.
     """
 
     def __init__(self, operator: Any, caller: str, size: int, like: Tensor) -> None:
@@ -38,14 +40,18 @@ class ShardedVectors(Vectors):
         self._like = like
         self._entries = _indices(operator.entries, caller, size)
         self.local = len(self._entries)
-        numbers = like.new_zeros(self.local, 2)
-        numbers[:1] = torch.tensor([float(self.local), 1.0], device="cpu")
-        total, holders = self.inner(self._first(), numbers)[0].tolist()
-        if not abs(total - size) <= 1e-6 * size:
+        # as many as there are, with the sums of the indices and of their squares: where one is twice, another is not
+        squares = int((self._entries * self._entries).sum()) if self.local else 0  # modulo 2⁶⁴
+        holders, *found = self._sums(
+            [int(self.local > 0), self.local, int(self._entries.sum()), squares]
+        )
+        wanted = [size, size * (size - 1) // 2, (size - 1) * size * (2 * size - 1) // 6]
+        if found != [number % _MODULUS for number in wanted]:
+            what = f"{found[0]} in all" if found[0] != size else "some twice and some not at all"
             raise ValueError(
-                f"{caller}: A.entries: expected each of {size} entries on one process, got {total:.0f} in all"
+                f"{caller}: A.entries: expected each of {size} entries on one process, got {what}"
             )
-        self.share = -(-size // max(1, round(holders)))
+        self.share = -(-size // max(1, holders))
 
     def entries(self, start: int, stop: int) -> Tensor:
         return self._entries[start:stop]
@@ -116,13 +122,20 @@ class ShardedVectors(Vectors):
         return columns[self._entries.to(columns.device)]
 
     def add(self, number: int) -> int:
-        # by digits of 15 bits, whose sums over 512 processes float32 holds exactly; one without entries has 0
-        digits = self._like.new_zeros(self.local, 4)
+        return self._sums([number])[0]
+
+    def _sums(self, numbers: Sequence[int]) -> list[int]:
+        """The sums over the processes of some integers of each, modulo 2⁶⁰; a process without entries counts as 0."""
+        # by digits of 12 bits, whose sums over 4096 processes float32 holds exactly
+        digits = self._like.new_zeros(self.local, 5 * len(numbers))
         digits[:1] = torch.tensor(
-            [float(number >> 15 * i & 0x7FFF) for i in range(4)], device="cpu"
+            [float(number >> 12 * i & 0xFFF) for number in numbers for i in range(5)], device="cpu"
         )
-        sums = self.inner(self._first(), digits)[0].tolist()
-        return sum(round(digit) << 15 * i for i, digit in enumerate(sums)) % (1 << 60)
+        sums = [round(digit) for digit in self.inner(self._first(), digits)[0].tolist()]
+        return [
+            sum(digit << 12 * i for i, digit in enumerate(sums[at : at + 5])) % _MODULUS
+            for at in range(0, len(sums), 5)
+        ]
 
     def any(self, mask: Tensor) -> bool:
         marks = (mask.unsqueeze(1) if mask.ndim == 1 else mask.flatten(1)).to(self._like.dtype)
@@ -133,19 +146,6 @@ class ShardedVectors(Vectors):
         one = self._like.new_zeros(self.local, 1)
         one[:1] = 1
         return one
-
-
-class Sharded(Protocol):
-    """What an operator on sharded vectors has beside ``shape``, ``dtype``, ``device`` and ``matvec``."""
-
-    @property
-    def entries(self) -> Any:
-        """The global indices of this process's entries, ``[P_r]``."""
-        ...
-
-    def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """aᵀb of local columns ``[P_r, K]`` and ``[P_r, m]``, summed over the processes: ``[K, m]``."""
-        ...
 
 
 def is_sharded(operator: Any) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import runs
 import torch
 from runs import RUNS, SIZE, Cut, counting, cutting, matrix, parts
-from sharded_matrix import WholeMatrix, vector
+from sharded_matrix import ShardedMatrix, WholeMatrix, dense, vector
 
 import curvext as cx
 from curvext.algorithms import checkpoint
@@ -273,6 +273,22 @@ def test_warnings_that_mean_something_are_heard(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint._distributed_checkpoint(), "save", warning)
     with pytest.warns(UserWarning, match="nearly full"):
         runs.eigsh(matrix(), tmp_path)
+
+
+def test_vectors_that_lack_entries_are_refused(tmp_path):
+    A = ShardedMatrix(dense(), torch.arange(SIZE))
+    for _ in range(2):
+        cx.diagonal(A, probes=3, checkpoint=tmp_path)
+    load = checkpoint._loaded
+
+    def lacking(folder, key):
+        t = load(folder, key)
+        return t[1:] if key.startswith("entries") else t[:, 1:] if key.startswith("rows") else t
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_loaded", lacking)
+        with pytest.raises(ValueError, match="149 of 150 entries of .* are there"):
+            cx.diagonal(A, probes=3, checkpoint=tmp_path)
 
 
 CHANGES = {
