@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +47,8 @@ class Checkpoint:
 
     Raises:
         TypeError: the path is none.
-        ValueError: the state there is of another algorithm, matrix or argument, or damaged.
+        ValueError: the state there is of another algorithm, matrix or argument, or damaged; on writing, another run has
+            written there since.
     """
 
     def __init__(self, path: Any, products: Products, **arguments: Any) -> None:
@@ -64,6 +66,8 @@ class Checkpoint:
         self._path = Path(path)
         self._where = f"{where} {os.fspath(path)!r}"
         self._processes = _Processes(products)
+        #: marks what this run has written
+        self._run = self._processes.first(lambda: secrets.token_hex(4))
         count = products.count
         self._begin(_identity(products, arguments), _probe(products, products.vector), count)
 
@@ -152,7 +156,7 @@ class Checkpoint:
         assert self._path is not None
         manifest, processes = self._manifest, self._processes
         self.numbers["products"] = torch.tensor(self._products.count, device="cpu")
-        name = f"state-{manifest['next']:06d}"
+        name = f"state-{manifest['next']:06d}-{self._run}"
         state = {f"rows {key} of {processes.holder}": t.detach() for key, t in rows.items()}
         if processes.sharded and rows:
             entries = self._products.vectors.entries(0, self._products.vectors.local)
@@ -162,7 +166,13 @@ class Checkpoint:
         elif not processes.sharded:
             state = {}
         parts = [*manifest["parts"], name] if append else [name]
-        self._manifest = {**manifest, "parts": parts, "next": manifest["next"] + 1}
+        before = manifest.get("run")
+        self._manifest = {
+            **manifest,
+            "run": self._run,
+            "parts": parts,
+            "next": manifest["next"] + 1,
+        }
         folder = self._path / name
         with processes.shared():
             if processes.rank == 0:
@@ -174,10 +184,20 @@ class Checkpoint:
             processes.save(state, folder)
         with processes.shared():
             if processes.rank == 0:
+                self._check_alone(before)
                 _replace(self._path / _COMPLETE, json.dumps(self._manifest, indent=1))
                 for old in self._path.glob("state-*"):
                     if old.name not in parts:
                         shutil.rmtree(old, ignore_errors=True)
+
+    def _check_alone(self, before: str | None) -> None:
+        """Raises where another run has written since this one last did."""
+        now = self._read()
+        if (None if now is None else now.get("run")) != before:
+            raise ValueError(
+                f"{self._where}: another run writes there too. Give each its own path; or where several processes make "
+                "this call together, give the operator their process_group"
+            )
 
     def _load(self) -> None:
         assert self._path is not None

@@ -291,6 +291,24 @@ def test_vectors_that_lack_entries_are_refused(tmp_path):
             cx.diagonal(A, probes=3, checkpoint=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["trace", "eigsh", "xtrace"])
+def test_two_runs_at_one_path_are_refused(name, tmp_path):
+    A, left, others = matrix(), [25], []
+    matvec, matmat = A.matvec, A.matmat
+
+    def interrupted(times, v):
+        left[0] -= 1
+        if left[0] == 0:
+            others.append(RUNS[name](matrix(), tmp_path))
+        return times(v)
+
+    A.matvec = lambda v: interrupted(matvec, v)
+    A.matmat = lambda V: interrupted(matmat, V)
+    with pytest.raises(ValueError, match="another run writes there too"):
+        RUNS[name](A, tmp_path)
+    assert_goes_on(name, tmp_path, others[0], 15)  # what the other has written
+
+
 CHANGES = {
     "seed": ("eigsh", dict(seed=1)),
     "k": ("eigsh", None),
