@@ -1,4 +1,6 @@
-#include <torch/extension.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>  // tensors as arguments; torch/extension.h takes three times as long to compile
 #include <torch/version.h>
 
 #include "cpu/isa.h"

@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 
 // What the library asks of Python's objects many times in a product, answered without running Python.
-namespace py = pybind11;  // as torch/extension.h says too
+namespace py = pybind11;
 
 namespace curvext {
 

@@ -46,10 +46,10 @@ def extension(root: Path) -> Extension:
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     strip = ["-Wl,--strip-all"] if sys.platform == "linux" else []
     flags = ["-O3", "-g0", "-ffp-contract=fast", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]
-    common = [path for folder in (".", "cpu", "cpu/isa") for path in sources(folder, "*.cpp")]
-    headers = sorted(
-        str(p.relative_to(root)) for p in (root / "csrc").rglob("*") if p.suffix in (".h", ".inc")
-    )
+    common = [path for folder in (".", "cpu/isa") for path in sources(folder, "*.cpp")]
+    included = [p for p in (root / "csrc").rglob("*") if p.suffix in (".h", ".inc")]
+    included += (root / "csrc" / "cpu").glob("*.cpp")  # by csrc/cpu.cpp
+    headers = sorted(str(p.relative_to(root)) for p in included)
     if not builds_cuda():
         return CppExtension(
             "curvext._C",

@@ -249,6 +249,11 @@ def test_no_part_of_a_kernel_stands_alone(folder, pattern):
     assert not strays, f"{folder}: {strays}"
 
 
+def test_every_source_of_the_cpu_is_compiled():
+    included = re.findall(r'#include "cpu/(\w+\.cpp)"', (ROOT / "csrc/cpu.cpp").read_text())
+    assert sorted(included) == sorted(p.name for p in (ROOT / "csrc/cpu").glob("*.cpp"))
+
+
 # ---------------------------------------------------------------------- devices
 
 

@@ -1,0 +1,18 @@
+// Everything of the CPU but what depends on the instruction set, compiled as one: each file alone would read
+// PyTorch's headers anew, which takes ten times as long as the file itself.
+#include "cpu/isa.cpp"
+#include "cpu/mse_hessian_mm.cpp"
+#include "cpu/mse_sample.cpp"
+#include "cpu/outer_cov.cpp"
+#include "cpu/outer_dot.cpp"
+#include "cpu/outer_gram.cpp"
+#include "cpu/outer_norm.cpp"
+#include "cpu/outer_square.cpp"
+#include "cpu/outer_sum.cpp"
+#include "cpu/sigmoid_hessian_mm.cpp"
+#include "cpu/sigmoid_sample.cpp"
+#include "cpu/softmax_hessian_mm.cpp"
+#include "cpu/softmax_residual.cpp"
+#include "cpu/softmax_root_mm.cpp"
+#include "cpu/softmax_root_t_mm.cpp"
+#include "cpu/softmax_sample.cpp"
