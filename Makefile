@@ -78,10 +78,10 @@ $(VENV)/.built: $(NATIVE) $(VENV)/.ready
 # BackPACK asks for torchvision but imports it in its examples alone; a build that does not fit this torch breaks
 # every import of transformers, and is taken out again.
 $(VENV)/.bench: $(VENV)/.built
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[bench]'
+	CURVEXT_NO_EXTENSION=1 $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[docs]'
+	CURVEXT_NO_EXTENSION=1 $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[docs]'
 	@touch $@

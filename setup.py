@@ -2,7 +2,8 @@
 
 What is compiled, and how, is in ``curvext/_compile.py``. Where torch or a working compiler is missing the installation
 goes on without the extension, and ``python -m curvext build`` compiles it later, from the sources that every
-distribution carries. ``CURVEXT_REQUIRE_EXTENSION=1`` makes that an error.
+distribution carries. ``CURVEXT_REQUIRE_EXTENSION=1`` makes that an error; ``CURVEXT_NO_EXTENSION=1`` compiles nothing,
+for an installation that only adds packages to one whose extension is there.
 
 A wheel with the extension has the tag of its Python and platform, one without it the tag py3-none-any. pip's cache
 knows wheels by their tags alone and prefers the narrower: so the two never have one name. A suffix of the version
@@ -68,6 +69,8 @@ class BuildWithSources(build_py):
 
 def compiling():
     """What to compile the extension of, as keywords of ``setup``; nothing where torch is missing."""
+    if os.environ.get("CURVEXT_NO_EXTENSION") == "1":
+        return {}
     try:
         import torch  # noqa: F401
     except ImportError:
