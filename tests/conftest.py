@@ -18,6 +18,11 @@ from curvext.operations import attention_formulas as attention
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=100, help="random networks of test_fuzz.py")
     parser.addoption("--fuzz-seed", type=int, default=0, help="of the first of them")
+    parser.addoption(
+        "--all-networks",
+        action="store_true",
+        help="every network, where a test takes some of each kind",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

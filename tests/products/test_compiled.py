@@ -60,8 +60,26 @@ def assert_same(compiled, eager, V, what, tol=None):
 # ---------------------------------------------------------------------- traces and stages
 
 
+#: some of each kind, as a trace takes seconds; the others with --all-networks
+TRACED = {
+    *("mlp_inplace", "bilinear", "prelu", "conv1d", "conv2d_groups", "conv2d_reflect", "conv3d"),
+    *("transposed2d", "conv_on_sequence_by_transpose", "layer_norm_2d", "group_norm", "rms_norm"),
+    *("batch_norm_2d", "local_response_norm", "embedding", "attention", "attention_weights"),
+    *("swin_windows", "encoder_layer", "lstm", "gru", "rnn", "tied", "reused", "scalar_parameter"),
+    *("einsum_heads", "bmm_of_experts", "indexed_parameter", "functional_call", "weight_norm"),
+    *("orthogonal", "frozen", "unused", "channels_last", "python_loop_over_samples"),
+    "centred_over_the_batch",
+}
+
+
+def test_what_is_traced_is_in_the_grid():
+    assert {name for name, _ in GRID} >= TRACED
+
+
 @pytest.mark.parametrize("name, loss", GRID)
-def test_every_network_gives_the_eager_products(name, loss, device, interpreted):
+def test_networks_give_the_eager_products(name, loss, device, interpreted, request):
+    if name not in TRACED and not request.config.getoption("--all-networks"):
+        pytest.skip("left out: --all-networks")
     posed = pose(name, loss, device=device)
     assert_same(*risks(posed), posed.vectors(), name)
 
