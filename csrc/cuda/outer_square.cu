@@ -50,16 +50,11 @@ dim3 grid(const OuterSquareLaunch& l, int tile) {
   return dim3(unsigned((l.I + tile - 1) / tile), unsigned((l.O + tile - 1) / tile), unsigned(l.splits));
 }
 
-// Whether every row of both tensors begins at a multiple of 16 bytes and ends at one.
+// Whether every row of both tensors begins at a multiple of 16 bytes and ends at one. Strides of dimensions of size 1
+// count: the walks add them, and a copy that is not wanted needs an aligned address all the same.
 template <class S>
 bool aligned(const OuterSquareLaunch& l) {
-  const int64_t strides[] = {l.N > 1 ? l.a_sample : 0,
-                             l.S > 1 ? l.a_position : 0,
-                             l.V > 1 ? l.g_vector : 0,
-                             l.N > 1 ? l.g_sample : 0,
-                             l.S > 1 ? l.g_position : 0,
-                             l.I,
-                             l.O};
+  const int64_t strides[] = {l.a_sample, l.a_position, l.g_vector, l.g_sample, l.g_position, l.I, l.O};
   const auto fits = [](int64_t stride) { return stride % kWidth<S> == 0; };
   return (reinterpret_cast<uintptr_t>(l.a) | reinterpret_cast<uintptr_t>(l.g)) % 16 == 0 &&
          std::all_of(std::begin(strides), std::end(strides), fits);

@@ -7,9 +7,10 @@
 namespace curvext::cuda {
 namespace {
 
-// cp.async.cg .shared.global of 16 bytes with ignore-src: when it has come is for emulation.cpp to choose.
+// cp.async.cg .shared.global of 16 bytes with ignore-src, whose address must be aligned even where it is ignored. When
+// it has come is for emulation.cpp to choose.
 inline void copy_async(void* shared, const void* global, int row, int rows) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 || (row < rows && reinterpret_cast<uintptr_t>(global) % 16))
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
     emulation::fail("cp.async: an address is not a multiple of 16");
   emulation::start_copy(shared, row < rows ? global : nullptr);
 }
