@@ -31,7 +31,7 @@ __device__ T dot_of(const T* x, const S* y, int64_t begin, int64_t end) {
 template <class S, class T>
 __global__ void __launch_bounds__(kDotThreads) add_dots_kernel(DotsLaunch l) {
   __shared__ T sums[kDotThreads], parts[kMostBlocks];
-  const int blocks = int(cluster_size()), rank = int(cluster_rank()), row = int(blockIdx.x) / blocks;
+  const int blocks = int(gridDim.x / l.rows), rank = int(blockIdx.x) % blocks, row = int(blockIdx.x) / blocks;
   if (blocks > 1) cluster_begin();
   const T* x = static_cast<const T*>(l.x) + int64_t(row) * l.x_row;
   const S* y = static_cast<const S*>(l.y) + int64_t(row) * l.y_row;
@@ -61,8 +61,9 @@ __global__ void __launch_bounds__(kDotThreads) add_dots_kernel(DotsLaunch l) {
 template <class S, class T>
 cudaError_t add_dots(const DotsLaunch& l, cudaStream_t stream) {
   if (l.rows == 0) return cudaSuccess;
-  constexpr int64_t kFew = 256;  // rows that leave processors without a block
-  const bool divides = l.rows < kFew && l.positions * l.features >= kMostBlocks * kDotRun * kDotThreads;
+  constexpr int64_t kFew = 256;  // with fewer rows none of the 132 processors of an H100 has more than two blocks
+  const bool has_parts = l.positions == 1 || l.positions >= kMostBlocks;  // no block of a cluster goes without
+  const bool divides = l.rows < kFew && has_parts && l.positions * l.features >= kMostBlocks * kDotRun * kDotThreads;
   if (divides && has_clusters(add_dots_kernel<S, T>))
     return launch_clusters(add_dots_kernel<S, T>, dim3(unsigned(l.rows) * kMostBlocks), dim3(kDotThreads), kMostBlocks,
                            stream, l);

@@ -9,27 +9,6 @@ namespace {
 
 constexpr unsigned kMostBlocks = 8;  // of a cluster; 16 would need the permission of each kernel
 
-__device__ inline unsigned cluster_size() {
-#if __CUDA_ARCH__ >= 900
-  unsigned size;
-  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(size));
-  return size;
-#else
-  return 1;
-#endif
-}
-
-// The place of this block among those of its cluster.
-__device__ inline unsigned cluster_rank() {
-#if __CUDA_ARCH__ >= 900
-  unsigned rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-#else
-  return 0;
-#endif
-}
-
 // Waits until all threads of the cluster have begun: before that their shared memory must not be written.
 __device__ inline void cluster_begin() {
 #if __CUDA_ARCH__ >= 900

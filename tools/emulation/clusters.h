@@ -8,8 +8,6 @@ namespace {
 
 constexpr unsigned kMostBlocks = 8;
 
-inline unsigned cluster_size() { return emulation::cluster_size(); }
-inline unsigned cluster_rank() { return emulation::cluster_rank(); }
 inline void cluster_begin(int line = __builtin_LINE()) { emulation::cluster_barrier("cluster_begin", line); }
 inline void cluster_barrier(int line = __builtin_LINE()) { emulation::cluster_barrier("cluster_barrier", line); }
 

@@ -67,8 +67,6 @@ void start_copy(void* shared, const void* global);
 void commit_copies();
 void wait_copies(size_t pending);
 
-unsigned cluster_size();
-unsigned cluster_rank();
 void cluster_barrier(const char* operation, int line);
 // Where the address in this block's shared memory lies in that of another block of the cluster.
 void* in_block(void* shared, unsigned rank);

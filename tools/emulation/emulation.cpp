@@ -262,8 +262,6 @@ void wait_copies(size_t pending) {
   }
 }
 
-unsigned cluster_size() { return blocks_of_cluster; }
-unsigned cluster_rank() { return current->rank; }
 bool in_reverse() { return order == "reverse"; }
 void cluster_barrier(const char* operation, int line) { wait(cluster_meeting, threads, operation, line); }
 

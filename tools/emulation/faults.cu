@@ -81,11 +81,11 @@ __global__ void returns_with_copies(int* out) {
 template <bool Barrier>
 __global__ void blocks_exchange(int* out) {
   __shared__ int values[kThreads / 2];
-  const int t = threadIdx.x;
+  const int t = threadIdx.x, own = blockIdx.x * kThreads / 2 + t;
   cluster_begin();
-  put_in_block(&values[t], 1 - cluster_rank(), int(cluster_rank() * kThreads / 2 + t));
+  put_in_block(&values[t], 1 - blockIdx.x, own);
   if (Barrier) cluster_barrier();
-  out[cluster_rank() * kThreads / 2 + t] = values[t];
+  out[own] = values[t];
 }
 
 template <void (*kernel)(int*)>
