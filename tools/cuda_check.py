@@ -173,7 +173,7 @@ def check(source: Path, architecture: str, bounds: dict[str, Bound]) -> set[str]
         name, loop = names[kernel.name], main_loop(code[kernel.name])
         print(
             f"    {name}: {kernel.registers} registers, main loop {len(loop)} instructions, {products(loop)} mma, "
-            f"{per_product(loop):.1f} for each"
+            f"{per_product(loop):.2f} for each"
         )
         outside = beyond(kernel, code[kernel.name], bounds[name], architecture)
         faults += [f"{name}: {what}" for what in outside]
