@@ -22,6 +22,17 @@ Sizes = tuple[int, ...]
 #: arguments, error, message
 BadCall = tuple[tuple[Tensor, ...], type[Exception], str]
 
+A, G = torch.zeros(2, 3, 4), torch.zeros(1, 2, 3, 5)
+#: calls with a and g that do not fit each other
+BAD_PAIRS: list[BadCall] = [
+    ((A[0], G), ValueError, r"a has shape \[3, 4\], expected \[N, S, I\]"),
+    ((A, G[0]), ValueError, r"g has shape \[2, 3, 5\], expected \[V, N, S, O\]"),
+    ((A, G[:, :, :2]), ValueError, r"g has shape \[1, 2, 2, 5\], expected \[V, 2, 3, O\]"),
+    ((A, G[:, :1]), ValueError, r"g has shape \[1, 1, 3, 5\], expected \[V, 2, 3, O\]"),
+    ((A.int(), G), TypeError, "a has dtype"),
+    ((A, G.double()), TypeError, "expected the same dtype"),
+]
+
 
 class OuterKernel(ABC):
     """Tests of a kernel whose arguments are tensors alone, and whose result is a sum in the dtype of sums."""
@@ -150,6 +161,14 @@ class OuterKernel(ABC):
 class WindowedKernel(OuterKernel):
     """Tests of a kernel of a and g that takes windows of images for a."""
 
+    sizes: ClassVar[dict[str, int]] = {"V": 2, "N": 3, "S": 2, "I": 5, "O": 7}
+    long_sample = (1, 1, 30000, 50, 30)
+    refused = "a or g"
+    bad_calls = BAD_PAIRS
+
+    def shapes_of(self, V, N, S, I, O):
+        return [(N, S, I), (V, N, S, O)]
+
     @pytest.mark.parametrize("image, channels, window, stride", IMAGES)
     def test_windows_of_an_image_are_taken_as_if_written_out(
         self, image, channels, window, stride, dtype, device, simd
@@ -184,4 +203,50 @@ class WindowedKernel(OuterKernel):
 
     def test_squares_of_half_precision_inputs_do_not_overflow(self, device):
         a = torch.full((1, 1, 1), 3000.0, dtype=torch.float16, device=device)
-        assert self.kernel(a, a[None]).item() == pytest.approx(3000.0**4, rel=2.0**-10)
+        self.check(a, a[None], workspaces=(0,))
+
+
+class ColumnsKernel(OuterKernel):
+    """Tests of a kernel of a, g and K columns, which may have the dtype of a or that of the result."""
+
+    sizes: ClassVar[dict[str, int]] = {"V": 2, "N": 3, "S": 2, "I": 5, "O": 7, "K": 3}
+    # position by position, and with the gradients formed
+    shapes: ClassVar[list[Sizes]] = [
+        (1, 5, 1, 37, 29, 1),
+        (3, 4, 1, 37, 29, 3),
+        (2, 3, 4, 37, 29, 2),
+        (1, 5, 33, 5, 7, 4),
+        (2, 3, 17, 9, 6, 5),
+    ]
+    pieces: ClassVar[list[Sizes]] = [
+        (2, 300, 8, 30, 1030, 1),
+        (1, 2, 1500, 17, 1025, 1),
+        (1, 900, 4, 300, 70, 8),
+        (1, 3, 9, 9000, 40, 3),
+    ]
+    long_sample = (1, 1, 30000, 50, 30, 3)
+
+    @abstractmethod
+    def columns(self, V: int, N: int, S: int, I: int, O: int, K: int) -> Sizes:
+        """The shape of the columns, K first."""
+
+    def shapes_of(self, V, N, S, I, O, K):
+        return [(N, S, I), (V, N, S, O), self.columns(V, N, S, I, O, K)]
+
+    def test_transposed_and_expanded_inputs_are_right(self, device):
+        a = torch.randn(4, 9, 3, device=device).transpose(1, 2)
+        g = torch.randn(1, 1, 3, 7, device=device).expand(2, 4, 3, 7)
+        K, rows, row = self.columns(2, 4, 3, 9, 7, 5)
+        columns = torch.randn(K, row, rows, device=device).mT
+        self.check(a, g, columns)
+        self.check(a, g, columns[:1])
+
+    def test_columns_in_the_dtype_of_the_result_are_taken_as_they_are(self, shape, device):
+        a, g, _ = self.inputs(shape, torch.bfloat16, device)
+        self.check(a, g, torch.randn(self.columns(*shape), device=device))
+
+    def test_half_precision_products_are_accumulated_in_float32(self, device):
+        a = torch.ones(1, 4096, 1, dtype=torch.bfloat16, device=device)
+        columns = torch.ones(self.columns(1, 1, 4096, 1, 1, 5), dtype=a.dtype, device=device)
+        assert self.kernel(a, a[None], columns[:1]).item() == 4096.0
+        assert self.kernel(a, a[None], columns).eq(4096.0).all()
