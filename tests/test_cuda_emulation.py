@@ -16,11 +16,12 @@ specification = importlib.util.spec_from_file_location("cuda_emulation", SOURCE)
 tool = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(tool)
 
-#: each path of every kernel: rows, columns, blocks; folded, split, tiled; every dtype. `make cuda-emulate` runs all
+#: each path of every kernel: rows, columns, blocks, clusters; folded, split, tiled; every dtype. `make cuda-emulate`
+#: runs all
 SUBSET = (
     "cpu and (shuffled and (class_dimension or right_for_every_dtype or weight_zero or every_number_of_outputs)"
     " or 2048 or tf32 or index_outside or (test_every_axis and -17)"
-    " or (whole_lines and shuffled and 31))"
+    " or (whole_lines and shuffled and (17 or 31)) or (large_samples and shuffled))"
 )
 
 

@@ -36,7 +36,7 @@ class TestOuterCov(OuterKernel):
             return x.T @ (w.unsqueeze(1) * x)
         result = torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype, device=x.device)
         for row, weight in zip(x, w, strict=True):
-            result += weight * torch.outer(row, row)
+            result.addr_(weight * row, row)
         return result
 
     def terms(self, x: Tensor, w: Tensor) -> int:

@@ -53,3 +53,7 @@ class TestOuterDot(ColumnsKernel):
 
     def test_a_long_sample_is_taken_in_pieces_by_either_kind_of_product(self, products):
         self.check(*self.inputs((1, 2, 1500, 1025, 17, 1), torch.float32), workspaces=(0,))
+
+    # on a GPU that has clusters of blocks each shares a sample, position by position
+    def test_few_large_samples_are_shared_by_blocks(self, dtype, device, simd):
+        self.check(*self.inputs((1, 2, 130, 150, 140, 1), dtype, device), workspaces=(0,))

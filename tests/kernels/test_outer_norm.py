@@ -37,3 +37,7 @@ class TestOuterNorm(WindowedKernel):
         g[0, 1, 0, 2] = float("nan")
         found = self.kernel(a, g).isnan()
         assert found[0, 1] and found.sum() == 1
+
+    # on a GPU that has clusters of blocks each shares a gradient
+    def test_few_large_samples_are_shared_by_blocks(self, dtype, device, simd):
+        self.check(*self.inputs((1, 2, 150, 130, 140), dtype, device), workspaces=(0,))
