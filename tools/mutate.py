@@ -2,7 +2,8 @@
 
 ``python tools/mutate.py [--list FILE] [NAME ...]`` reads a list of errors (``tools/mutations.toml``): a text of a file,
 what takes its place, and the tests that should fail. It works in a copy of the tree under ``build``; an error in C++ is
-compiled there, the objects that depend on its file alone. The tree itself is never touched. The exit status is 1 if an
+compiled there, the objects that depend on its file alone; one in ``csrc/cuda`` for the CPU, as
+``tools/cuda_emulation.py`` does. The tree itself is never touched. The exit status is 1 if an
 error survives, or if its tests fail without it. Needs Python 3.11, which reads TOML.
 """
 
@@ -20,8 +21,21 @@ from pathlib import Path
 import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-#: kept between runs, so that only what changed is compiled; errors in Python alone need no compiler
-COPIES = {False: ROOT / "build" / "mutations_python", True: ROOT / "build" / "mutations"}
+#: by the kind of an error, kept between runs, so that only what changed is compiled; Python alone needs no compiler
+COPIES = {
+    "python": ROOT / "build" / "mutations_python",
+    "native": ROOT / "build" / "mutations",
+    "emulated": ROOT / "build" / "mutations_cuda",
+}
+COMPILE = {
+    "native": ["setup.py", "build_ext", "--inplace"],
+    "emulated": ["tools/cuda_emulation.py", "--build"],
+}
+PYTEST = {
+    "python": ["-m", "pytest"],
+    "native": ["-m", "pytest"],
+    "emulated": ["tools/cuda_emulation.py"],
+}
 LIST = ROOT / "tools" / "mutations.toml"
 
 
@@ -44,8 +58,10 @@ class Mutation:
     tests: list[str]
 
     @property
-    def is_compiled(self) -> bool:
-        return self.file.startswith("csrc/")
+    def kind(self) -> str:
+        if self.file.startswith("csrc/cuda/"):
+            return "emulated"
+        return "native" if self.file.startswith("csrc/") else "python"
 
 
 def read(path: Path) -> list[Mutation]:
@@ -90,27 +106,27 @@ def environment(copy: Path) -> dict[str, str]:
     }
 
 
-def build(copy: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+def build(copy: Path, kind: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *COMPILE[kind]]
     return subprocess.run(
         command, cwd=copy, env=environment(copy), capture_output=True, text=True, check=False
     )
 
 
-def give_extension(copy: Path, compiles: bool) -> None:
+def give_extension(copy: Path, kind: str) -> None:
     """Compiles the copy's extension, or takes the tree's own."""
-    if not compiles:
+    if kind not in COMPILE:
         for library in ROOT.glob("curvext/_C*.so"):
             shutil.copyfile(library, copy / "curvext" / library.name)
         return
-    done = build(copy)
+    done = build(copy, kind)
     if done.returncode:
         sys.exit(f"mutate: the copy does not compile\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
 
 
-def run(tests: list[str], copy: Path) -> tuple[bool, str]:
+def run(tests: list[str], copy: Path, kind: str) -> tuple[bool, str]:
     """Whether the tests pass, and the first that fails, or pytest's last line."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+    command = [sys.executable, *PYTEST[kind], "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *tests],
         cwd=copy,
@@ -132,21 +148,24 @@ def judge(mutation: Mutation, copy: Path) -> tuple[str, str]:
     clean = path.read_text()
     path.write_text(planted(mutation, clean))
     try:
-        if mutation.is_compiled:
-            done = build(copy)
+        if mutation.kind in COMPILE:
+            done = build(copy, mutation.kind)
             if done.returncode:
-                return "DOES NOT COMPILE", done.stdout[-2000:]
-        passes, line = run(mutation.tests, copy)
+                return "DOES NOT COMPILE", (done.stdout + done.stderr)[-2000:]
+        passes, line = run(mutation.tests, copy, mutation.kind)
         return ("SURVIVES" if passes else "seen"), line
     finally:
         path.write_text(clean)
 
 
 def clean_tests_pass(mutations: list[Mutation], copy: Path) -> bool:
-    """Whether the tests that are asked pass as the tree is: a test that fails anyway sees nothing."""
+    """Whether the tests that errors of one kind ask pass as the tree is: one that fails anyway sees nothing."""
     every = sorted({tuple(m.tests) for m in mutations})
     failed = [
-        (tests, line) for tests in every for passes, line in [run(list(tests), copy)] if not passes
+        (tests, line)
+        for tests in every
+        for passes, line in [run(list(tests), copy, mutations[0].kind)]
+        if not passes
     ]
     for tests, line in failed:
         print(f"mutate: fails without an error: {' '.join(tests)}: {line}")
@@ -164,25 +183,26 @@ def main() -> None:
     mutations = read(options.list)
     if options.names:
         mutations = [m for m in mutations if any(n in m.name or n in m.file for n in options.names)]
-    compiles = any(m.is_compiled for m in mutations)
-    copy = COPIES[compiles]
-    synchronise(copy)
-    for mutation in mutations:  # before anything is built
-        planted(mutation, (copy / mutation.file).read_text())
-    # one file after the other: what was planted in it before is compiled away with what comes next
-    mutations.sort(key=lambda m: (m.is_compiled, m.file))
-    give_extension(copy, compiles)
-    if not options.trust and not clean_tests_pass(mutations, copy):
-        sys.exit(1)
     survivors = 0
-    for mutation in mutations:
-        begin = time.monotonic()
-        verdict, line = judge(mutation, copy)
-        survivors += verdict != "seen"
-        print(
-            f"{verdict:9} {time.monotonic() - begin:5.0f} s  {mutation.file}: {mutation.name}\n          {line}",
-            flush=True,
-        )
+    for kind, copy in COPIES.items():
+        # one file after the other: what was planted in it before is compiled away with what comes next
+        planned = sorted((m for m in mutations if m.kind == kind), key=lambda m: m.file)
+        if not planned:
+            continue
+        synchronise(copy)
+        for mutation in planned:  # before anything is built
+            planted(mutation, (copy / mutation.file).read_text())
+        give_extension(copy, kind)
+        if not options.trust and not clean_tests_pass(planned, copy):
+            sys.exit(1)
+        for mutation in planned:
+            begin = time.monotonic()
+            verdict, line = judge(mutation, copy)
+            survivors += verdict != "seen"
+            print(
+                f"{verdict:9} {time.monotonic() - begin:5.0f} s  {mutation.file}: {mutation.name}\n          {line}",
+                flush=True,
+            )
     print(f"{len(mutations) - survivors} of {len(mutations)} errors are seen")
     sys.exit(survivors > 0)
 

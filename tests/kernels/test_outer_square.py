@@ -121,8 +121,11 @@ class TestOuterSquare(WindowedKernel):
     def test_strides_of_dimensions_of_size_1_are_no_multiples_of_a_line(self, dtype, device, simd):
         a = torch.randn(1, 137).to(device, dtype)[:, None, :136]
         g = torch.randn(1, 1, 73).to(device, dtype)[..., None, :72]
-        self.check(a, g, workspaces=(0,))
-        self.check(a[:, :, :128].expand(1, 3, 128), g[:, :, :, :64].expand(1, 1, 3, 64))
+        lines = torch.randn(1, 1, 1, 72).to(device, dtype)
+        for there in (g, lines):
+            self.check(a, there, workspaces=(0,))
+            several = there[..., :64].expand(1, 1, 3, 64)
+            self.check(a[:, :, :128].expand(1, 3, 128), several, workspaces=(0,))
 
     @pytest.mark.parametrize("samples", [1, 40])
     def test_one_position_of_bfloat16_is_on_cuda_one_product_of_rounded_squares(
