@@ -75,6 +75,32 @@ def test_a_bounded_kernel_without_a_main_loop_is_told():
     assert tool.beyond(tool.Kernel("f", 1, 0, 0), "", bound, "80")
 
 
+LOADS = """
+        /*0010*/              @P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   LDG.E.64 R8, desc[UR4][R2.64+0x10] ;
+        /*0030*/                   FADD R1, R7, R7 ;
+        /*0040*/                   LDG.E.U16 R12, desc[UR4][R2.64] ;
+        /*0050*/                   LDG.E R13, desc[UR4][R2.64] ;
+        /*0060*/                   FADD R1, R13, R1 ;
+        /*0070*/                   LDG.E.128 R16, desc[UR4][R2.64] ;
+"""
+
+
+def test_loads_are_on_their_way_until_their_registers_are_named():
+    assert tool.bytes_in_flight(LOADS) == 16 + 8
+    # where the second load is used the first has arrived, too
+    assert tool.bytes_in_flight(LOADS.replace("R7, R7", "R9, R9")) == 16 + 8
+    assert tool.bytes_in_flight(LOADS.replace("R7, R7", "R1, R1")) == 16 + 8 + 2 + 4
+    assert tool.bytes_in_flight(LOADS.replace("R1, R7, R7", "R5, R1, R1")) == 16 + 8
+    assert tool.bytes_in_flight("") == 0
+
+
+def test_too_few_loads_at_once_are_told():
+    kernel = tool.Kernel("f", 40, 0, 0)
+    assert not tool.beyond(kernel, LOADS, {"registers": 40, "bytes_in_flight": 24}, "80")
+    assert tool.beyond(kernel, LOADS, {"registers": 40, "bytes_in_flight": 25}, "80")
+
+
 @pytest.mark.parametrize(
     "name, plain",
     [

@@ -21,7 +21,7 @@ specification.loader.exec_module(tool)
 SUBSET = (
     "cpu and (shuffled and (class_dimension or right_for_every_dtype or weight_zero or every_number_of_outputs)"
     " or 2048 or tf32 or index_outside or (test_every_axis and -17)"
-    " or (whole_lines and shuffled and (17 or 31)) or (large_samples and shuffled))"
+    " or (any_length and 8195) or (whole_lines and shuffled and (17 or 31)) or (large_samples and shuffled))"
 )
 
 

@@ -2,8 +2,9 @@
 
 Needs ``nvcc`` and neither torch nor a GPU: ``python tools/cuda_check.py [architecture ...]``. No kernel may spill
 registers. For those with a bound also the registers are counted and, from the machine code that ``cuobjdump`` prints,
-the instructions of the main loop for each of its matrix instructions: the performance test that runs anywhere. That
-bound is a number, or one for each architecture by its digits, where they have other instructions.
+the instructions of the main loop for each of its matrix instructions, or the bytes that a thread asks global memory for
+before it waits for any of them: the performance test that runs anywhere. A bound of instructions is a number, or one
+for each architecture by its digits, where they have other instructions.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ ARCHITECTURES = ("80", "90", "90a")
 ENTRY = re.compile(r"Compiling entry function '(\w+)'(.*?Used (\d+) registers)", re.DOTALL)
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
+LOAD = re.compile(r"\bLDG(\S*) R(\d+)")
+REGISTER = re.compile(r"\bR(\d+)")
 JUMP = re.compile(r"\bBRA\S* (?:.*, )?0x([0-9a-f]+)")
-#: of a kernel: registers, and instructions_per_mma as one number or by architecture
+#: of a kernel: registers, bytes_in_flight, and instructions_per_mma as one number or by architecture
 Bound = dict[str, Any]
 
 
@@ -109,6 +112,29 @@ def main_loop(code: str) -> list[str]:
     return max(loops, key=lambda loop: (products(loop), -len(loop)), default=[])
 
 
+def bytes_in_flight(code: str) -> int:
+    """The most bytes of global memory that one thread is waiting for at once, going through the code as it stands.
+
+    A load has arrived, and with it all before it, where its registers are named next. What stands on two sides of a
+    branch counts as one after the other: the number is one that some path reaches, or less.
+    """
+    flying: list[tuple[set[int], int]] = []
+    most = 0
+    for _, text in INSTRUCTION.findall(code):
+        named = {int(register) for register in REGISTER.findall(text)}
+        waited = [i for i, (registers, _) in enumerate(flying) if registers & named]
+        if waited:
+            del flying[: waited[-1] + 1]
+        load = LOAD.search(text)
+        if load:
+            sizes = {".128": 16, ".64": 8, ".U16": 2, ".S16": 2, ".U8": 1, ".S8": 1}
+            size = next((n for name, n in sizes.items() if name in load[1]), 4)
+            first = int(load[2])
+            flying.append((set(range(first, first + (size + 3) // 4)), size))
+            most = max(most, sum(n for _, n in flying))
+    return most
+
+
 def products(instructions: list[str]) -> int:
     return sum(bool(re.search(r"\b[HIDQ]G?MMA\b", text)) for text in instructions)
 
@@ -132,6 +158,9 @@ def beyond(kernel: Kernel, code: str, bound: Bound, architecture: str) -> list[s
     found = []
     if kernel.registers > bound["registers"]:
         found.append(f"{kernel.registers} registers, at most {bound['registers']}")
+    flying = bytes_in_flight(code)
+    if flying < bound.get("bytes_in_flight", 0):
+        found.append(f"{flying} bytes in flight, at least {bound['bytes_in_flight']}")
     if "instructions_per_mma" not in bound:
         return found
     most, loop = bound["instructions_per_mma"], main_loop(code)
@@ -171,10 +200,12 @@ def check(source: Path, architecture: str, bounds: dict[str, Bound]) -> set[str]
     ]
     for kernel in bounded:
         name, loop = names[kernel.name], main_loop(code[kernel.name])
-        print(
-            f"    {name}: {kernel.registers} registers, main loop {len(loop)} instructions, {products(loop)} mma, "
-            f"{per_product(loop):.2f} for each"
+        counted = (
+            f"main loop {len(loop)} instructions, {products(loop)} mma, {per_product(loop):.2f} for each"
+            if loop
+            else f"{bytes_in_flight(code[kernel.name])} bytes in flight"
         )
+        print(f"    {name}: {kernel.registers} registers, {counted}")
         outside = beyond(kernel, code[kernel.name], bounds[name], architecture)
         faults += [f"{name}: {what}" for what in outside]
     if faults:

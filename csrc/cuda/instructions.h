@@ -94,6 +94,13 @@ __device__ unsigned packed<__nv_bfloat16>(float first, float second) {
   return word;
 }
 
+template <>
+__device__ unsigned packed<__half>(float first, float second) {
+  unsigned word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+
 // Each of two bfloat16 values within the largest finite ones.
 __device__ unsigned clamped_bfloat16(unsigned word) {
   asm("min.bf16x2 %0, %0, %1;" : "+r"(word) : "r"(0x7f7f7f7fu));

@@ -1,4 +1,4 @@
-#include "softmax.h"
+#include "softmax_sweep.h"
 
 namespace curvext::cuda {
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from bounds import unit_roundoff
-from outputs import SIZES, Inputs, OutputKernel, randn, without
+from bounds import assert_within, unit_roundoff
+from outputs import SIZES, Inputs, OutputKernel, randn, storage_error, without
 from torch import Tensor
 
 # rows, columns, gathered tiles, and panels with a tail
@@ -50,6 +50,10 @@ def rounding_steps(z: Tensor, dim: int) -> float:
 def underflow(z: Tensor, dim: int) -> float:
     """p below the smallest normal number counts as 0."""
     return torch.finfo(torch.promote_types(z.dtype, torch.float32)).tiny * z.shape[dim]
+
+
+def _is_floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 class SoftmaxKernel(OutputKernel):
@@ -106,6 +110,52 @@ class SoftmaxKernel(OutputKernel):
     def test_sums_over_many_classes_keep_their_accuracy(self, classes, device):
         self.check(self.inputs((2, classes), 1, torch.float32, device, vectors=1))
         self.check(self.inputs((classes, 2), 0, torch.float32, device, vectors=1))
+
+    def error_of_the_likeliest(self, inputs: Inputs) -> Tensor | float:
+        """What the formula of the likeliest class loses beside its value."""
+        return 0.0
+
+    def check_long(self, inputs: Inputs) -> None:
+        """Beside the reference in float64, as the oracles take all pairs of classes.
+
+        Sums are formed in parts of some hundred terms; what a value loses is measured by it and by the mean of all.
+        """
+        exact = self.reference(
+            **{k: x.double() if _is_floating(x) else x for k, x in inputs.items()}
+        )
+        steps = 2.0**9 * unit_roundoff(torch.promote_types(inputs["z"].dtype, torch.float32))
+        # the last: the reference's own rounding
+        bound = steps * (exact.abs() + exact.abs().mean()) + 2.0**-50
+        bound = bound + self.error_of_the_likeliest(inputs)
+        what = f"{self.name}: z {list(inputs['z'].shape)}, {inputs['z'].dtype}"
+        bound = storage_error(inputs["z"], exact, bound)
+        assert_within(self.kernel(**inputs), exact, bound, what)
+
+    # on the GPU a warp holds a row, a block, a cluster of 2, 4 or 8, or none of them; an odd row begins anywhere
+    @pytest.mark.parametrize("classes", [256, 1024, 2051, 4099, 8195, 32771, 65541, 270003])
+    def test_rows_of_any_length_are_right(self, classes, dtype, device):
+        vectors = 2 if classes < 10000 else 1
+        self.check_long(self.inputs((2, classes), 1, dtype, device, vectors, scale=1.0))
+
+    @pytest.mark.parametrize("classes", [5, 300, 4400])
+    def test_rows_that_begin_anywhere_are_right(self, classes, dtype, device):
+        inputs = self.inputs((3, classes), 1, dtype, device, scale=1.0)
+        for begin in (0, 1, 3, 4, 7, 8):
+            moved = {}
+            for name, x in inputs.items():
+                if _is_floating(x) and x.dim() > 1:
+                    buffer = x.new_full((*x.shape[:-1], classes + 16), math.nan)
+                    buffer[..., begin : begin + classes] = x
+                    x = buffer[..., begin : begin + classes]
+                moved[name] = x
+            self.check_long(moved)
+            # the vectors may begin elsewhere than the logits
+            self.check_long(moved | {"z": inputs["z"]})
+
+    @pytest.mark.parametrize("classes", [63, 64, 515])
+    @pytest.mark.parametrize("inner", [3, 33])
+    def test_columns_of_any_length_are_right(self, inner, classes, dtype, device):
+        self.check_long(self.inputs((2, classes, inner), 1, dtype, device, scale=1.0))
 
     @pytest.mark.parametrize("shape, dim", [((0, 5), 1), ((0, 5), 0), ((2, 3, 0), 1)])
     def test_empty_tensors_give_empty_results(self, shape, dim, device):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bounds import runs_cuda_sources
+from bounds import runs_cuda_sources, unit_roundoff
 from outputs import without
 from softmax_outputs import SoftmaxKernel, certainty, rounding_steps, underflow
 
@@ -107,6 +107,14 @@ class TestSoftmaxResidualOfProbabilities(Residual):
         # the mass of the target as the kernel is given it
         w = target.double().sum(dim).to(torch.promote_types(dtype, torch.float32))
         return {"z": z, "target": target, "w": w, "spread": None, "dim": dim}
+
+    def error_of_the_likeliest(self, inputs):
+        """(w - t) - w (1 - p) is rounded as w is, however small p and t are."""
+        z, w, dim = inputs["z"], inputs["w"], inputs["dim"]
+        there = torch.zeros_like(z, dtype=torch.float64)
+        there.scatter_(dim, z.argmax(dim, keepdim=True), 1.0)
+        u = unit_roundoff(torch.promote_types(z.dtype, torch.float32))
+        return 4 * u * w.double().unsqueeze(dim) * there
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

@@ -139,10 +139,22 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int line = __builtin_LINE()
 }
 
 template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int line = __builtin_LINE()) {
+  return emulation::from<T>(emulation::meet("__shfl_sync", line, mask, emulation::words_of(value))[source % 32]);
+}
+
+template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned lanes, int line = __builtin_LINE()) {
   const auto* all = emulation::meet("__shfl_down_sync", line, mask, emulation::words_of(value));
   const unsigned source = emulation::lane() + lanes;
   return source < 32 ? emulation::from<T>(all[source]) : value;
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  const auto* all = emulation::meet("__ballot_sync", line, mask, emulation::words_of(predicate));
+  unsigned found = 0;
+  for (int i = 0; i < 32; ++i) found |= unsigned(all[i].word[0] != 0) << i;
+  return found;
 }
 
 inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
@@ -171,6 +183,7 @@ inline unsigned short __half_as_ushort(__half x) { return x.x; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.x; }
 inline __half __ushort_as_half(unsigned short x) { return __half(x, __half::from_bits()); }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short x) { return __nv_bfloat16(x, __nv_bfloat16::from_bits()); }
+inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
 
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -179,6 +192,11 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
+inline double __hiloint2double(int high, int low) {
+  return emulation::bits<double>(uint64_t(unsigned(high)) << 32 | unsigned(low));
+}
+inline int __double2hiint(double x) { return int(emulation::bits<uint64_t>(x) >> 32); }
+inline int __double2loint(double x) { return int(emulation::bits<uint64_t>(x)); }
 inline float __uint_as_float(unsigned x) { return emulation::bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return emulation::bits<unsigned>(x); }
 inline float __double2float_rd(double x) {

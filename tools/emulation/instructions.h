@@ -117,7 +117,7 @@ inline void multiply_tf32(float (&d)[4], const unsigned (&a)[4], unsigned b0, un
   multiply_by<TF32>(d, a, b0, b1, line);
 }
 
-// cvt.rn.bf16x2.f32: the first operand goes to the upper half
+// cvt.rn.bf16x2.f32 and cvt.rn.f16x2.f32: the first operand goes to the upper half
 template <class H>
 unsigned packed(float first, float second) {
   const auto word = [](float x) { return unsigned(H(x).x); };
