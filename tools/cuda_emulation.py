@@ -110,6 +110,8 @@ def translate(folder: Path) -> list[Path]:
     sources = [EMULATION / "emulation.cpp"]
     for path in [*ROOT.glob("csrc/*.*"), ROOT / "csrc/cpu/isa.h", *ROOT.glob("csrc/cuda/*")]:
         at = path.relative_to(ROOT)
+        if at == Path("csrc/cpu.cpp"):  # what the CUDA kernels take the place of
+            continue
         text = path.read_text()
         if (EMULATION / path.name).exists():  # what has a double there
             text = f'#include "{EMULATION / path.name}"\n'
