@@ -227,6 +227,7 @@ class EmpiricalRisk(Problem):
         """Exact diagonal blocks; ``options`` are those of :class:`curvext.BlockDiagonalOperator`."""
         return BlockDiagonalOperator.of(self, **options)
 
+    @collective
     def check(
         self,
         samples: int = 8,

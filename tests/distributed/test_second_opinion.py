@@ -141,6 +141,22 @@ def test_ranks_that_ask_for_other_samples_are_told(ranks):
         assert "check(" in message and "seed=1" in message and afterwards
 
 
+def with_a_bad_argument(rank, world):
+    risk = risk_of_a_rank(rank, world)
+    try:
+        risk.check(samples=0 if rank == world - 1 else 8)
+    except (ValueError, RuntimeError) as error:
+        return type(error).__name__, str(error), risk.check(vectors=1).ok
+    return None
+
+
+def test_a_bad_argument_of_one_rank_is_an_error_of_all(ranks):
+    *others, (kind, message, afterwards) = ranks.run(with_a_bad_argument)
+    assert kind == "ValueError" and "check: samples" in message and afterwards
+    for kind, message, afterwards in others:
+        assert kind == "RuntimeError" and f"rank {ranks.world - 1} raised" in message and afterwards
+
+
 def of_shards(rank, world):
     posed = posed_for(world)
     sharded(posed.model, mesh_of(world))
