@@ -266,9 +266,9 @@ class Problem(Scales):
     def _pass(self, item_of: Callable[[BatchSlot], Kept[Item]]) -> Iterator[Iterator[Item]]:
         """One pass over this rank's batches; the model is left as found, also after an error inside."""
         if not (self.group.alone or self._in_call):
-            raise NotImplementedError(
-                "process_group: there is no rule yet by which this is that of the data of several processes; make a "
-                "risk without process_group= for that of this process's data"
+            raise RuntimeError(
+                "process_group: a pass outside of a call would be of this process's data alone; put it into `with "
+                "problem.call(...)`"
             )
         with lock_of(self._model), self.held.whole(self.group, "a pass"):
             self.refresh()

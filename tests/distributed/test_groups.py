@@ -178,6 +178,22 @@ def test_what_belongs_to_other_processes_is_not_mixed(ranks):
         assert copied is None
 
 
+def pass_without_a_call(rank, world):
+    posed = posed_for(world)
+    risk = risk_of(posed, shard(posed, "uneven", rank, world), dist.group.WORLD)
+
+    def of_this_rank():
+        with risk.backward_passes() as batches:
+            return len(list(batches))
+
+    return error_of(of_this_rank), risk.value()
+
+
+def test_a_pass_that_other_ranks_know_nothing_of_is_refused(ranks):
+    for (kind, message), _ in ranks.run(pass_without_a_call):
+        assert kind == "RuntimeError" and "this process's data alone" in message
+
+
 def of_rows(rank, world):
     posed, other = posed_for(world), posed_for(world, "nothing on the first")
     data = shard(posed, "uneven", rank, world)
