@@ -93,8 +93,13 @@ def assert_same_state(found, saved, but=()):
             assert a == b, name
 
 
-@pytest.mark.parametrize("after", [9, 20, 40])
-@pytest.mark.parametrize("name", ["cg", "cg of columns", "cg of columns that leave"])
+@pytest.mark.parametrize(
+    "name, after",
+    [
+        *(("cg", 20), ("cg", 40), ("cg of columns", 20), ("cg of columns", 40)),
+        *(("cg of columns that leave", 40), ("cg of columns that leave", 50)),
+    ],
+)
 def test_cg_has_again_what_it_saved(name, after, tmp_path, monkeypatch):
     states, restored = [], []
     save, restore = Solution._save, Solution._restored
@@ -116,10 +121,10 @@ def test_cg_has_again_what_it_saved(name, after, tmp_path, monkeypatch):
     cut_run(tmp_path, name, after)
     count = len(states)
     RUNS[name](matrix(), tmp_path)
-    assert len(restored) == (count > 0)
-    for (now, mine), (was, before) in zip(restored, states[count - 1 :], strict=False):
-        assert_same_state(now, was)
-        assert_same_state(mine, before, but=["r"])  # which is that of the iteration
+    assert count > 0
+    ((now, mine),), (was, before) = restored, states[count - 1]
+    assert_same_state(now, was)
+    assert_same_state(mine, before, but=["r"])  # which is that of the iteration
 
 
 @pytest.mark.parametrize("after", [20, 50, 70])
