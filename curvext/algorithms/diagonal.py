@@ -49,8 +49,8 @@ def diagonal(
             to its probes and half to A Q. P of them or more give the exact diagonal, from P columns of the identity.
         seed: of the probes, which are the same on every device and for every sharding.
         progress: show a bar over blocks of products (needs tqdm).
-        checkpoint: a path. A state is written there after each product, of which each is then one of its own, and an
-            interrupted call that is made again with the same arguments goes on from it.
+        checkpoint: a path. With one, vectors are multiplied one at a time and a state is written there after each
+            product; an interrupted call that is made again with the same arguments goes on from it.
 
     Returns:
         An :class:`Estimate` of tensors ``[P]``, summed in float64. The standard error is 0 where P products gave the

@@ -67,6 +67,12 @@ def flat_of(A: SymmetricOperator, name: str, named: Named) -> Tensor:
 
 
 def check(products: Products, b: Tensor, x0: Tensor | None) -> None:
+    """Raises where b is not ``[P_r]`` or ``[P_r, K]`` in the dtype and on the device of A, or x0 not like b.
+
+    Raises:
+        TypeError: a dtype.
+        ValueError: a shape, a layout or a device.
+    """
     for name, v in (("b", b), ("x0", x0)):
         if v is None:
             continue
@@ -83,6 +89,7 @@ def check(products: Products, b: Tensor, x0: Tensor | None) -> None:
 
 
 def check_values(products: Products, **vectors: Tensor | None) -> None:
+    """Raises a ValueError that names the vector with nan or inf; on CUDA, where looking waits, nothing is looked at."""
     for name, v in vectors.items():
         if v is None or v.device.type != "cpu":
             continue
@@ -148,6 +155,14 @@ def compared(
 
 @dataclass(frozen=True)
 class System:
+    """(A + λI) and a preconditioner, applied to vectors as rows ``[K, P_r]``.
+
+    Args:
+        products: A.
+        damping: λ.
+        inverse: the preconditioner M of residuals, rows to rows, or None.
+    """
+
     products: Products
     damping: float
     inverse: Callable[[Tensor], Tensor] | None
@@ -168,4 +183,5 @@ class System:
         return self.products.vectors.dots(pairs)
 
     def precondition(self, r: Tensor) -> Tensor:
+        """M r of each row, or r itself."""
         return r if self.inverse is None else self.inverse(r)
