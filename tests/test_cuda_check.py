@@ -56,9 +56,9 @@ def test_registers_and_spills_of_each_kernel_are_read():
 @pytest.mark.parametrize(
     "bound, faults",
     [
-        ({"registers": 244, "instructions_per_mma": 2.34}, 0),
-        ({"registers": 243, "instructions_per_mma": 2.34}, 1),
-        ({"registers": 243, "instructions_per_mma": 2.33}, 2),
+        ({"registers": 244, "instructions_per_mma": {"90": 2.34}}, 0),
+        ({"registers": 243, "instructions_per_mma": {"90": 2.34}}, 1),
+        ({"registers": 243, "instructions_per_mma": {"90": 2.33}}, 2),
         ({"registers": 255}, 0),
         ({"registers": 255, "instructions_per_mma": {"80": 1, "90": 2.34}}, 0),
         ({"registers": 255, "instructions_per_mma": {"80": 9, "90": 2.33}}, 1),
@@ -71,7 +71,7 @@ def test_a_kernel_beyond_a_bound_is_told(bound, faults):
 
 
 def test_a_bounded_kernel_without_a_main_loop_is_told():
-    bound = {"registers": 255, "instructions_per_mma": 1e9}
+    bound = {"registers": 255, "instructions_per_mma": {"80": 1e9}}
     assert tool.beyond(tool.Kernel("f", 1, 0, 0), "", bound, "80")
 
 

@@ -54,3 +54,35 @@ def test_an_error_that_no_test_sees_is_told_and_the_file_put_back(verdict, value
     )
     assert tool.judge(mutation, tmp_path)[0] == verdict
     assert (tmp_path / "code_under_test.py").read_text() == "VALUE = 2\n"
+
+
+def test_a_test_that_crashes_has_seen_the_error(tmp_path):
+    (tmp_path / "under_test.py").write_text("VALUE = 2\n")
+    (tmp_path / "test_code.py").write_text(
+        "import os, under_test\n\ndef test_it():\n    under_test.VALUE == 2 or os.abort()\n"
+    )
+    mutation = tool.Mutation("less", "under_test.py", "VALUE = 2", "VALUE = 1", ["test_code.py"])
+    assert tool.judge(mutation, tmp_path)[0] == "seen"
+
+
+def test_an_error_in_a_file_that_the_emulation_replaces_is_refused():
+    (own, *_) = sorted(
+        p.name for p in (ROOT / "csrc/cuda").iterdir() if (tool.EMULATION / p.name).exists()
+    )
+    mutation = tool.Mutation("x", f"csrc/cuda/{own}", "a", "b", [])
+    with pytest.raises(ValueError, match="the emulation has its own"):
+        tool.planted(mutation, "a")
+
+
+def test_sources_that_the_tree_no_longer_has_leave_the_copy(tmp_path):
+    stale = tmp_path / "csrc" / "cuda" / "gone.cu"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    tool.synchronise(tmp_path)
+    assert not stale.exists() and (tmp_path / "csrc" / "kernels.inc").is_file()
+
+
+def test_a_name_that_no_error_has_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mutate.py", "no error is called this"])
+    with pytest.raises(SystemExit, match="no error has one of these"):
+        tool.main()

@@ -3,8 +3,8 @@
 Needs ``nvcc`` and neither torch nor a GPU: ``python tools/cuda_check.py [architecture ...]``. No kernel may spill
 registers. For those with a bound also the registers are counted and, from the machine code that ``cuobjdump`` prints,
 the instructions of the main loop for each of its matrix instructions, or the bytes that a thread asks global memory for
-before it waits for any of them: the performance test that runs anywhere. A bound of instructions is a number, or one
-for each architecture by its digits, where they have other instructions.
+before it waits for any of them: the performance test that runs anywhere. A bound of instructions has a number for each
+architecture, by its digits, as they have other instructions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?);")
 LOAD = re.compile(r"\bLDG(\S*) R(\d+)")
 REGISTER = re.compile(r"\bR(\d+)")
 JUMP = re.compile(r"\bBRA\S* (?:.*, )?0x([0-9a-f]+)")
-#: of a kernel: registers, bytes_in_flight, and instructions_per_mma as one number or by architecture
+#: of a kernel: registers, bytes_in_flight, and instructions_per_mma by architecture
 Bound = dict[str, Any]
 
 
@@ -164,8 +164,7 @@ def beyond(kernel: Kernel, code: str, bound: Bound, architecture: str) -> list[s
     if "instructions_per_mma" not in bound:
         return found
     most, loop = bound["instructions_per_mma"], main_loop(code)
-    if isinstance(most, dict):
-        most = most.get(re.sub(r"\D", "", architecture))
+    most = most.get(re.sub(r"\D", "", architecture))
     if most is None:
         found.append(f"no bound of instructions_per_mma for sm_{architecture}")
     elif not loop or per_product(loop) > most:

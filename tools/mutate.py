@@ -4,7 +4,8 @@
 what takes its place, and the tests that should fail. It works in a copy of the tree under ``build``; an error in C++ is
 compiled there, the objects that depend on its file alone; one in ``csrc/cuda`` for the CPU, as
 ``tools/cuda_emulation.py`` does. The tree itself is never touched. The exit status is 1 if an
-error survives, or if its tests fail without it. Needs Python 3.11, which reads TOML.
+error survives, or if its tests fail without it; a test run that crashes has seen it. Needs Python 3.11, which reads
+TOML.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ PYTEST = {
     "emulated": ["tools/cuda_emulation.py"],
 }
 LIST = ROOT / "tools" / "mutations.toml"
+#: folders of which every file counts
+COMPILED = ("csrc", "tools/emulation")
+EMULATION = ROOT / "tools" / "emulation"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,15 @@ def read(path: Path) -> list[Mutation]:
 
 
 def planted(mutation: Mutation, text: str) -> str:
-    """The file's text with the error."""
+    """The file's text with the error.
+
+    Raises:
+        ValueError: its text is not there once, or the emulation has a file of its own in place of this one.
+    """
+    if mutation.kind == "emulated" and (EMULATION / Path(mutation.file).name).exists():
+        raise ValueError(
+            f"mutate: {mutation.name!r}: the emulation has its own {Path(mutation.file).name}, so nothing would change"
+        )
     count = text.count(mutation.text)
     if count != 1:
         raise ValueError(
@@ -80,7 +92,10 @@ def planted(mutation: Mutation, text: str) -> str:
 
 
 def synchronise(copy: Path) -> None:
-    """Makes the copy what the tree is; what did not change keeps its time, so that its object stays new."""
+    """Makes the copy what the tree is; what did not change keeps its time, so that its object stays new.
+
+    Sources that the tree no longer has are removed, as all that lie in a folder are compiled.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -88,7 +103,11 @@ def synchronise(copy: Path) -> None:
         text=True,
         check=True,
     )
-    for name in listed.stdout.splitlines():
+    names = listed.stdout.splitlines()
+    for path in [p for folder in COMPILED for p in (copy / folder).rglob("*") if p.is_file()]:
+        if path.relative_to(copy).as_posix() not in names:
+            path.unlink()
+    for name in names:
         source, target = ROOT / name, copy / name
         if not source.is_file():
             target.unlink(missing_ok=True)
@@ -125,7 +144,7 @@ def give_extension(copy: Path, kind: str) -> None:
 
 
 def run(tests: list[str], copy: Path, kind: str) -> tuple[bool, str]:
-    """Whether the tests pass, and the first that fails, or pytest's last line."""
+    """Whether the tests pass, and the first that fails, or pytest's last line; a crash is a failure."""
     command = [sys.executable, *PYTEST[kind], "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *tests],
@@ -136,7 +155,7 @@ def run(tests: list[str], copy: Path, kind: str) -> tuple[bool, str]:
         check=False,
     )
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
-    if done.returncode not in (0, 1, 2):
+    if done.returncode > 2:
         sys.exit(f"mutate: pytest {' '.join(tests)} did not run: {lines[-1]}")
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return done.returncode == 0, (failed or lines)[-1]
@@ -159,7 +178,7 @@ def judge(mutation: Mutation, copy: Path) -> tuple[str, str]:
 
 
 def clean_tests_pass(mutations: list[Mutation], copy: Path) -> bool:
-    """Whether the tests that errors of one kind ask pass as the tree is: one that fails anyway sees nothing."""
+    """Whether the tests that errors of one kind ask pass without them: one that fails anyway sees nothing."""
     every = sorted({tuple(m.tests) for m in mutations})
     failed = [
         (tests, line)
@@ -178,23 +197,32 @@ def main() -> None:
         "names", nargs="*", help="plant only errors whose name or file has one of these"
     )
     parser.add_argument("--list", type=Path, default=LIST, help="the list of errors")
-    parser.add_argument("--trust", action="store_true", help="do not run the tests without errors")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="do not run the tests without errors first: one that fails anyway counts as seeing",
+    )
     options = parser.parse_args()
     mutations = read(options.list)
     if options.names:
         mutations = [m for m in mutations if any(n in m.name or n in m.file for n in options.names)]
-    survivors = 0
+    if not mutations:
+        sys.exit(
+            f"mutate: no error has one of these in its name or file: {' '.join(options.names)}"
+        )
+    for mutation in mutations:  # before anything is built
+        planted(mutation, (ROOT / mutation.file).read_text())
+    survivors, kinds_not_clean = 0, []
     for kind, copy in COPIES.items():
         # one file after the other: what was planted in it before is compiled away with what comes next
         planned = sorted((m for m in mutations if m.kind == kind), key=lambda m: m.file)
         if not planned:
             continue
         synchronise(copy)
-        for mutation in planned:  # before anything is built
-            planted(mutation, (copy / mutation.file).read_text())
         give_extension(copy, kind)
         if not options.trust and not clean_tests_pass(planned, copy):
-            sys.exit(1)
+            kinds_not_clean.append(kind)
+            continue
         for mutation in planned:
             begin = time.monotonic()
             verdict, line = judge(mutation, copy)
@@ -203,8 +231,12 @@ def main() -> None:
                 f"{verdict:9} {time.monotonic() - begin:5.0f} s  {mutation.file}: {mutation.name}\n          {line}",
                 flush=True,
             )
-    print(f"{len(mutations) - survivors} of {len(mutations)} errors are seen")
-    sys.exit(survivors > 0)
+    tried = [m for m in mutations if m.kind not in kinds_not_clean]
+    unsure = ", by tests that were not run without errors" if options.trust else ""
+    print(f"{len(tried) - survivors} of {len(tried)} errors are seen{unsure}")
+    if kinds_not_clean:
+        print(f"not tried, as tests fail without an error: {', '.join(kinds_not_clean)}")
+    sys.exit(bool(survivors or kinds_not_clean))
 
 
 if __name__ == "__main__":
