@@ -70,6 +70,10 @@ class BuildWithSources(build_py):
 def compiling():
     """What to compile the extension of, as keywords of ``setup``; nothing where torch is missing."""
     if os.environ.get("CURVEXT_NO_EXTENSION") == "1":
+        if REQUIRED:
+            sys.exit(
+                "setup.py: CURVEXT_NO_EXTENSION=1 and CURVEXT_REQUIRE_EXTENSION=1 contradict each other"
+            )
         return {}
     try:
         import torch  # noqa: F401
