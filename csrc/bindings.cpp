@@ -1,6 +1,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/utils/pybind.h>  // tensors as arguments; torch/extension.h takes three times as long to compile
+#include <torch/csrc/utils/pybind.h>  // tensors as arguments; torch/extension.h brings far more
 #include <torch/version.h>
 
 #include "cpu/isa.h"

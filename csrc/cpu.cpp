@@ -1,5 +1,5 @@
 // Everything of the CPU but what depends on the instruction set, compiled as one: each file alone would read
-// PyTorch's headers anew, which takes ten times as long as the file itself.
+// PyTorch's headers anew, which is most of the time that it takes.
 #include "cpu/isa.cpp"
 #include "cpu/mse_hessian_mm.cpp"
 #include "cpu/mse_sample.cpp"
