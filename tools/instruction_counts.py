@@ -67,21 +67,18 @@ def count(program: Path, kernel: str, folder: Path) -> int:
     return int(found.group(1))
 
 
-def counts(flags: tuple[str, ...] = FLAGS) -> dict[str, int]:
-    """The count of every kernel.
-
-    Raises:
-        Unavailable: valgrind or g++ is missing, or this is no x86-64.
-    """
+def check_available() -> None:
+    """Raises :class:`Unavailable` where valgrind or g++ is missing, or this is no x86-64."""
     if platform.machine() != "x86_64":
         raise Unavailable(f"the counted code is that for AVX2, and this is {platform.machine()}")
     if shutil.which("valgrind") is None:
         raise Unavailable("valgrind is not installed")
     compiler()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        program = build(folder, flags)
-        return {kernel: count(program, kernel, folder) for kernel in KERNELS}
+
+
+def counts(program: Path) -> dict[str, int]:
+    """The count of every kernel of a driver, beside which valgrind writes."""
+    return {kernel: count(program, kernel, program.parent) for kernel in KERNELS}
 
 
 def differences(found: dict[str, int], expected: dict[str, int]) -> list[str]:
@@ -111,7 +108,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="accept the counts of this tree")
     options = parser.parse_args()
     try:
-        found = counts()
+        check_available()
+        with tempfile.TemporaryDirectory() as folder:
+            found = counts(build(Path(folder)))
         if options.write:
             kept = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
             EXPECTED.write_text(json.dumps({**kept, compiler(): found}, indent=1) + "\n")
