@@ -223,7 +223,7 @@ def test_scipy_sees_the_same_operator(kind, posed):
     expected = (A @ V).cpu().numpy()
     for got in (S @ v, S.matmat(v), S.T @ v, S.rmatmat(v)):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-14)
-    for got in (S @ v[:, 0], S.matvec(v[:, :1])[:, 0], S.rmatvec(v[:, 0])):
+    for got in (S @ v[:, 0], (S @ v[:, :1])[:, 0], S.matvec(v[:, 0]), S.rmatvec(v[:, 0])):
         np.testing.assert_allclose(got, expected[:, 0], rtol=0, atol=1e-14)
     integers = np.arange(A.shape[0])
     np.testing.assert_allclose(
